@@ -1,0 +1,173 @@
+"""The contracts of what comes after the trials: regions, starts, proposals, finalists, test, decoding."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from understudy.hyperparameters import Value
+from understudy.space import Parameter
+from understudy.trial import FORMAT_VERSION, TrialSpec
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ScaleRule(_Frozen):
+    """How one hyperparameter's value changes from the proxy to the target: multiply by `factor`."""
+
+    factor: float
+    rule: str = Field(description="in words and symbols, with the numbers put in")
+    source: str = Field(description="the paper, or the setting that it comes from")
+
+
+class Box(_Frozen):
+    """A region's extent along one hyperparameter, in target values: an interval, or a subset of the choices."""
+
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[Value, ...] | None = None
+    proxy_low: Value | None = Field(default=None, description="smallest value among the region's trials, on the proxy")
+    proxy_high: Value | None = Field(default=None, description="largest, likewise")
+    importance: float = Field(description="share of the proxy's variance that this hyperparameter explains")
+    reason: str
+
+
+class Region(_Frozen):
+    """A padded box around a cluster of the proxy's top trials."""
+
+    id: int
+    trials: tuple[str, ...] = Field(description="ids of its proxy trials, best first")
+    best_objective: float
+    mean_objective: float
+    share: float = Field(description="part of the guided proposals that go here; the shares sum to 1")
+    volume: float = Field(description="share of the whole space's unit volume")
+    boxes: dict[str, Box]
+    reason: str
+
+
+class Regions(_Frozen):
+    """What `transfer` found: `results/transfer/regions.json`."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    trials: int = Field(description="proxy trials seen")
+    complete: int = Field(description="of them with an objective")
+    top: int = Field(description="of them counted as top")
+    threshold: float = Field(description="largest objective among the top trials")
+    median_objective: float
+    default_objective: float | None = Field(description="of the proxy's default configuration, d00")
+    scale: dict[str, ScaleRule]
+    space: dict[str, Parameter] = Field(description="the target's one global space, widened to hold every start")
+    regions: tuple[Region, ...] = Field(min_length=1)
+
+
+class Start(_Frozen):
+    """A first configuration of the target stage."""
+
+    hyperparameters: dict[str, Value]
+    origin: Literal["transferred", "default"]
+    parents: tuple[str, ...] = Field(description="the proxy trial that it is the rescaled image of")
+    expected_rank: int | None = Field(description="rank of the parent among the proxy's complete trials, from 1")
+    reason: str
+
+
+class Starts(_Frozen):
+    """The first configurations in order: `results/transfer/starts.json`."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    default: dict[str, Value] = Field(description="the default configuration that the winner has to beat")
+    starts: tuple[Start, ...]
+
+
+class Proposal(_Frozen):
+    """One target trial before it runs: `results/target/trials/{n}/proposal.json`."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    number: int
+    spec: TrialSpec
+    kind: Literal["start", "guided", "explore"]
+    region: int | None = None
+    sampler: str = Field(description="what made it: `transfer` for a start, else the sampler's class")
+    redrawn: tuple[str, ...] = Field(default=(), description="hyperparameters drawn anew to bring it into its region")
+    visible: tuple[str, ...] = Field(description="trials whose results it was made from")
+    pending: tuple[str, ...] = Field(description="trials that counted as running")
+
+
+class Finalist(_Frozen):
+    """A configuration that is trained again with several seeds. Rank 0 is the default configuration."""
+
+    rank: int
+    trial: str | None = Field(description="id of the search trial; None for the default if it was not searched")
+    origin: str
+    objective: float | None = Field(description="its validation loss in the search")
+    hyperparameters: dict[str, Value]
+
+
+class Selection(_Frozen):
+    """Who goes on: `results/finalists/selection.json`."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    finalists: tuple[Finalist, ...]
+
+
+class Score(_Frozen):
+    """One finalist's validation losses over its seeds; None where a seed has no objective."""
+
+    rank: int
+    objectives: tuple[float | None, ...]
+    mean: float | None
+    standard_deviation: float | None = Field(description="of a sample; None below two seeds")
+
+
+class Winner(_Frozen):
+    """The finalist with the best mean on validation: `results/finalists/winner.json`."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    rank: int
+    hyperparameters: dict[str, Value]
+    digests: tuple[str, ...] = Field(description="store entries of its seeds, best first")
+    default_digests: tuple[str, ...] = Field(description="store entries of the default's seeds, likewise")
+    scores: tuple[Score, ...]
+
+
+class Interval(_Frozen):
+    """An estimate with its bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+    confidence: float
+
+
+class TestResult(_Frozen):
+    """The one evaluation on the test split: `results/test.json`. Losses in mean nats per completion token."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    looks: int = Field(description="how often this study has evaluated anything on the test split, this time included")
+    examples: int
+    seeds: int
+    winner_loss: Interval
+    default_loss: Interval
+    gain: Interval = Field(description="default minus winner: positive is better")
+    validation_gain: Interval = Field(description="the same on the validation subset of the search")
+
+
+class DecodeTrial(_Frozen):
+    """One decoding configuration and its score."""
+
+    id: str
+    generation: dict[str, Value] = Field(description="arguments of transformers' `generate`")
+    chrf: float = Field(description="chrF of sacrebleu against the validation completions, 0 to 100")
+    exact_match: float = Field(description="share of completions that are exactly the reference")
+    mean_new_tokens: float
+    wall_seconds: float
+
+
+class DecodeResults(_Frozen):
+    """The decoding search, best first: `results/decode/trials.json`."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    examples: int
+    trials: tuple[DecodeTrial, ...]

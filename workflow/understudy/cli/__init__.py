@@ -1,0 +1,78 @@
+"""The commands. Each lives in a module of its own that is imported only when it is called.
+
+A command module has two functions: `add_arguments(parser)`, and `run(arguments)` which parses, reads, calls
+and writes, and leaves the work to the package.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from understudy.errors import UnderstudyError
+
+COMMANDS = {
+    "write-settings": "write one slice of the config",
+    "prepare-data": "make the data set's three splits and its manifest",
+    "prepare-model": "fetch, check or pretrain a base model",
+    "prepare-execution": "decide once how trials run",
+    "plan-pack": "write the specs of one pack of proxy trials",
+    "plan-echo": "write the specs of a pack that runs target configurations back on the proxy",
+    "train-pack": "train a pack of proxy trials on one base",
+    "collect-proxy": "gather the proxy's trials into one table",
+    "transfer": "find regions and first configurations for the target",
+    "propose": "propose one target trial",
+    "train-target": "train one target trial",
+    "select-finalists": "choose who is trained again over several seeds",
+    "train-finalist": "train a finalist with one seed",
+    "choose-winner": "choose the finalist with the best mean on validation",
+    "decode-search": "search the winner's decoding hyperparameters",
+    "test": "evaluate the winner and the default once on the test split",
+    "summarise": "write tables and figures",
+    "report": "write the report and the best configuration",
+    "status": "show how far a study is",
+    "schema": "print the JSON schema of config.yaml",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return the process's exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser(prog="understudy", description=__doc__.splitlines()[0] if __doc__ else None)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=text)
+        if words[:1] == [name]:
+            module = importlib.import_module(f"understudy.cli.{name.replace('-', '_')}")
+            command.add_argument("--log", type=Path, help="file that gets everything the command prints")
+            module.add_arguments(command)
+            command.set_defaults(run=module.run)
+    parsed = parser.parse_args(words)
+    terminal = _redirect(parsed.log) if parsed.log else sys.stderr
+    try:
+        parsed.run(parsed)
+    except UnderstudyError as error:
+        for stream in {terminal, sys.stderr}:
+            print(f"understudy {parsed.command}: {error}", file=stream, flush=True)
+        return error.exit_code
+    return 0
+
+
+def _redirect(log: Path) -> object:
+    """Send this process's output to `log`; return the terminal, for errors and progress."""
+    from understudy import progress
+
+    log.parent.mkdir(parents=True, exist_ok=True)
+    terminal = os.fdopen(os.dup(2), "w", encoding="utf-8", buffering=1)
+    progress.set_terminal(terminal)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with log.open("ab") as handle:
+        handle.truncate(0)
+        os.dup2(handle.fileno(), 1)
+        os.dup2(handle.fileno(), 2)
+    return terminal

@@ -1,0 +1,201 @@
+"""The study's config: one YAML file, validated as a whole, with every problem reported at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError
+
+from understudy.errors import ConfigError, nearest
+from understudy.hyperparameters import HYPERPARAMETERS, Value
+from understudy.settings import (
+    DataSettings,
+    DecodeSettings,
+    ExecutionSettings,
+    FinalistSettings,
+    ModelsSettings,
+    ProxySettings,
+    Section,
+    TargetSettings,
+    TestSettings,
+    TrainingSettings,
+    TransferSettings,
+)
+from understudy.space import Parameter, Range
+
+
+class StudyConfig(Section):
+    """A whole study."""
+
+    seed: int = Field(default=1, ge=0, description="the root of all randomness")
+    results: str = Field(default="results", description="folder that everything of the study is written to")
+    cache: str = Field(default=".cache", description="folder of built-in models and data, shared between studies")
+    data: DataSettings = Field(default=DataSettings(), description="what the models are tuned on")
+    models: ModelsSettings = Field(description="the small model and the full-size one")
+    space: dict[str, Parameter] = Field(min_length=1, description="hyperparameters to search, each a range or choices")
+    defaults: dict[str, Value] = Field(
+        default_factory=dict,
+        description="values of what is not searched, and the default configuration that the winner has to beat; "
+        "without a `learning_rate` it takes the published rule's",
+    )
+    training: TrainingSettings = Field(default=TrainingSettings(), description="what all trials have in common")
+    proxy: ProxySettings = Field(default=ProxySettings(), description="the search on the small model")
+    transfer: TransferSettings = Field(default=TransferSettings(), description="from the proxy to the target")
+    target: TargetSettings = Field(default=TargetSettings(), description="the refinement at full size")
+    finalists: FinalistSettings = Field(default=FinalistSettings(), description="the repeat over several seeds")
+    test: TestSettings = Field(default=TestSettings(), description="the evaluation on the held-out split")
+    decode: DecodeSettings = Field(default=DecodeSettings(), description="the search for decoding hyperparameters")
+    execution: ExecutionSettings = Field(default=ExecutionSettings(), description="where and how trials run")
+
+
+def load(path: Path) -> StudyConfig:
+    """Read and validate a YAML file; raise `ConfigError`."""
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(str(path), [f"can't be read: {error.strerror}"]) from error
+    except yaml.YAMLError as error:
+        raise ConfigError(str(path), [f"isn't valid YAML: {' '.join(str(error).split())}"]) from error
+    return parse(raw, str(path))
+
+
+def parse(raw: Any, source: str = "the config") -> StudyConfig:
+    """Validate a config that is already a mapping; raise `ConfigError` with all problems at once."""
+    if not isinstance(raw, Mapping):
+        raise ConfigError(source, ["must be a mapping of sections"])
+    normal, problems = _with_kinds(raw)
+    try:
+        config = StudyConfig.model_validate(normal)
+    except ValidationError as error:
+        problems = {**_validation_problems(error), **problems}
+    if problems:
+        raise ConfigError(source, [f"{path}: {text}" for path, text in sorted(problems.items())])
+    return config
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of `config.yaml`, for editors."""
+    made = StudyConfig.model_json_schema()
+    made["title"] = "understudy study"
+    made["$defs"]["Range"]["properties"].pop("integer")
+    return made
+
+
+def _with_kinds(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Give every value of `space`, `defaults` and `proxy.grid` its hyperparameter's kind.
+
+    Returns the mended copy and the problems, path to text. What has the wrong shape is left to pydantic.
+    """
+    normal: dict[str, Any] = dict(raw)
+    problems: dict[str, str] = {}
+    if isinstance(space := raw.get("space"), Mapping):
+        normal["space"] = {name: _parameter(f"space.{name}", name, value, problems) for name, value in space.items()}
+    if isinstance(defaults := raw.get("defaults"), Mapping):
+        normal["defaults"] = {
+            name: _coerced(f"defaults.{name}", name, value, problems) for name, value in defaults.items()
+        }
+    proxy = raw.get("proxy")
+    if isinstance(proxy, Mapping) and isinstance(grid := proxy.get("grid"), Mapping):
+        normal["proxy"] = {**proxy, "grid": _grid(grid, space, problems)}
+    return normal, problems
+
+
+def _parameter(path: str, name: str, value: Any, problems: dict[str, str]) -> Any:
+    """One entry of `space` with coerced numbers; a plain list is short for `choices`."""
+    if isinstance(value, list):
+        value = {"choices": value}
+    if not isinstance(value, Mapping):
+        problems[path] = f"must be a range (`low`, `high`, `log`) or a list of choices, but got {value!r}"
+        return {"choices": [0]}
+    if "integer" in value:
+        problems[f"{path}.integer"] = "unknown key; whether a hyperparameter is a whole number follows from its name"
+    coerced = dict(value)
+    for key in ("low", "high"):
+        if key in value:
+            coerced[key] = _coerced(f"{path}.{key}", name, value[key], problems)
+    if isinstance(choices := value.get("choices"), list):
+        coerced["choices"] = [
+            _coerced(f"{path}.choices[{i}]", name, choice, problems) for i, choice in enumerate(choices)
+        ]
+    elif name in HYPERPARAMETERS:
+        if HYPERPARAMETERS[name].kind in (str, bool):
+            problems[path] = "must be a list of choices"
+            return {"choices": [0]}
+        coerced["integer"] = HYPERPARAMETERS[name].kind is int
+    return coerced
+
+
+def _coerced(path: str, name: str, value: Any, problems: dict[str, str]) -> Any:
+    if name not in HYPERPARAMETERS:
+        known = ", ".join(HYPERPARAMETERS)
+        parent = path.split(".")[0] + "." + name
+        problems[parent] = f"unknown hyperparameter{nearest(name, HYPERPARAMETERS)} (known: {known})"
+        return value
+    try:
+        return HYPERPARAMETERS[name].coerce(value)
+    except ValueError as error:
+        problems[path] = str(error)
+        return value
+
+
+def _grid(grid: Mapping[str, Any], space: Any, problems: dict[str, str]) -> dict[str, Any]:
+    searched = list(space) if isinstance(space, Mapping) else []
+    coerced: dict[str, Any] = {}
+    for name, values in grid.items():
+        path = f"proxy.grid.{name}"
+        if name not in searched:
+            problems[path] = f"not in `space`{nearest(str(name), searched)} (searched: {', '.join(map(str, searched))})"
+        if not isinstance(values, list) or not values:
+            problems[path] = f"must be a list of at least one value, but got {values!r}"
+            coerced[name] = []
+            continue
+        coerced[name] = [
+            _coerced(f"{path}[{i}]", name, value, problems) if name in HYPERPARAMETERS else value
+            for i, value in enumerate(values)
+        ]
+    return coerced
+
+
+def _validation_problems(error: ValidationError) -> dict[str, str]:
+    """Path to text for every pydantic error, in the project's words."""
+    problems: dict[str, str] = {}
+    for item in error.errors():
+        path = _path(item["loc"])
+        if item["type"] == "extra_forbidden":
+            valid = list(_keys_at(item["loc"][:-1]))
+            problems[path] = f"unknown key{nearest(str(item['loc'][-1]), valid)} (known here: {', '.join(valid)})"
+        elif item["type"] == "missing":
+            problems[path] = "is missing"
+        elif item["type"] == "value_error":
+            problems[path] = str(item["ctx"]["error"])
+        else:
+            text = item["msg"][0].lower() + item["msg"][1:]
+            problems[path] = f"{text}, but got {item['input']!r}"
+    return problems
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    parts = [part for part in location if part not in ("range", "choices-tag")]
+    if len(parts) >= 3 and parts[0] == "space" and parts[2] == "choices":
+        parts = parts[:2] + parts[3:]
+    text = ""
+    for part in parts:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text or "the whole file"
+
+
+def _keys_at(location: tuple[int | str, ...]) -> Iterator[str]:
+    """The valid keys of the model at a location of the config."""
+    if location and location[0] == "space":
+        yield from (name for name in Range.model_fields if name != "integer")
+        yield "choices"
+        return
+    model: type[BaseModel] = StudyConfig
+    for part in location:
+        annotation = model.model_fields[str(part)].annotation
+        options = [annotation, *getattr(annotation, "__args__", ())]
+        model = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
+    yield from model.model_fields

@@ -1,0 +1,41 @@
+"""What a worker process sets on purpose: its threads, and that it ends with the process that started it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+POLL_SECONDS = 0.5
+
+
+def end_with_parent() -> None:
+    """End this process when its parent has gone.
+
+    A `kill -9` of the workflow's main process reaches no child, and the ranks of `torchrun` sit in sessions of
+    their own, which a kill of the process group doesn't reach either. PR_SET_PDEATHSIG would follow the parent's
+    *thread*, which Snakemake may end early; so a daemon thread watches for a new parent.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(POLL_SECONDS)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
+
+
+def set_threads(count: int) -> None:
+    """Use `count` threads for every product, whatever Snakemake or the shell exported.
+
+    Sums differ between one thread and two, so the number comes from `execution.json`. Call it before the first
+    product is computed.
+    """
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = str(count)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import torch
+
+    torch.set_num_threads(count)

@@ -1,0 +1,128 @@
+"""How far a study is: every finished trial is a line in `progress.jsonl`, and a line on the terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from understudy.trial import TrialRecord
+
+STAGES = ("proxy", "target", "finalist")
+TARGET_GUESS = 6.0  # proxy trials that a target trial is taken to last, until one has finished
+
+_terminal: TextIO = sys.stderr
+
+
+def set_terminal(stream: TextIO) -> None:
+    """Where progress is shown when the process's own output goes to a log."""
+    global _terminal
+    _terminal = stream
+
+
+def start(path: Path, totals: dict[str, int]) -> None:
+    """Note that a run of the workflow begins, and how many trials each stage has in all."""
+    _append(path, {"event": "start", "time": time.time(), "totals": totals})
+
+
+def finished(path: Path, record: TrialRecord, reused: bool) -> None:
+    """Note a finished trial and show the study's progress. `reused`: it came from the store."""
+    result = record.result
+    _append(
+        path,
+        {
+            "event": "trial",
+            "time": time.time(),
+            "stage": record.spec.stage,
+            "id": record.spec.id,
+            "status": result.status,
+            "objective": result.objective,
+            "wall_seconds": result.cost.wall_seconds,
+            "reused": reused,
+        },
+    )
+    print(state(path).line(record.spec.stage), file=_terminal, flush=True)
+
+
+@dataclass
+class State:
+    """The progress of a study, read from its log."""
+
+    totals: dict[str, int] = field(default_factory=dict)
+    started: float = 0.0
+    now: float = 0.0
+    trials: dict[str, dict[str, Any]] = field(default_factory=dict)  # by id; the last line of an id counts
+
+    def of(self, stage: str) -> list[dict[str, Any]]:
+        """The finished trials of a stage."""
+        return [trial for trial in self.trials.values() if trial["stage"] == stage]
+
+    def line(self, stage: str) -> str:
+        """One line: trials done of how many, the stage's best so far, time passed and about how much is left."""
+        finished = self.of(stage)
+        scored = [trial for trial in finished if trial["objective"] is not None]
+        best = min(scored, key=lambda trial: (trial["objective"], trial["id"]), default=None)
+        best_text = f"best {best['objective']:.4f} ({best['id']})" if best else "no loss yet"
+        done = f"{len(finished):>3} of {max(self.totals.get(stage, 0), len(finished))}"
+        left = self.seconds_left()
+        left_text = "" if left is None else f" · about {_clock(left)} left"
+        return f"{stage:<8} {done} trials · {best_text:<22} · {_clock(self.now - self.started)} passed{left_text}"
+
+    def seconds_left(self) -> float | None:
+        """An estimate from this run's trials, run one after the other or side by side as so far."""
+        fresh = [t for t in self.trials.values() if not t["reused"] and t["time"] >= self.started]
+        if not fresh:
+            return None
+        busy = sum(trial["wall_seconds"] for trial in fresh)
+        passed = max(trial["time"] for trial in fresh) - self.started
+        left = 0.0
+        for stage in STAGES:
+            remaining = self.totals.get(stage, 0) - len(self.of(stage))
+            left += max(remaining, 0) * self._seconds_per_trial(stage, fresh)
+        return left * passed / busy if busy > 0 else None
+
+    def _seconds_per_trial(self, stage: str, fresh: list[dict[str, Any]]) -> float:
+        alike = ("proxy",) if stage == "proxy" else ("target", "finalist")
+        same = [trial["wall_seconds"] for trial in fresh if trial["stage"] in alike]
+        if same:
+            return sum(same) / len(same)
+        everything = [trial["wall_seconds"] for trial in fresh]
+        mean = sum(everything) / len(everything)
+        return mean if stage == "proxy" else mean * TARGET_GUESS
+
+
+def state(path: Path) -> State:
+    """Read a study's progress. Lines of other runs count as finished, but not towards the speed."""
+    found = State(now=time.time())
+    if not path.exists():
+        return found
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:  # a line cut off by a kill
+            continue
+        if line["event"] == "start":
+            found.started, found.totals = line["time"], line["totals"]
+        else:
+            found.trials[line["id"]] = line
+    return found
+
+
+def _append(path: Path, line: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(line) + "\n"
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        os.write(handle, text.encode())  # one write of one short line: whole, also beside other writers
+    finally:
+        os.close(handle)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,153 @@
+"""The settings that each command reads: a slice of the config, so that a change reaches only whom it concerns.
+
+The workflow writes each slice to `results/settings/{name}.json`. Numbers of trials are in none of them: they
+shape the graph, and raising one must not touch what is finished.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from understudy.config import StudyConfig
+from understudy.hyperparameters import Value
+from understudy.settings import (
+    DataSettings,
+    DecodeSettings,
+    ExecutionSettings,
+    Method,
+    ModelSettings,
+    Role,
+    Sampler,
+    Section,
+    TestSettings,
+    TrainingSettings,
+    TransferSettings,
+)
+from understudy.space import Parameter
+
+
+class DataSection(Section):
+    """For `prepare_data`."""
+
+    seed: int
+    cache: str
+    data: DataSettings
+
+
+class ModelSection(Section):
+    """For `prepare_model`."""
+
+    seed: int
+    cache: str
+    role: Role
+    model: ModelSettings
+    threads: int
+
+
+class ExecutionSection(Section):
+    """For `prepare_execution`."""
+
+    execution: ExecutionSettings
+
+
+class TrainingSection(Section):
+    """For every command that trains or evaluates."""
+
+    training: TrainingSettings
+
+
+class SearchSection(Section):
+    """For planning the proxy stage."""
+
+    seed: int
+    space: dict[str, Parameter]
+    defaults: dict[str, Value]
+    grid: dict[str, tuple[Value, ...]]
+
+
+class TransferSection(Section):
+    """For the transfer."""
+
+    seed: int
+    space: dict[str, Parameter]
+    defaults: dict[str, Value]
+    transfer: TransferSettings
+    method: Method
+
+
+class TargetSection(Section):
+    """For the target's proposals."""
+
+    seed: int
+    space: dict[str, Parameter]
+    window: int
+    starts: int
+    sampler: Sampler
+    explore: float
+    method: Method
+
+
+class FinalistSection(Section):
+    """For choosing finalists and a winner."""
+
+    seed: int
+    configurations: int
+    seeds: int
+
+
+class TestSection(Section):
+    """For the final test."""
+
+    seed: int
+    test: TestSettings
+
+
+class DecodeSection(Section):
+    """For the decoding search."""
+
+    seed: int
+    decode: DecodeSettings
+
+
+class SummarySection(Section):
+    """For tables, figures and the report."""
+
+    seed: int
+    space: dict[str, Parameter]
+    confidence: float
+
+
+def sections(config: StudyConfig) -> dict[str, Section]:
+    """Every slice of a config by name."""
+    shared: dict[str, Any] = {"seed": config.seed, "space": config.space}
+    target = config.target
+    return {
+        "data": DataSection(seed=config.seed, cache=config.cache, data=config.data),
+        **{f"model-{role}": _model(config, role) for role in ("proxy", "target")},
+        "execution": ExecutionSection(execution=config.execution),
+        "training": TrainingSection(training=config.training),
+        "search": SearchSection(**shared, defaults=config.defaults, grid=config.proxy.grid),
+        "transfer": TransferSection(
+            **shared, defaults=config.defaults, transfer=config.transfer, method=target.method
+        ),
+        "target": TargetSection(
+            **shared,
+            window=target.window,
+            starts=target.starts,
+            sampler=target.sampler,
+            explore=target.explore,
+            method=target.method,
+        ),
+        "finalists": FinalistSection(
+            seed=config.seed, configurations=config.finalists.configurations, seeds=config.finalists.seeds
+        ),
+        "test": TestSection(seed=config.seed, test=config.test),
+        "decode": DecodeSection(seed=config.seed, decode=config.decode),
+        "summary": SummarySection(**shared, confidence=config.test.confidence),
+    }
+
+
+def _model(config: StudyConfig, role: Role) -> ModelSection:
+    model: ModelSettings = getattr(config.models, role)
+    threads = getattr(config.execution, role).threads
+    return ModelSection(seed=config.seed, cache=config.cache, role=role, model=model, threads=threads)

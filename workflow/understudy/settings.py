@@ -1,0 +1,221 @@
+"""The config's sections as frozen models, one class per section of `config.yaml`, with every default.
+
+The descriptions become the JSON schema that editors complete from, and `config/README.md`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from understudy.hyperparameters import Value
+
+Role = Literal["proxy", "target"]
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+Quantization = Literal["nf4", "int8", "none"]
+DataFormat = Literal["prompt_completion", "alpaca", "sharegpt", "messages", "text"]
+Sampler = Literal["tpe", "gp", "random"]
+Method = Literal["lora", "full"]
+Dtype = Literal["auto", "float32", "bfloat16"]
+Device = Literal["auto", "cpu", "cuda"]
+
+
+class Section(BaseModel):
+    """A section of the config: frozen, and unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataFiles(Section):
+    """The user's own data, one file per split."""
+
+    train: str = Field(description="file of training examples: .jsonl, .json, .csv or .parquet")
+    validation: str | None = Field(default=None, description="validation file; cut from the training file if absent")
+    test: str | None = Field(default=None, description="test file; cut from the training file if absent")
+
+
+class DataSettings(Section):
+    """What the models are tuned on."""
+
+    task: Literal["docstrings", "files"] = Field(
+        default="docstrings",
+        description="`docstrings` is built in (signatures to docstrings of the standard library); `files` is your own",
+    )
+    files: DataFiles | None = Field(default=None, description="your files, for `task: files`")
+    format: DataFormat = Field(default="prompt_completion", description="how an example is written in your files")
+    max_length: int = Field(default=128, ge=8, description="tokens of prompt and completion; longer examples are cut")
+    train_examples: int = Field(default=512, ge=1, description="examples in the subset that a trial trains on")
+    validation_examples: int = Field(default=256, ge=2, description="validation examples that a trial is judged on")
+    test_examples: int | None = Field(default=None, ge=2, description="test examples of the final test; all if absent")
+    validation_share: float = Field(default=0.1, gt=0, lt=0.5, description="share of a split that is cut off")
+    test_share: float = Field(default=0.1, gt=0, lt=0.5, description="share of a split that is cut off")
+
+    @model_validator(mode="after")
+    def _files_go_with_the_task(self) -> DataSettings:
+        if self.task == "files" and self.files is None:
+            raise ValueError("`task: files` needs `files` with at least `train`")
+        if self.task != "files" and self.files is not None:
+            raise ValueError(f"`files` goes with `task: files`, but the task is `{self.task}`")
+        return self
+
+
+class PretrainSettings(Section):
+    """A small Llama-architecture model that is pretrained on the standard library's source."""
+
+    hidden_size: int = Field(ge=8, description="width")
+    num_hidden_layers: int = Field(ge=1, description="depth")
+    num_attention_heads: int = Field(ge=1, description="attention heads; divides the width")
+    intermediate_size: int = Field(ge=8, description="width of the feed-forward layers")
+    vocab_size: int = Field(default=2048, ge=300, description="size of the byte-level BPE vocabulary")
+    steps: int = Field(default=300, ge=1, description="optimizer steps")
+    batch_size: int = Field(default=16, ge=1, description="sequences per step")
+    sequence_length: int = Field(default=128, ge=8, description="tokens per sequence")
+    learning_rate: float = Field(default=3e-3, gt=0, description="peak rate of AdamW, cosine schedule")
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> PretrainSettings:
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"`num_attention_heads` must divide `hidden_size`, but got {self.num_attention_heads} "
+                f"and {self.hidden_size}"
+            )
+        return self
+
+
+class ModelSettings(Section):
+    """A base model: a checkpoint of your own, or one that is pretrained here."""
+
+    model_name_or_path: str | None = Field(default=None, description="a local folder, or an id on the Hugging Face hub")
+    revision: str | None = Field(default=None, description="branch, tag or commit of a hub model")
+    pretrain: PretrainSettings | None = Field(default=None, description="pretrain a small model instead")
+    quantization: Quantization = Field(default="none", description="how the frozen base is held, by bitsandbytes")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ModelSettings:
+        if (self.model_name_or_path is None) == (self.pretrain is None):
+            raise ValueError("give exactly one of `model_name_or_path` and `pretrain`")
+        if self.revision is not None and self.model_name_or_path is None:
+            raise ValueError("`revision` goes with `model_name_or_path`")
+        return self
+
+
+class ModelsSettings(Section):
+    """The two base models."""
+
+    proxy: ModelSettings = Field(description="the small model that is searched")
+    target: ModelSettings = Field(description="the full-size model that is wanted")
+
+
+class TrainingSettings(Section):
+    """What all trials have in common."""
+
+    target_modules: Literal["all-linear"] | tuple[str, ...] = Field(
+        default="all-linear", description="layers that get an adapter, as in peft"
+    )
+    evaluations: int = Field(default=4, ge=1, description="validation points on a trial's learning curve")
+
+
+class ProxySettings(Section):
+    """The proxy stage: how many trials of which origin, and how many of them share a process."""
+
+    random: int = Field(default=16, ge=0, description="independent uniform trials")
+    sobol: int = Field(default=24, ge=0, description="quasi-random trials: a scrambled Sobol sequence")
+    grid: dict[str, tuple[Value, ...]] = Field(
+        default_factory=dict, description="axes and their values; all else at the known default"
+    )
+    defaults: bool = Field(default=True, description="try the known-good defaults as well")
+    pack_size: int = Field(default=16, ge=1, description="trials that one job trains on one copy of the base")
+    echo: bool = Field(
+        default=True, description="run the target's configurations back on the proxy, to measure their agreement"
+    )
+
+
+class TransferSettings(Section):
+    """How the proxy's results become regions and first configurations of the target."""
+
+    top_fraction: float = Field(default=0.25, gt=0, le=1, description="share of the proxy's trials that counts as top")
+    max_regions: int = Field(default=3, ge=1, description="the most clusters that the top trials are split into")
+    padding: float = Field(default=0.1, ge=0, le=1, description="margin of a region, in units of a parameter's range")
+    learning_rate_exponent: float | Literal["auto"] = Field(
+        default="auto",
+        description="p in the rate's scale (proxy width / target width)^p; `auto` takes the model family's published one",
+    )
+
+
+class TargetSettings(Section):
+    """The target stage."""
+
+    trials: int = Field(default=16, ge=1, description="full-size trials")
+    window: int = Field(default=4, ge=1, description="proposal n sees the results of trials 0 to n - window")
+    starts: int = Field(default=6, ge=1, description="first configurations that come from the transfer")
+    sampler: Sampler = Field(default="tpe", description="Optuna's sampler after the starts")
+    explore: float = Field(default=0.2, ge=0, le=1, description="share of proposals that may leave the regions")
+    method: Method = Field(default="lora", description="LoRA, or all of the model's weights")
+
+    @model_validator(mode="after")
+    def _fits(self) -> TargetSettings:
+        if self.window > max(1, self.trials // 4):
+            raise ValueError(
+                f"`window` may be at most a quarter of `trials` ({max(1, self.trials // 4)} for {self.trials} trials), "
+                f"but got {self.window}"
+            )
+        if self.starts > self.trials:
+            raise ValueError(f"`starts` may be at most `trials` ({self.trials}), but got {self.starts}")
+        return self
+
+
+class FinalistSettings(Section):
+    """Who is trained again, with several fresh seeds, before one of them is called best."""
+
+    configurations: int = Field(default=2, ge=1, description="best trials that go on, beside the default configuration")
+    seeds: int = Field(default=3, ge=1, description="seeds that each of them is trained with")
+
+
+class TestSettings(Section):
+    """The one evaluation on the held-out split."""
+
+    bootstrap_samples: int = Field(default=10_000, ge=100, description="resamples of examples and seeds")
+    confidence: float = Field(default=0.95, gt=0.5, lt=1, description="level of every interval")
+
+
+class DecodeSettings(Section):
+    """The search for decoding hyperparameters of the winner; nothing is trained."""
+
+    trials: int = Field(default=8, ge=0, description="decoding configurations to try, the greedy one first; 0 skips it")
+    examples: int = Field(default=32, ge=1, description="validation prompts that are completed")
+    max_new_tokens: int = Field(default=32, ge=1, description="length limit of a completion")
+
+
+class StageExecution(Section):
+    """How a stage's trials run. Everything here can change sums, so it is part of every trial's digest."""
+
+    threads: int = Field(default=1, ge=1, description="CPU threads per process")
+    processes: int = Field(default=1, ge=1, description="processes per trial (torchrun); one GPU each")
+    micro_batch_size: int | Literal["auto"] = Field(
+        default="auto", description="rows per forward pass and process; smaller ones are accumulated"
+    )
+    dtype: Dtype = Field(default="auto", description="compute type; `auto` is float32 on CPUs, bfloat16 on GPUs")
+    gradient_checkpointing: bool = Field(default=False, description="recompute activations to save memory")
+
+    @model_validator(mode="after")
+    def _positive(self) -> StageExecution:
+        if self.micro_batch_size != "auto" and self.micro_batch_size < 1:
+            raise ValueError(f"`micro_batch_size` must be at least 1, but got {self.micro_batch_size}")
+        return self
+
+
+class ExecutionSettings(Section):
+    """Where trials run."""
+
+    device: Device = Field(default="auto", description="`auto` takes the GPU where there is one")
+    proxy: StageExecution = Field(default=StageExecution(), description="the proxy's trials")
+    target: StageExecution = Field(default=StageExecution(), description="the target's trials")
+
+    @model_validator(mode="after")
+    def _proxy_is_one_process(self) -> ExecutionSettings:
+        if self.proxy.processes != 1:
+            raise ValueError(f"`proxy.processes` must be 1: packs run on one device, but got {self.proxy.processes}")
+        return self

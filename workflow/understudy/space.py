@@ -1,0 +1,141 @@
+"""The search space: ranges and choices, each mapped to the unit interval.
+
+Notation: u in [0, 1] is a parameter's unit coordinate. A log range maps geometrically. `Choices` of k values
+give each one an interval of width 1 / k, in the order given; numeric choices in ascending order count as
+ordered, so that boxes and models may treat them as a line.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+
+from understudy.hyperparameters import Value
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Range(_Frozen):
+    """All numbers from `low` to `high`; whole numbers where the hyperparameter is one (`integer`)."""
+
+    low: float = Field(description="smallest value")
+    high: float = Field(description="largest value")
+    log: bool = Field(default=False, description="search on a logarithmic scale")
+    integer: bool = Field(default=False, exclude=True, description="set from the hyperparameter's kind; not a key")
+
+    @model_validator(mode="after")
+    def _check(self) -> Range:
+        if not (math.isfinite(self.low) and math.isfinite(self.high)):
+            raise ValueError(f"`low` and `high` must be finite, but got low={self.low:g}, high={self.high:g}")
+        if self.low >= self.high:
+            raise ValueError(f"`low < high` must hold, but got low={self.low:g}, high={self.high:g}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"`low > 0` must hold for a log scale, but got low={self.low:g}")
+        return self
+
+    @property
+    def ordered(self) -> Literal[True]:
+        return True
+
+    def _ends(self) -> tuple[float, float]:
+        """The range of the continuous coordinate: half a unit wider on each side for whole numbers."""
+        pad = 0.5 if self.integer else 0.0
+        low, high = self.low - pad, self.high + pad
+        return (math.log(low), math.log(high)) if self.log else (low, high)
+
+    def from_unit(self, u: float) -> Value:
+        """The value at unit coordinate `u`, clipped to the range."""
+        low, high = self._ends()
+        x = low + min(max(u, 0.0), 1.0) * (high - low)
+        x = math.exp(x) if self.log else x
+        x = min(max(x, self.low), self.high)
+        return int(min(max(round(x), math.ceil(self.low)), math.floor(self.high))) if self.integer else x
+
+    def to_unit(self, value: Value) -> float:
+        """The unit coordinate of a value, clipped to [0, 1]."""
+        low, high = self._ends()
+        x = float(value)
+        if self.log:
+            x = math.log(x) if x > 0 else low
+        return min(max((x - low) / (high - low), 0.0), 1.0)
+
+    def contains(self, value: Value) -> bool:
+        return not isinstance(value, str) and self.low <= value <= self.high
+
+    def widened(self, value: Value) -> Range:
+        """The same range, stretched to hold `value`."""
+        x = float(value)
+        return self.model_copy(update={"low": min(self.low, x), "high": max(self.high, x)})
+
+
+class Choices(_Frozen):
+    """One of some values."""
+
+    choices: tuple[Value, ...] = Field(min_length=1, description="the values")
+
+    @model_validator(mode="after")
+    def _check(self) -> Choices:
+        if len(set(self.choices)) < len(self.choices):
+            raise ValueError(f"`choices` must differ from each other, but got {list(self.choices)}")
+        return self
+
+    @property
+    def ordered(self) -> bool:
+        numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in self.choices)
+        return numeric and list(self.choices) == sorted(self.choices)  # type: ignore[type-var]
+
+    def from_unit(self, u: float) -> Value:
+        """The choice whose interval holds unit coordinate `u`."""
+        return self.choices[min(max(int(u * len(self.choices)), 0), len(self.choices) - 1)]
+
+    def to_unit(self, value: Value) -> float:
+        """The middle of a choice's interval; raise `ValueError` for a value that isn't one."""
+        return (self.choices.index(value) + 0.5) / len(self.choices)
+
+    def contains(self, value: Value) -> bool:
+        return value in self.choices
+
+    def widened(self, value: Value) -> Choices:
+        """The same choices and `value`, kept ascending where they were."""
+        if value in self.choices:
+            return self
+        wider = (*self.choices, value)
+        return Choices(choices=tuple(sorted(wider)) if self.ordered else wider)  # type: ignore[type-var]
+
+
+def _shape(value: Any) -> str:
+    if isinstance(value, Choices) or isinstance(value, list | tuple):
+        return "choices"
+    return "choices" if isinstance(value, Mapping) and "choices" in value else "range"
+
+
+Parameter = Annotated[
+    Annotated[Range, Tag("range")] | Annotated[Choices, Tag("choices")],
+    Discriminator(_shape),
+]
+
+Space = Mapping[str, Range | Choices]
+
+
+def to_unit(space: Space, values: Mapping[str, Value]) -> list[float]:
+    """Unit coordinates in the space's order, shape (len(space),)."""
+    return [parameter.to_unit(values[name]) for name, parameter in space.items()]
+
+
+def from_unit(space: Space, coordinates: list[float]) -> dict[str, Value]:
+    """Values from unit coordinates in the space's order."""
+    return {name: parameter.from_unit(u) for (name, parameter), u in zip(space.items(), coordinates, strict=True)}
+
+
+def widen(space: Space, configurations: list[Mapping[str, Value]]) -> dict[str, Range | Choices]:
+    """The space stretched to hold every configuration: what a sampler gets as its one global space."""
+    wide = dict(space)
+    for values in configurations:
+        for name in wide:
+            wide[name] = wide[name].widened(values[name])
+    return wide

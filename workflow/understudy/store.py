@@ -1,0 +1,63 @@
+"""The store: one folder per trained trial, named by the digest of everything that can change its numbers.
+
+    {root}/{digest}/record.json     spec and result as first written
+    {root}/{digest}/adapter/        the adapter in PEFT's format, or weights/ after full fine-tuning
+    {root}/{digest}/.lock           held while the trial is trained
+
+It is the reason why nothing that is finished is trained again. No rule declares a file in it as output, and
+nothing in the workflow deletes from it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from understudy.errors import CorruptFileError
+from understudy.files import read_model, write_json
+from understudy.trial import TrialRecord
+
+
+class Store:
+    """Finished trials below a folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def entry(self, digest: str) -> Path:
+        """The folder of a trial, whether it exists or not."""
+        return self.root / digest
+
+    def adapter(self, digest: str) -> Path:
+        """The folder of a trial's adapter or weights: a checkpoint that peft or transformers loads."""
+        return self.entry(digest) / "adapter"
+
+    def find(self, digest: str) -> TrialRecord | None:
+        """The finished trial with this digest, if there is one.
+
+        Raises `CorruptFileError` where the record can't be read or belongs to another digest.
+        """
+        path = self.entry(digest) / "record.json"
+        if not path.exists():
+            return None
+        record = read_model(path, TrialRecord)
+        if record.result.digest != digest:
+            raise CorruptFileError(
+                f"{path} holds the result of {record.result.digest}; delete that folder and run the workflow again"
+            )
+        return record
+
+    def save(self, record: TrialRecord) -> None:
+        """Keep a finished trial. Its adapter, if any, must already be in place."""
+        write_json(self.entry(record.result.digest) / "record.json", record)
+
+    @contextmanager
+    def locked(self, digest: str) -> Iterator[None]:
+        """Hold the entry while its trial is trained; a second process that wants it waits here."""
+        entry = self.entry(digest)
+        entry.mkdir(parents=True, exist_ok=True)
+        with (entry / ".lock").open("w") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield

@@ -1,0 +1,213 @@
+"""The contracts that stages hand to each other: what a trial is, what came of it, and on what it ran."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from understudy.files import digest
+from understudy.hyperparameters import Value
+from understudy.settings import Method, Quantization, Role, Split, TrainingSettings
+
+FORMAT_VERSION = 1
+ENGINE_VERSION = 1  # raise it when a change to training, tokenisation or evaluation can change a number
+
+Stage = Literal["proxy", "target", "finalist"]
+Origin = Literal["random", "sobol", "grid", "default", "echo", "transferred", "refined"]
+Status = Literal["complete", "stopped", "diverged", "out_of_memory", "failed", "skipped"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TrialSpec(_Frozen):
+    """What to train. `hyperparameters` is complete, in the order of the hyperparameter table."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    id: str = Field(description="r0007, q0003 (Sobol), g0003, d01, e0004 (echo), t0012, f1s2 (finalist 1, seed 2)")
+    stage: Stage
+    origin: Origin
+    hyperparameters: dict[str, Value]
+    method: Method = "lora"
+    fidelity: float = Field(default=1.0, gt=0, le=1, description="share of the training steps that is run")
+    seed: int = Field(description="of the adapter's initialisation, data order and dropout")
+    parents: tuple[str, ...] = Field(default=(), description="ids of the trials that this one was derived from")
+
+    @property
+    def role(self) -> Role:
+        """Which base model the trial trains."""
+        return "proxy" if self.stage == "proxy" else "target"
+
+
+class CurvePoint(_Frozen):
+    """One evaluation during training. Losses are mean nats per completion token."""
+
+    step: int
+    tokens: int = Field(description="completion tokens trained on so far")
+    train_loss: float | None = Field(description="mean since the previous point")
+    eval_loss: float
+    learning_rate: float
+
+
+class Cost(_Frozen):
+    """What a trial took. FLOPs are estimated as 6 (full) or 4 (LoRA) per parameter and processed token,
+    plus 2 per parameter and evaluated token."""
+
+    tokens: int = 0
+    flops: float = 0.0
+    wall_seconds: float = 0.0
+    gpu_seconds: float = 0.0
+    peak_memory_bytes: int = 0
+
+
+class TrialResult(_Frozen):
+    """What came of a trial. `objective` is the final validation loss; None unless the status is `complete`."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    digest: str
+    status: Status
+    objective: float | None = None
+    metrics: dict[str, float] = Field(default_factory=dict)
+    curve: tuple[CurvePoint, ...] = ()
+    steps: int = 0
+    message: str | None = Field(default=None, description="why, where the status isn't `complete`")
+    cost: Cost = Cost()
+    provenance: dict[str, str] = Field(default_factory=dict)
+
+
+class TrialRecord(_Frozen):
+    """A spec and its result: the content of every result file."""
+
+    spec: TrialSpec
+    result: TrialResult
+
+
+class Pack(_Frozen):
+    """The trials that one job trains, in order."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    id: str
+    specs: tuple[TrialSpec, ...]
+
+
+class PackResults(_Frozen):
+    """The records of a pack, in the pack's order."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    id: str
+    records: tuple[TrialRecord, ...]
+
+
+class SplitFile(_Frozen):
+    """One split of the data set."""
+
+    examples: int
+    sha256: str
+
+
+class DataManifest(_Frozen):
+    """What `prepare_data` wrote: three parquet files with columns id, group, prompt, completion, chat."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    task: str
+    source: dict[str, str] = Field(description="where the examples come from: files, or the interpreter's version")
+    counts: dict[str, int] = Field(description="examples found, dropped by reason, kept")
+    splits: dict[Split, SplitFile]
+    max_length: int
+    train_examples: int
+    validation_examples: int
+    test_examples: int | None
+
+
+class ModelCard(_Frozen):
+    """What `prepare_model` wrote: where a checkpoint is, and what it is."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    role: Role
+    source: Literal["pretrained", "local", "hub"]
+    name: str
+    revision: str | None = None
+    path: str = Field(description="folder that AutoModelForCausalLM and AutoTokenizer load")
+    sha256: str = Field(description="over the names and bytes of config, tokenizer and weights")
+    model_type: str = Field(description="transformers' architecture name, such as llama or qwen2")
+    hidden_size: int
+    num_hidden_layers: int
+    vocab_size: int
+    parameters: int
+    quantization: Quantization
+
+
+class ResolvedExecution(_Frozen):
+    """How one stage's trials run, with nothing left to decide."""
+
+    device: Literal["cpu", "cuda"]
+    threads: int
+    processes: int
+    micro_batch_size: int
+    dtype: Literal["float32", "bfloat16"]
+    gradient_checkpointing: bool
+
+
+class Execution(_Frozen):
+    """What `prepare_execution` wrote."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    proxy: ResolvedExecution
+    target: ResolvedExecution
+    notes: tuple[str, ...] = Field(default=(), description="how each `auto` was decided")
+
+    def of(self, role: Role) -> ResolvedExecution:
+        """The stage's part."""
+        return self.proxy if role == "proxy" else self.target
+
+
+class TrialInputs(_Frozen):
+    """Everything beside the spec that can change a trial's numbers."""
+
+    data: DataManifest
+    model: ModelCard
+    execution: ResolvedExecution
+    training: TrainingSettings
+
+
+def trial_digest(spec: TrialSpec, inputs: TrialInputs) -> str:
+    """The name of the trial's store entry: the same for the same numbers, whatever the trial is called."""
+    data, model = inputs.data, inputs.model
+    return digest(
+        {
+            "engine": ENGINE_VERSION,
+            "hyperparameters": spec.hyperparameters,
+            "method": spec.method,
+            "fidelity": spec.fidelity,
+            "seed": spec.seed,
+            "data": {
+                "train": data.splits["train"].sha256,
+                "validation": data.splits["validation"].sha256,
+                "max_length": data.max_length,
+                "train_examples": data.train_examples,
+                "validation_examples": data.validation_examples,
+            },
+            "model": {"sha256": model.sha256, "quantization": model.quantization},
+            "execution": inputs.execution.model_dump(mode="json"),
+            "training": inputs.training.model_dump(mode="json"),
+        }
+    )
+
+
+def derive_seed(seed: int, *labels: str | int) -> int:
+    """A seed below 2**31 that follows from the study's seed and some labels."""
+    text = "/".join(str(part) for part in (seed, *labels))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") & 0x7FFFFFFF
+
+
+def search_seed(seed: int) -> int:
+    """The seed of every search trial of both stages: common random numbers make trials comparable."""
+    return derive_seed(seed, "trial", "search")
+
+
+def finalist_seed(seed: int, index: int) -> int:
+    """The seed of a finalist's repeat: fresh, so that the choice of the best isn't judged on its own luck."""
+    return derive_seed(seed, "trial", "finalist", index)
