@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from understudy.hyperparameters import Value
-from understudy.space import Parameter
+from understudy.space import SearchSpace
 from understudy.trial import FORMAT_VERSION, TrialSpec
 
 
@@ -59,7 +59,7 @@ class Regions(_Frozen):
     median_objective: float
     default_objective: float | None = Field(description="of the proxy's default configuration, d00")
     scale: dict[str, ScaleRule]
-    space: dict[str, Parameter] = Field(description="the target's one global space, widened to hold every start")
+    space: SearchSpace = Field(description="the target's one global space, widened to hold every start")
     regions: tuple[Region, ...] = Field(min_length=1)
 
 

@@ -23,7 +23,7 @@ from understudy.settings import (
     TrainingSettings,
     TransferSettings,
 )
-from understudy.space import Parameter
+from understudy.space import SearchSpace
 
 
 class DataSection(Section):
@@ -60,7 +60,7 @@ class SearchSection(Section):
     """For planning the proxy stage."""
 
     seed: int
-    space: dict[str, Parameter]
+    space: SearchSpace
     defaults: dict[str, Value]
     grid: dict[str, tuple[Value, ...]]
 
@@ -69,7 +69,7 @@ class TransferSection(Section):
     """For the transfer."""
 
     seed: int
-    space: dict[str, Parameter]
+    space: SearchSpace
     defaults: dict[str, Value]
     transfer: TransferSettings
     method: Method
@@ -79,7 +79,7 @@ class TargetSection(Section):
     """For the target's proposals."""
 
     seed: int
-    space: dict[str, Parameter]
+    space: SearchSpace
     window: int
     starts: int
     sampler: Sampler
@@ -113,7 +113,7 @@ class SummarySection(Section):
     """For tables, figures and the report."""
 
     seed: int
-    space: dict[str, Parameter]
+    space: SearchSpace
     confidence: float
 
 
@@ -122,6 +122,7 @@ def sections(config: StudyConfig) -> dict[str, Section]:
     shared: dict[str, Any] = {"seed": config.seed, "space": config.space}
     target = config.target
     return {
+        "study": config,
         "data": DataSection(seed=config.seed, cache=config.cache, data=config.data),
         **{f"model-{role}": _model(config, role) for role in ("proxy", "target")},
         "execution": ExecutionSection(execution=config.execution),

@@ -11,9 +11,9 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from understudy.hyperparameters import Value
+from understudy.hyperparameters import HYPERPARAMETERS, Value
 
 
 class _Frozen(BaseModel):
@@ -119,6 +119,18 @@ Parameter = Annotated[
     Discriminator(_shape),
 ]
 
+
+def with_kinds(space: Mapping[str, Range | Choices]) -> dict[str, Range | Choices]:
+    """The space with `integer` set from each hyperparameter's kind: JSON doesn't carry it."""
+    return {
+        name: parameter.model_copy(update={"integer": HYPERPARAMETERS[name].kind is int})
+        if isinstance(parameter, Range) and name in HYPERPARAMETERS
+        else parameter
+        for name, parameter in space.items()
+    }
+
+
+SearchSpace = Annotated[dict[str, Parameter], AfterValidator(with_kinds)]
 Space = Mapping[str, Range | Choices]
 
 

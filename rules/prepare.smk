@@ -1,0 +1,67 @@
+localrules:
+    write_settings,
+
+
+rule write_settings:
+    output:
+        PATHS.settings("{section}"),
+    log:
+        PATHS.log("write_settings", "{section}"),
+    params:
+        content=lambda wildcards: SETTINGS[wildcards.section].model_dump_json(),
+    conda:
+        "../envs/understudy.yaml"
+    shell:
+        UNDERSTUDY + " write-settings --content {params.content:q} --output {output:q} --log {log:q}"
+
+
+rule prepare_data:
+    input:
+        settings=PATHS.settings("data"),
+    output:
+        train=PATHS.data("train"),
+        validation=PATHS.data("validation"),
+        test=PATHS.data("test"),
+        manifest=PATHS.manifest,
+    log:
+        PATHS.log("prepare_data"),
+    conda:
+        "../envs/understudy.yaml"
+    shell:
+        UNDERSTUDY + " prepare-data --settings {input.settings:q} --train {output.train:q}"
+        " --validation {output.validation:q} --test {output.test:q} --manifest {output.manifest:q} --log {log:q}"
+
+
+rule prepare_model:
+    input:
+        settings=PATHS.settings("model-{role}"),
+        manifest=PATHS.manifest,
+    output:
+        PATHS.model("{role}"),
+    log:
+        PATHS.log("prepare_model", "{role}"),
+    threads: lambda wildcards: getattr(STUDY.execution, wildcards.role).threads
+    conda:
+        "../envs/understudy.yaml"
+    shell:
+        UNDERSTUDY + " prepare-model --settings {input.settings:q} --manifest {input.manifest:q}"
+        " --output {output:q} --log {log:q}"
+
+
+rule prepare_execution:
+    input:
+        settings=PATHS.settings("execution"),
+        proxy=PATHS.model("proxy"),
+        target=PATHS.model("target"),
+        manifest=PATHS.manifest,
+    output:
+        PATHS.execution,
+    log:
+        PATHS.log("prepare_execution"),
+    resources:
+        gpu=max(gpus("proxy"), gpus("target")),
+    conda:
+        "../envs/understudy.yaml"
+    shell:
+        UNDERSTUDY + " prepare-execution --settings {input.settings:q} --proxy-model {input.proxy:q}"
+        " --target-model {input.target:q} --manifest {input.manifest:q} --output {output:q} --log {log:q}"

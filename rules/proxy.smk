@@ -1,0 +1,85 @@
+localrules:
+    plan_pack,
+    plan_echo,
+    collect_proxy,
+
+
+rule plan_pack:
+    input:
+        settings=PATHS.settings("search"),
+        model=PATHS.model("proxy"),
+    output:
+        PATHS.pack_specs("{pack}"),
+    log:
+        PATHS.log("plan_pack", "{pack}"),
+    params:
+        first=lambda wildcards: PROXY_PACKS[wildcards.pack].first,
+        count=lambda wildcards: PROXY_PACKS[wildcards.pack].count,
+    conda:
+        "../envs/understudy.yaml"
+    shell:
+        UNDERSTUDY + " plan-pack --settings {input.settings:q} --model {input.model:q} --pack {wildcards.pack}"
+        " --first {params.first} --count {params.count} --output {output:q} --log {log:q}"
+
+
+rule plan_echo:
+    input:
+        settings=PATHS.settings("search"),
+        model=PATHS.model("proxy"),
+        regions=PATHS.regions,
+        proposals=proposals_of_echo,
+    output:
+        PATHS.pack_specs("{echo}"),
+    log:
+        PATHS.log("plan_echo", "{echo}"),
+    conda:
+        "../envs/understudy.yaml"
+    shell:
+        UNDERSTUDY + " plan-echo --settings {input.settings:q} --model {input.model:q} --regions {input.regions:q}"
+        " --pack {wildcards.echo} --proposals {input.proposals:q} --output {output:q} --log {log:q}"
+
+
+rule train_pack:
+    input:
+        **inputs_of_training("proxy"),
+        specs=PATHS.pack_specs("{pack}"),
+    output:
+        PATHS.pack_results("{pack}"),
+    log:
+        PATHS.log("train_pack", "{pack}"),
+    params:
+        store=PATHS.store,
+        progress=PATHS.progress,
+    threads: cores("proxy")
+    resources:
+        gpu=gpus("proxy"),
+    conda:
+        "../envs/understudy.yaml"
+    shell:
+        UNDERSTUDY + " train-pack --specs {input.specs:q} --model {input.model:q} --manifest {input.manifest:q}"
+        " --train {input.train:q} --validation {input.validation:q} --execution {input.execution:q}"
+        " --training {input.training:q} --store {params.store:q} --progress {params.progress:q}"
+        " --output {output:q} --log {log:q}"
+
+
+use rule train_pack as train_echo with:
+    input:
+        **inputs_of_training("proxy"),
+        specs=PATHS.pack_specs("{echo}"),
+    output:
+        PATHS.pack_results("{echo}"),
+    log:
+        PATHS.log("train_echo", "{echo}"),
+
+
+rule collect_proxy:
+    input:
+        all_proxy_results(),
+    output:
+        PATHS.proxy_trials,
+    log:
+        PATHS.log("collect_proxy"),
+    conda:
+        "../envs/understudy.yaml"
+    shell:
+        UNDERSTUDY + " collect-proxy --packs {input:q} --output {output:q} --log {log:q}"

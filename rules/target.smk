@@ -1,0 +1,153 @@
+localrules:
+    propose,
+    select_finalists,
+    choose_winner,
+
+
+rule propose:
+    input:
+        before_proposal,
+        settings=PATHS.settings("target"),
+        regions=PATHS.regions,
+        starts=PATHS.starts,
+    output:
+        PATHS.proposal("{number}"),
+    log:
+        PATHS.log("propose", "{number}"),
+    params:
+        trials=PATHS.root / "target" / "trials",
+    conda:
+        "../envs/understudy.yaml"
+    shell:
+        UNDERSTUDY + " propose --settings {input.settings:q} --number {wildcards.number} --regions {input.regions:q}"
+        " --starts {input.starts:q} --trials-dir {params.trials:q} --output {output:q} --log {log:q}"
+
+
+rule train_target:
+    input:
+        **inputs_of_training("target"),
+        proposal=PATHS.proposal("{number}"),
+    output:
+        PATHS.target_result("{number}"),
+    log:
+        PATHS.log("train_target", "{number}"),
+    params:
+        store=PATHS.store,
+        progress=PATHS.progress,
+    threads: cores("target")
+    resources:
+        gpu=gpus("target"),
+    conda:
+        "../envs/understudy.yaml"
+    shell:
+        UNDERSTUDY + " train-target --proposal {input.proposal:q} --model {input.model:q} --manifest {input.manifest:q}"
+        " --train {input.train:q} --validation {input.validation:q} --execution {input.execution:q}"
+        " --training {input.training:q} --store {params.store:q} --progress {params.progress:q}"
+        " --output {output:q} --log {log:q}"
+
+
+rule select_finalists:
+    input:
+        settings=PATHS.settings("finalists"),
+        starts=PATHS.starts,
+        trials=all_target_results(),
+    output:
+        PATHS.selection,
+    log:
+        PATHS.log("select_finalists"),
+    conda:
+        "../envs/understudy.yaml"
+    shell:
+        UNDERSTUDY + " select-finalists --settings {input.settings:q} --starts {input.starts:q}"
+        " --trials {input.trials:q} --output {output:q} --log {log:q}"
+
+
+rule train_finalist:
+    input:
+        **inputs_of_training("target"),
+        settings=PATHS.settings("finalists"),
+        selection=PATHS.selection,
+    output:
+        PATHS.finalist_result("{rank}", "{seed}"),
+    log:
+        PATHS.log("train_finalist", "{rank}", "{seed}"),
+    params:
+        store=PATHS.store,
+        progress=PATHS.progress,
+    threads: cores("target")
+    resources:
+        gpu=gpus("target"),
+    conda:
+        "../envs/understudy.yaml"
+    shell:
+        UNDERSTUDY + " train-finalist --selection {input.selection:q} --settings {input.settings:q}"
+        " --rank {wildcards.rank} --seed-index {wildcards.seed} --model {input.model:q} --manifest {input.manifest:q}"
+        " --train {input.train:q} --validation {input.validation:q} --execution {input.execution:q}"
+        " --training {input.training:q} --store {params.store:q} --progress {params.progress:q}"
+        " --output {output:q} --log {log:q}"
+
+
+rule choose_winner:
+    input:
+        selection=PATHS.selection,
+        results=all_finalist_results(),
+    output:
+        PATHS.winner,
+    log:
+        PATHS.log("choose_winner"),
+    conda:
+        "../envs/understudy.yaml"
+    shell:
+        UNDERSTUDY + " choose-winner --selection {input.selection:q} --results {input.results:q}"
+        " --output {output:q} --log {log:q}"
+
+
+rule decode_search:
+    input:
+        settings=PATHS.settings("decode"),
+        winner=PATHS.winner,
+        model=PATHS.model("target"),
+        manifest=PATHS.manifest,
+        validation=PATHS.data("validation"),
+        execution=PATHS.execution,
+    output:
+        PATHS.decode,
+    log:
+        PATHS.log("decode_search"),
+    params:
+        store=PATHS.store,
+    threads: cores("target")
+    resources:
+        gpu=gpus("target"),
+    conda:
+        "../envs/understudy.yaml"
+    shell:
+        UNDERSTUDY + " decode-search --settings {input.settings:q} --winner {input.winner:q} --model {input.model:q}"
+        " --manifest {input.manifest:q} --validation {input.validation:q} --execution {input.execution:q}"
+        " --store {params.store:q} --output {output:q} --log {log:q}"
+
+
+rule test:
+    input:
+        settings=PATHS.settings("test"),
+        winner=PATHS.winner,
+        model=PATHS.model("target"),
+        manifest=PATHS.manifest,
+        validation=PATHS.data("validation"),
+        test=PATHS.data("test"),
+        execution=PATHS.execution,
+    output:
+        PATHS.test,
+    log:
+        PATHS.log("test"),
+    params:
+        store=PATHS.store,
+    threads: cores("target")
+    resources:
+        gpu=gpus("target"),
+    conda:
+        "../envs/understudy.yaml"
+    shell:
+        UNDERSTUDY + " test --settings {input.settings:q} --winner {input.winner:q} --model {input.model:q}"
+        " --manifest {input.manifest:q} --validation {input.validation:q} --test {input.test:q}"
+        " --execution {input.execution:q} --store {params.store:q} --output {output:q} --log {log:q}"

@@ -1,0 +1,47 @@
+"""Search the winner's decoding hyperparameters on validation prompts."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from understudy import process
+from understudy.artifacts import DecodeResults, Winner
+from understudy.files import read_model, write_json
+from understudy.sections import DecodeSection
+from understudy.store import Store
+from understudy.trial import DataManifest, Execution, ModelCard
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What a rule passes."""
+    for name in ("settings", "winner", "model", "manifest", "validation", "execution", "store", "output"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Write the scored configurations, best first; none where the config asks for none."""
+    section = read_model(arguments.settings, DecodeSection)
+    if section.decode.trials == 0:
+        write_json(arguments.output, DecodeResults(examples=0, trials=()))
+        return
+    process.end_with_parent()
+    execution = read_model(arguments.execution, Execution).target
+    process.set_threads(execution.threads)
+    from understudy.data.encoding import encode
+    from understudy.data.files import read_split
+    from understudy.models.loading import load_tokenizer
+    from understudy.train import decoding
+    from understudy.train.trained import trained_models
+
+    card = read_model(arguments.model, ModelCard)
+    winner = read_model(arguments.winner, Winner)
+    manifest = read_model(arguments.manifest, DataManifest)
+    tokenizer = load_tokenizer(card)
+    frame = read_split(arguments.validation, section.decode.examples)
+    folder = Store(arguments.store).adapter(winner.digests[0])
+    model = next(trained_models(card, execution, [folder]))
+    examples = encode(frame, tokenizer, manifest.max_length)
+    references = frame["completion"].to_list()
+    trials = decoding.search(model, tokenizer, examples, references, section.decode, execution, section.seed)
+    write_json(arguments.output, DecodeResults(examples=len(examples), trials=trials))

@@ -1,0 +1,113 @@
+"""From texts to tokens: what a model reads, and which of its tokens count."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from understudy.errors import DataError
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One example as tokens. Tokens from `completion_start` (at least 1) on are the completion.
+
+    The end-of-sequence token belongs to the completion, unless the completion had to be cut. `completion_bytes` is
+    the UTF-8 length of the completion's text as far as it is kept.
+    """
+
+    input_ids: list[int]
+    completion_start: int
+    completion_bytes: int
+
+
+def encode(frame: pl.DataFrame, tokenizer: Any, max_length: int) -> list[Encoded]:
+    """The rows of a split as tokens, at most `max_length` each, in the frame's order.
+
+    Prompt and completion are tokenised apart, so that a prompt is the same tokens in training and in generation.
+    Where an example is too long the prompt is cut from the left; only where the completion alone is too long it is
+    cut from the right. One token before the completion always stays, since nothing predicts a first token: the
+    beginning-of-sequence token where the tokenizer uses one, else the prompt's last token, else the
+    end-of-sequence token. Raises `DataError` for chats where the tokenizer has no chat template.
+    """
+    plain = [_Texts(row["prompt"], row["completion"], False) for row in frame.iter_rows(named=True) if not row["chat"]]
+    chats = [_chat_texts(row, tokenizer) for row in frame.iter_rows(named=True) if row["chat"]]
+    plain_encoded = iter(_encode_texts(plain, tokenizer, max_length))
+    chats_encoded = iter(_encode_texts(chats, tokenizer, max_length))
+    return [next(chats_encoded if is_chat else plain_encoded) for is_chat in frame["chat"]]
+
+
+def encode_prompt(prompt: str, chat: bool, tokenizer: Any, max_length: int) -> list[int]:
+    """A prompt's tokens as a model sees them before it generates: the last `max_length` of them."""
+    text = _prompt_text(prompt, tokenizer) if chat else prompt
+    start = [] if chat else _start(tokenizer)
+    tokens = _ids([text], tokenizer)[0]
+    return (start + tokens[-(max_length - len(start)) :]) or [tokenizer.eos_token_id]
+
+
+@dataclass(frozen=True)
+class _Texts:
+    prompt: str
+    completion: str
+    complete: bool  # the template has written the beginning and the end already
+
+
+def _encode_texts(texts: list[_Texts], tokenizer: Any, max_length: int) -> list[Encoded]:
+    if not texts:
+        return []
+    eos = int(tokenizer.eos_token_id)
+    start = [] if texts[0].complete else _start(tokenizer)
+    prompts = _ids([text.prompt for text in texts], tokenizer)
+    completions = _ids([text.completion for text in texts], tokenizer)
+    encoded = []
+    for text, prompt, completion in zip(texts, prompts, completions, strict=True):
+        ended = completion if completion[-1:] == [eos] else [*completion, eos]
+        kept = ended[: max_length - max(len(start), 1)]
+        room = max_length - len(start) - len(kept)
+        before = start + prompt[len(prompt) - min(room, len(prompt)) :] or [eos]
+        cut = len(kept) < len(ended)
+        length = _byte_length(tokenizer, kept) if cut or text.complete else len(text.completion.encode())
+        encoded.append(Encoded(before + kept, len(before), length))
+    return encoded
+
+
+def _ids(texts: list[str], tokenizer: Any) -> list[list[int]]:
+    found: list[list[int]] = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+    return found
+
+
+def _start(tokenizer: Any) -> list[int]:
+    """The beginning-of-sequence token, where this tokenizer puts one before a text."""
+    if tokenizer.bos_token_id is None:
+        return []
+    return [tokenizer.bos_token_id] if tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id else []
+
+
+def _byte_length(tokenizer: Any, tokens: list[int]) -> int:
+    text: str = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return len(text.encode())
+
+
+def _prompt_text(prompt: str, tokenizer: Any) -> str:
+    """A chat's turns in the tokenizer's template, up to where the assistant begins to speak."""
+    if tokenizer.chat_template is None:
+        raise DataError(
+            f"the data are chats, but the tokenizer of {tokenizer.name_or_path} has no chat template; "
+            "take a model that was made for chats, or data in the format prompt_completion"
+        )
+    text: str = tokenizer.apply_chat_template(json.loads(prompt), tokenize=False, add_generation_prompt=True)
+    return text
+
+
+def _chat_texts(row: dict[str, Any], tokenizer: Any) -> _Texts:
+    """Prompt and completion of a chat; the completion includes the template's end of turn."""
+    prompt = _prompt_text(row["prompt"], tokenizer)
+    turns = [*json.loads(row["prompt"]), {"role": "assistant", "content": row["completion"]}]
+    whole: str = tokenizer.apply_chat_template(turns, tokenize=False)
+    # some templates rewrite earlier turns once an answer follows; then the answer goes after the prompt as it is
+    completion = whole[len(prompt) :] if whole.startswith(prompt) else row["completion"]
+    stripped = completion.rstrip()
+    return _Texts(prompt, stripped if stripped.endswith(tokenizer.eos_token) else completion, True)

@@ -1,0 +1,62 @@
+"""The shape of the workflow's graph: which packs and finalists a config asks for. Known before anything has run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from understudy.config import StudyConfig
+from understudy.progress import STAGES
+
+KNOWN_DEFAULTS = 3  # the published rule, 3e-4 and 1e-3; see search/defaults.py
+
+
+@dataclass(frozen=True)
+class PackRange:
+    """A pack's trials: `count` of its origin, from number `first`."""
+
+    origin: str
+    first: int
+    count: int
+
+    @property
+    def numbers(self) -> range:
+        return range(self.first, self.first + self.count)
+
+
+def proxy_packs(config: StudyConfig) -> dict[str, PackRange]:
+    """The packs of the proxy search by id, such as `sobol-001`. More trials of one origin leave the others alone."""
+    proxy = config.proxy
+    counts = {
+        "default": KNOWN_DEFAULTS if proxy.defaults else 0,
+        "random": proxy.random,
+        "sobol": proxy.sobol,
+        "grid": math.prod(len(values) for values in proxy.grid.values()) if proxy.grid else 0,
+    }
+    packs: dict[str, PackRange] = {}
+    for origin, count in counts.items():
+        packs |= _split(origin, count, proxy.pack_size)
+    return packs
+
+
+def echo_packs(config: StudyConfig) -> dict[str, PackRange]:
+    """The packs that run target configurations back on the proxy, by id, such as `echo-000`."""
+    return _split("echo", config.target.trials, config.proxy.pack_size) if config.proxy.echo else {}
+
+
+def finalist_runs(config: StudyConfig) -> list[tuple[int, int]]:
+    """Pairs of rank and seed index. Rank 0 is the default configuration."""
+    finalists = config.finalists
+    return [(rank, seed) for rank in range(finalists.configurations + 1) for seed in range(finalists.seeds)]
+
+
+def totals(config: StudyConfig) -> dict[str, int]:
+    """How many trials each stage has in all."""
+    packs = [*proxy_packs(config).values(), *echo_packs(config).values()]
+    counts = (sum(pack.count for pack in packs), config.target.trials, len(finalist_runs(config)))
+    return dict(zip(STAGES, counts, strict=True))
+
+
+def _split(origin: str, count: int, size: int) -> dict[str, PackRange]:
+    starts = range(0, count, size)
+    return {f"{origin}-{i:03d}": PackRange(origin, first, min(size, count - first)) for i, first in enumerate(starts)}

@@ -1,0 +1,65 @@
+"""From a model card to a tokenizer and a base model in memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from understudy.errors import ModelError
+from understudy.models.quantization import keep_weights_unpacked, quantization_config
+from understudy.settings import Method
+from understudy.trial import ModelCard, ResolvedExecution
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def load_tokenizer(card: ModelCard) -> Any:
+    """The checkpoint's tokenizer. Where it has no padding token the end-of-sequence token pads.
+
+    Raises `ModelError` where it has no end-of-sequence token either: completions could not end.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(card.path, local_files_only=True)
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            f"the tokenizer in {card.path} has no end-of-sequence token; set `eos_token` in its tokenizer_config.json"
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_base(card: ModelCard, execution: ResolvedExecution, method: Method) -> PreTrainedModel:
+    """The base model on the stage's device, in eval mode, quantized as the card says.
+
+    For LoRA nothing in it requires a gradient. Weights that aren't quantized are float32 on CPUs and for full
+    fine-tuning; a frozen base on a GPU has the execution's dtype. The GPU is torch's current one. Raises `ModelError`
+    where full fine-tuning of a quantized model is asked for.
+    """
+    if method == "full" and card.quantization != "none":
+        raise ModelError(
+            f"`target.method: full` trains the weights themselves, but the {card.role} is quantized "
+            f"({card.quantization}); set `models.{card.role}.quantization: none`, or `target.method: lora`"
+        )
+    from transformers import AutoModelForCausalLM
+
+    frozen_on_gpu = execution.device == "cuda" and method == "lora"
+    dtype = torch.bfloat16 if frozen_on_gpu and execution.dtype == "bfloat16" else torch.float32
+    device = torch.device("cuda", torch.cuda.current_device()) if execution.device == "cuda" else torch.device("cpu")
+    model = AutoModelForCausalLM.from_pretrained(
+        card.path,
+        dtype=dtype,
+        device_map={"": device},
+        quantization_config=quantization_config(card.quantization, dtype),
+        local_files_only=True,
+    )
+    if card.quantization == "nf4":
+        keep_weights_unpacked(model)
+    if method == "lora":
+        model.requires_grad_(False)
+    model.config.use_cache = False
+    base: PreTrainedModel = model
+    return base

@@ -1,0 +1,64 @@
+"""Quantized bases through bitsandbytes, kept out of its traps."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+import torch
+
+from understudy.settings import Quantization
+
+
+def import_bitsandbytes() -> Any:
+    """The library, imported without its attempt to fetch a kernel from a hub.
+
+    On CPUs with AVX512-BF16 it would do so wherever the package `kernels` is installed, and warn where it isn't; the
+    kernel belongs to a path that `keep_weights_unpacked` switches off.
+    """
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    # LLM.int8() says at every product in float32 that it quantizes the input by way of float16
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    blocked = "kernels" not in sys.modules
+    if blocked:
+        sys.modules["kernels"] = None  # type: ignore[assignment]
+    try:
+        import bitsandbytes
+    finally:
+        if blocked:
+            del sys.modules["kernels"]
+    return bitsandbytes
+
+
+def quantization_config(quantization: Quantization, compute_dtype: torch.dtype) -> Any:
+    """Transformers' config for a kind of quantization; None for `none`.
+
+    NF4 with double quantization as in QLoRA (Dettmers et al. 2023); LLM.int8() with threshold 0, since with an outlier
+    threshold one row's outliers change the result of the rows beside it.
+    """
+    if quantization == "none":
+        return None
+    import_bitsandbytes()
+    from transformers import BitsAndBytesConfig
+
+    if quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute_dtype,
+    )
+
+
+def keep_weights_unpacked(model: torch.nn.Module) -> None:
+    """Keep every 4-bit layer out of the AVX512-BF16 path of bitsandbytes.
+
+    In eval mode that path repacks the weights in place, rounds their scales to bfloat16 and fails where the input
+    size is no multiple of 64: after one evaluation the model would train on other weights.
+    """
+    bitsandbytes = import_bitsandbytes()
+    for module in model.modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False

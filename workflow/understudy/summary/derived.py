@@ -1,0 +1,130 @@
+"""Tables that answer a question: who is best, does the proxy agree, what did it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import polars as pl
+
+from understudy.artifacts import Winner
+from understudy.hyperparameters import HYPERPARAMETERS
+from understudy.summary.statistics import Statistic, bootstrap_pairs, kendall, spearman, top_quartile_recall
+from understudy.trial import derive_seed
+
+AGREEMENT_SCHEMA = {
+    "statistic": pl.String,
+    "value": pl.Float64,
+    "low": pl.Float64,
+    "high": pl.Float64,
+    "confidence": pl.Float64,
+    "pairs": pl.Int64,
+}
+STATISTICS: Mapping[str, Statistic] = {
+    "spearman": spearman,
+    "kendall": kendall,
+    "top_quartile_recall": top_quartile_recall,
+}
+IMPORTANCE_SCHEMA = {"stage": pl.String, "parameter": pl.String, "importance": pl.Float64}
+STAGE_ORDER = ("proxy", "echo", "target", "finalist", "total")
+SECONDS_PER_HOUR = 3600.0
+
+
+def echo_pairs(trials: pl.DataFrame) -> pl.DataFrame:
+    """Configurations that both models ran to the end: id (the target trial's), echo, target and proxy loss; by id."""
+    echoes = trials.filter(pl.col("stage") == "proxy", pl.col("origin") == "echo").select(
+        pl.col("parents").list.first().alias("id"), pl.col("id").alias("echo"), pl.col("objective").alias("proxy")
+    )
+    targets = trials.filter(pl.col("stage") == "target").select("id", pl.col("objective").alias("target"))
+    return targets.join(echoes, on="id").drop_nulls().select("id", "echo", "target", "proxy").sort("id", "echo")
+
+
+def agreement(pairs: pl.DataFrame, confidence: float, seed: int) -> pl.DataFrame:
+    """Rank agreement of proxy and target on `echo_pairs`, with intervals: `AGREEMENT_SCHEMA`.
+
+    Value and interval are null where there are too few pairs to tell.
+    """
+    x, y = (pairs[name].to_numpy() for name in ("proxy", "target"))
+    rows = []
+    for name, statistic in STATISTICS.items():
+        found = bootstrap_pairs(x, y, statistic, confidence, derive_seed(seed, "summary", name))
+        numbers = found.model_dump() if found else {"confidence": confidence}
+        rows.append({"statistic": name, "pairs": len(pairs), **numbers})
+    return pl.DataFrame(rows, schema=AGREEMENT_SCHEMA)
+
+
+def cost_per_stage(trials: pl.DataFrame, costs: pl.DataFrame) -> pl.DataFrame:
+    """What each stage took: stage, trials, flops, wall_seconds, gpu_hours, share (of all FLOPs; null if none).
+
+    `wall_seconds` sums over trials as if they had run one after the other. The echo trials, which measure how well the
+    proxy agrees with the target, are told apart from the proxy's own search. The last row is the total.
+    """
+    stage = pl.when(pl.col("origin") == "echo").then(pl.lit("echo")).otherwise("stage")
+    named = trials.select("id", "stage", stage.alias("part")).join(costs, on=["id", "stage"])
+    sums = (
+        pl.len().cast(pl.Int64).alias("trials"),
+        pl.col("flops").sum(),
+        pl.col("wall_seconds").sum(),
+        (pl.col("gpu_seconds").sum() / SECONDS_PER_HOUR).alias("gpu_hours"),
+    )
+    # sorted before it is summed: the last digit of a sum depends on the order
+    parts = named.sort("part", "id").group_by("part", maintain_order=True).agg(sums)
+    total = named.sort("part", "id").select(pl.lit("total").alias("part"), *sums) if len(named) else parts
+    order = pl.col("part").replace_strict(STAGE_ORDER, range(len(STAGE_ORDER)), return_dtype=pl.Int64)
+    whole = pl.col("flops").filter(pl.col("part") == "total").first()
+    share = pl.when(whole > 0).then(pl.col("flops") / whole)
+    together = pl.concat([parts, total]).sort(order)
+    return together.with_columns(share.alias("share")).rename({"part": "stage"})
+
+
+def leaderboard(trials: pl.DataFrame, winner: Winner, searched: Sequence[str]) -> pl.DataFrame:
+    """Finalists by mean validation loss, then target trials by loss; what has no loss comes last in each part.
+
+    Columns: name, kind (finalist | target), origin, winner, status, mean, sd (of a sample, over seeds), seeds (with a
+    loss), then the searched hyperparameters. Finalist 0 is the default configuration.
+    """
+    values = [name for name in HYPERPARAMETERS if name in searched]
+    columns = ["name", "kind", "origin", "winner", "status", "mean", "sd", "seeds", *values]
+    parts = [_finalists(trials, winner, values), _targets(trials, values)]
+    return pl.concat([part.select(columns) for part in parts])
+
+
+def _finalists(trials: pl.DataFrame, winner: Winner, values: Sequence[str]) -> pl.DataFrame:
+    rank = pl.col("id").str.extract(r"^f(\d+)s\d+$").cast(pl.Int64)
+    seeds = pl.col("objective").count()
+    return (
+        trials.filter(pl.col("stage") == "finalist")
+        .with_columns(rank.alias("rank"))
+        .sort("rank", "id")
+        .group_by("rank", maintain_order=True)
+        .agg(
+            pl.lit("finalist").alias("kind"),
+            pl.col("origin").first(),
+            pl.when(seeds == pl.len()).then(pl.lit("complete")).otherwise(pl.lit("incomplete")).first().alias("status"),
+            pl.when(seeds > 0).then(pl.col("objective").mean()).first().alias("mean"),
+            pl.col("objective").std().alias("sd"),
+            seeds.cast(pl.Int64).alias("seeds"),
+            *(pl.col(name).first() for name in values),
+        )
+        .with_columns(
+            pl.format("finalist {}", "rank").alias("name"), (pl.col("rank") == winner.rank).alias("winner")
+        )
+        .sort("mean", "rank", nulls_last=True)
+    )
+
+
+def _targets(trials: pl.DataFrame, values: Sequence[str]) -> pl.DataFrame:
+    return (
+        trials.filter(pl.col("stage") == "target")
+        .select(
+            pl.col("id").alias("name"),
+            pl.lit("target").alias("kind"),
+            "origin",
+            pl.lit(False).alias("winner"),
+            "status",
+            pl.col("objective").alias("mean"),
+            pl.lit(None, pl.Float64).alias("sd"),
+            pl.col("objective").is_not_null().cast(pl.Int64).alias("seeds"),
+            *values,
+        )
+        .sort("mean", "name", nulls_last=True)
+    )

@@ -1,0 +1,127 @@
+"""The decoding search: which arguments of `generate` make the winner's completions most like the references."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from understudy.artifacts import DecodeTrial
+from understudy.data.encoding import Encoded
+from understudy.hyperparameters import Value
+from understudy.settings import DecodeSettings
+from understudy.trial import ResolvedExecution, derive_seed
+
+BATCH = 16  # prompts that are completed at a time
+
+
+def configuration(seed: int, index: int) -> dict[str, Value]:
+    """The index-th decoding configuration: greedy, then beam search, then sampling at random settings.
+
+    It depends on the seed and the index alone. Ranges are those that model cards recommend from: temperature 0.1 to
+    1.2, nucleus 0.5 to 1, repetition penalty 1 to 1.3 (Keskar et al. 2019 use 1.2).
+    """
+    if index == 0:
+        return {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0}
+    if index == 1:
+        return {"do_sample": False, "num_beams": 4, "repetition_penalty": 1.0}
+    draw = np.random.default_rng(derive_seed(seed, "decode", index))
+    penalty = round(float(draw.uniform(1.0, 1.3)), 3)
+    if index % 4 == 1:
+        return {"do_sample": False, "num_beams": int(draw.integers(2, 6)), "repetition_penalty": penalty}
+    return {
+        "do_sample": True,
+        "num_beams": 1,
+        "temperature": round(float(draw.uniform(0.1, 1.2)), 3),
+        "top_p": round(float(draw.uniform(0.5, 1.0)), 3),
+        "repetition_penalty": penalty,
+    }
+
+
+def search(
+    model: Any,
+    tokenizer: Any,
+    examples: Sequence[Encoded],
+    references: Sequence[str],
+    settings: DecodeSettings,
+    execution: ResolvedExecution,
+    seed: int,
+) -> tuple[DecodeTrial, ...]:
+    """Score `settings.trials` configurations on the same prompts; best chrF first, ties to the earlier one."""
+    trials = [
+        _score(model, tokenizer, examples, references, settings, execution, derive_seed(seed, "decode-run"), index, seed)
+        for index in range(settings.trials)
+    ]
+    return tuple(sorted(trials, key=lambda trial: (-trial.chrf, trial.id)))
+
+
+def _score(
+    model: Any,
+    tokenizer: Any,
+    examples: Sequence[Encoded],
+    references: Sequence[str],
+    settings: DecodeSettings,
+    execution: ResolvedExecution,
+    run_seed: int,
+    index: int,
+    seed: int,
+) -> DecodeTrial:
+    import torch
+    from sacrebleu.metrics import CHRF
+
+    generation = configuration(seed, index)
+    torch.manual_seed(run_seed)
+    began = time.perf_counter()
+    texts: list[str] = []
+    lengths: list[int] = []
+    for start in range(0, len(examples), BATCH):
+        prompts = [example.input_ids[: example.completion_start] for example in examples[start : start + BATCH]]
+        for tokens in _complete(model, tokenizer, prompts, generation, settings.max_new_tokens, execution):
+            texts.append(tokenizer.decode(tokens, skip_special_tokens=True).strip())
+            lengths.append(len(tokens))
+    wanted = [reference.strip() for reference in references]
+    return DecodeTrial(
+        id=f"c{index:02d}",
+        generation=generation,
+        chrf=round(CHRF().corpus_score(texts, [wanted]).score, 6),
+        exact_match=sum(text == reference for text, reference in zip(texts, wanted, strict=True)) / len(wanted),
+        mean_new_tokens=sum(lengths) / len(lengths),
+        wall_seconds=time.perf_counter() - began,
+    )
+
+
+def _complete(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[list[int]],
+    generation: dict[str, Value],
+    max_new_tokens: int,
+    execution: ResolvedExecution,
+) -> list[list[int]]:
+    """The new tokens of each prompt, without end-of-sequence and padding."""
+    import torch
+    from transformers import GenerationConfig
+
+    start_token = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    prompts = [prompt or [start_token] for prompt in prompts]  # `text` data has no prompts
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    width = max(map(len, prompts))
+    ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=execution.device)
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=execution.device)
+    config = GenerationConfig(
+        **generation,
+        max_new_tokens=max_new_tokens,
+        pad_token_id=pad,
+        eos_token_id=tokenizer.eos_token_id,
+        use_cache=True,
+    )
+    with torch.no_grad():
+        output = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+    ends = {tokenizer.eos_token_id, pad}
+    completions: list[list[int]] = []
+    for row in output[:, width:].tolist():
+        stop = next((i for i, token in enumerate(row) if token in ends), len(row))
+        completions.append(row[:stop])
+    return completions

@@ -1,0 +1,37 @@
+"""Trained models out of the store: a base with an adapter, or all of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from understudy.errors import CorruptFileError
+from understudy.models.loading import load_base
+from understudy.trial import ModelCard, ResolvedExecution
+
+
+def trained_models(card: ModelCard, execution: ResolvedExecution, folders: Sequence[Path]) -> Iterator[Any]:
+    """Yield each trained model in turn, in evaluation mode; the base is loaded once.
+
+    A model is only whole until the next one is asked for: adapters are taken off again.
+    """
+    base: Any = None
+    for folder in folders:
+        if (folder / "adapter_config.json").exists():
+            base = load_base(card, execution, "lora") if base is None else base
+            model = _with_adapter(base, folder)
+            yield model.eval()
+            base = model.unload()
+        elif (folder / "config.json").exists():
+            yield load_base(card.model_copy(update={"path": str(folder)}), execution, "full").eval()
+        else:
+            raise CorruptFileError(
+                f"{folder} holds neither an adapter nor weights; delete {folder.parent} and run the workflow again"
+            )
+
+
+def _with_adapter(base: Any, folder: Path) -> Any:
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(base, str(folder))
