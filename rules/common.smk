@@ -1,20 +1,22 @@
-import shlex
 import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 
 sys.path.insert(0, workflow.basedir)
 
-from understudy import graph, lock, progress
-from understudy.config import parse
+from understudy import graph, lock, process, progress
+from understudy.config import parse as parse_study
 from understudy.data.pin import check_interpreter
 from understudy.errors import UnderstudyError
 from understudy.paths import StudyPaths
 from understudy.sections import sections
 
 try:
-    STUDY = parse(config, " + ".join(map(str, workflow.configfiles)) or "the config")
+    STUDY = parse_study(
+        config, " + ".join(map(str, workflow.configfiles)) or "the config"
+    )
 except UnderstudyError as error:
     raise WorkflowError(str(error)) from None
 
@@ -23,9 +25,9 @@ SETTINGS = sections(STUDY)
 PROXY_PACKS = graph.proxy_packs(STUDY)
 ECHO_PACKS = graph.echo_packs(STUDY)
 
-# Each job replaces its shell, so that it sees at once when the workflow's main process is gone.
-_INTERPRETER = "python" if workflow.deployment_settings.deployment_method else shlex.quote(sys.executable)
-UNDERSTUDY = f"PYTHONPATH={shlex.quote(workflow.basedir)} exec {_INTERPRETER} -m understudy"
+# Rules call `exec python -m understudy …`: this interpreter, or that of a conda environment activated in front of it.
+# `exec` makes the command a child of this process, so that it sees at once when this process is gone.
+process.lead_path(workflow.basedir)
 
 
 wildcard_constraints:
@@ -46,6 +48,22 @@ def begin_run():
     except UnderstudyError as error:
         raise WorkflowError(str(error)) from None
     progress.start(PATHS.progress, graph.totals(STUDY))
+    progress.hush(logger)
+
+
+def show_headline():
+    """Print what the study found, where it ran to its end."""
+    if PATHS.headline.exists():
+        print("", PATHS.headline.read_text(encoding="utf-8"), sep="\n", flush=True)
+
+
+def explain_failure():
+    """Say what is safe and what to do."""
+    print(
+        f"\nThe study stopped before its end. Messages above and in {PATHS.root / 'logs'} say why."
+        "\nNothing that has finished is lost: mend the cause and start again with the same command.",
+        flush=True,
+    )
 
 
 def inputs_of_training(role):
@@ -94,7 +112,9 @@ def all_target_results():
 
 def all_finalist_results():
     """The finalists' results, rank by rank."""
-    return [PATHS.finalist_result(rank, seed) for rank, seed in graph.finalist_runs(STUDY)]
+    return [
+        PATHS.finalist_result(rank, seed) for rank, seed in graph.finalist_runs(STUDY)
+    ]
 
 
 def before_proposal(wildcards):

@@ -7,12 +7,12 @@ rule write_settings:
         PATHS.settings("{section}"),
     log:
         PATHS.log("write_settings", "{section}"),
-    params:
-        content=lambda wildcards: SETTINGS[wildcards.section].model_dump_json(),
     conda:
         "../envs/understudy.yaml"
+    params:
+        content=lambda wildcards: SETTINGS[wildcards.section].model_dump_json(),
     shell:
-        UNDERSTUDY + " write-settings --content {params.content:q} --output {output:q} --log {log:q}"
+        "exec python -m understudy write-settings --content {params.content:q} --output {output:q} --log {log:q}"
 
 
 rule prepare_data:
@@ -28,7 +28,7 @@ rule prepare_data:
     conda:
         "../envs/understudy.yaml"
     shell:
-        UNDERSTUDY + " prepare-data --settings {input.settings:q} --train {output.train:q}"
+        "exec python -m understudy prepare-data --settings {input.settings:q} --train {output.train:q}"
         " --validation {output.validation:q} --test {output.test:q} --manifest {output.manifest:q} --log {log:q}"
 
 
@@ -40,11 +40,11 @@ rule prepare_model:
         PATHS.model("{role}"),
     log:
         PATHS.log("prepare_model", "{role}"),
-    threads: lambda wildcards: getattr(STUDY.execution, wildcards.role).threads
     conda:
         "../envs/understudy.yaml"
+    threads: lambda wildcards: getattr(STUDY.execution, wildcards.role).threads
     shell:
-        UNDERSTUDY + " prepare-model --settings {input.settings:q} --manifest {input.manifest:q}"
+        "exec python -m understudy prepare-model --settings {input.settings:q} --manifest {input.manifest:q}"
         " --output {output:q} --log {log:q}"
 
 
@@ -58,10 +58,10 @@ rule prepare_execution:
         PATHS.execution,
     log:
         PATHS.log("prepare_execution"),
-    resources:
-        gpu=max(gpus("proxy"), gpus("target")),
     conda:
         "../envs/understudy.yaml"
+    resources:
+        gpu=max(gpus("proxy"), gpus("target")),
     shell:
-        UNDERSTUDY + " prepare-execution --settings {input.settings:q} --proxy-model {input.proxy:q}"
+        "exec python -m understudy prepare-execution --settings {input.settings:q} --proxy-model {input.proxy:q}"
         " --target-model {input.target:q} --manifest {input.manifest:q} --output {output:q} --log {log:q}"

@@ -12,14 +12,14 @@ rule plan_pack:
         PATHS.pack_specs("{pack}"),
     log:
         PATHS.log("plan_pack", "{pack}"),
-    params:
-        first=lambda wildcards: PROXY_PACKS[wildcards.pack].first,
-        count=lambda wildcards: PROXY_PACKS[wildcards.pack].count,
     conda:
         "../envs/understudy.yaml"
+    params:
+        first=lambda wildcards: PROXY_PACKS[wildcards.pack].first,
+        number=lambda wildcards: PROXY_PACKS[wildcards.pack].count,
     shell:
-        UNDERSTUDY + " plan-pack --settings {input.settings:q} --model {input.model:q} --pack {wildcards.pack}"
-        " --first {params.first} --count {params.count} --output {output:q} --log {log:q}"
+        "exec python -m understudy plan-pack --settings {input.settings:q} --model {input.model:q} --pack {wildcards.pack}"
+        " --first {params.first} --count {params.number} --output {output:q} --log {log:q}"
 
 
 rule plan_echo:
@@ -35,7 +35,7 @@ rule plan_echo:
     conda:
         "../envs/understudy.yaml"
     shell:
-        UNDERSTUDY + " plan-echo --settings {input.settings:q} --model {input.model:q} --regions {input.regions:q}"
+        "exec python -m understudy plan-echo --settings {input.settings:q} --model {input.model:q} --regions {input.regions:q}"
         " --pack {wildcards.echo} --proposals {input.proposals:q} --output {output:q} --log {log:q}"
 
 
@@ -47,16 +47,16 @@ rule train_pack:
         PATHS.pack_results("{pack}"),
     log:
         PATHS.log("train_pack", "{pack}"),
-    params:
-        store=PATHS.store,
-        progress=PATHS.progress,
+    conda:
+        "../envs/understudy.yaml"
     threads: cores("proxy")
     resources:
         gpu=gpus("proxy"),
-    conda:
-        "../envs/understudy.yaml"
+    params:
+        store=PATHS.store,
+        progress=PATHS.progress,
     shell:
-        UNDERSTUDY + " train-pack --specs {input.specs:q} --model {input.model:q} --manifest {input.manifest:q}"
+        "exec python -m understudy train-pack --specs {input.specs:q} --model {input.model:q} --manifest {input.manifest:q}"
         " --train {input.train:q} --validation {input.validation:q} --execution {input.execution:q}"
         " --training {input.training:q} --store {params.store:q} --progress {params.progress:q}"
         " --output {output:q} --log {log:q}"
@@ -82,4 +82,4 @@ rule collect_proxy:
     conda:
         "../envs/understudy.yaml"
     shell:
-        UNDERSTUDY + " collect-proxy --packs {input:q} --output {output:q} --log {log:q}"
+        "exec python -m understudy collect-proxy --packs {input:q} --output {output:q} --log {log:q}"

@@ -26,21 +26,45 @@ rule summarise:
             PATHS.table("{name}", "csv"),
             name=["trials", "importance", "agreement", "cost_per_stage"],
         ),
-        report(PATHS.table("leaderboard", "csv"), caption="../workflow/report/leaderboard.rst", category="Tables"),
-        report(PATHS.figure("progress"), caption="../workflow/report/progress.rst", category="Figures"),
-        report(PATHS.figure("importance"), caption="../workflow/report/importance.rst", category="Figures"),
-        report(PATHS.figure("agreement"), caption="../workflow/report/agreement.rst", category="Figures"),
-        report(PATHS.figure("slices"), caption="../workflow/report/slices.rst", category="Figures"),
-        report(PATHS.figure("curves"), caption="../workflow/report/curves.rst", category="Figures"),
+        report(
+            PATHS.table("leaderboard", "csv"),
+            caption="../workflow/report/leaderboard.rst",
+            category="Tables",
+        ),
+        report(
+            PATHS.figure("progress"),
+            caption="../workflow/report/progress.rst",
+            category="Figures",
+        ),
+        report(
+            PATHS.figure("importance"),
+            caption="../workflow/report/importance.rst",
+            category="Figures",
+        ),
+        report(
+            PATHS.figure("agreement"),
+            caption="../workflow/report/agreement.rst",
+            category="Figures",
+        ),
+        report(
+            PATHS.figure("slices"),
+            caption="../workflow/report/slices.rst",
+            category="Figures",
+        ),
+        report(
+            PATHS.figure("curves"),
+            caption="../workflow/report/curves.rst",
+            category="Figures",
+        ),
         headline=PATHS.headline,
     log:
         PATHS.log("summarise"),
-    params:
-        folder=PATHS.headline.parent,
     conda:
         "../envs/understudy.yaml"
+    params:
+        folder=PATHS.headline.parent,
     shell:
-        UNDERSTUDY + " summarise --settings {input.settings:q} --packs {input.packs:q} --targets {input.targets:q}"
+        "exec python -m understudy summarise --settings {input.settings:q} --packs {input.packs:q} --targets {input.targets:q}"
         " --finalists {input.finalists:q} --proposals {input.proposals:q} --regions {input.regions:q}"
         " --starts {input.starts:q} --winner {input.winner:q} --test {input.test:q} --decode {input.decode:q}"
         " --models {input.models:q} --execution {input.execution:q} --output {params.folder:q} --log {log:q}"
@@ -63,14 +87,14 @@ rule write_report:
         best=PATHS.best_config,
     log:
         PATHS.log("write_report"),
+    conda:
+        "../envs/understudy.yaml"
     params:
         summary=PATHS.headline.parent,
         best=PATHS.best_config.parent,
         store=PATHS.store,
-    conda:
-        "../envs/understudy.yaml"
     shell:
-        UNDERSTUDY + " report --settings {input.settings:q} --summary {params.summary:q} --manifest {input.manifest:q}"
+        "exec python -m understudy report --settings {input.settings:q} --summary {params.summary:q} --manifest {input.manifest:q}"
         " --execution {input.execution:q} --models {input.models:q} --regions {input.regions:q}"
         " --winner {input.winner:q} --test {input.test:q} --decode {input.decode:q} --store {params.store:q}"
         " --config {input.study:q} --report {output.report:q} --best {params.best:q} --log {log:q}"

@@ -14,12 +14,12 @@ rule propose:
         PATHS.proposal("{number}"),
     log:
         PATHS.log("propose", "{number}"),
-    params:
-        trials=PATHS.root / "target" / "trials",
     conda:
         "../envs/understudy.yaml"
+    params:
+        trials=PATHS.root / "target" / "trials",
     shell:
-        UNDERSTUDY + " propose --settings {input.settings:q} --number {wildcards.number} --regions {input.regions:q}"
+        "exec python -m understudy propose --settings {input.settings:q} --number {wildcards.number} --regions {input.regions:q}"
         " --starts {input.starts:q} --trials-dir {params.trials:q} --output {output:q} --log {log:q}"
 
 
@@ -31,16 +31,16 @@ rule train_target:
         PATHS.target_result("{number}"),
     log:
         PATHS.log("train_target", "{number}"),
-    params:
-        store=PATHS.store,
-        progress=PATHS.progress,
+    conda:
+        "../envs/understudy.yaml"
     threads: cores("target")
     resources:
         gpu=gpus("target"),
-    conda:
-        "../envs/understudy.yaml"
+    params:
+        store=PATHS.store,
+        progress=PATHS.progress,
     shell:
-        UNDERSTUDY + " train-target --proposal {input.proposal:q} --model {input.model:q} --manifest {input.manifest:q}"
+        "exec python -m understudy train-target --proposal {input.proposal:q} --model {input.model:q} --manifest {input.manifest:q}"
         " --train {input.train:q} --validation {input.validation:q} --execution {input.execution:q}"
         " --training {input.training:q} --store {params.store:q} --progress {params.progress:q}"
         " --output {output:q} --log {log:q}"
@@ -58,7 +58,7 @@ rule select_finalists:
     conda:
         "../envs/understudy.yaml"
     shell:
-        UNDERSTUDY + " select-finalists --settings {input.settings:q} --starts {input.starts:q}"
+        "exec python -m understudy select-finalists --settings {input.settings:q} --starts {input.starts:q}"
         " --trials {input.trials:q} --output {output:q} --log {log:q}"
 
 
@@ -71,16 +71,16 @@ rule train_finalist:
         PATHS.finalist_result("{rank}", "{seed}"),
     log:
         PATHS.log("train_finalist", "{rank}", "{seed}"),
-    params:
-        store=PATHS.store,
-        progress=PATHS.progress,
+    conda:
+        "../envs/understudy.yaml"
     threads: cores("target")
     resources:
         gpu=gpus("target"),
-    conda:
-        "../envs/understudy.yaml"
+    params:
+        store=PATHS.store,
+        progress=PATHS.progress,
     shell:
-        UNDERSTUDY + " train-finalist --selection {input.selection:q} --settings {input.settings:q}"
+        "exec python -m understudy train-finalist --selection {input.selection:q} --settings {input.settings:q}"
         " --rank {wildcards.rank} --seed-index {wildcards.seed} --model {input.model:q} --manifest {input.manifest:q}"
         " --train {input.train:q} --validation {input.validation:q} --execution {input.execution:q}"
         " --training {input.training:q} --store {params.store:q} --progress {params.progress:q}"
@@ -98,7 +98,7 @@ rule choose_winner:
     conda:
         "../envs/understudy.yaml"
     shell:
-        UNDERSTUDY + " choose-winner --selection {input.selection:q} --results {input.results:q}"
+        "exec python -m understudy choose-winner --selection {input.selection:q} --results {input.results:q}"
         " --output {output:q} --log {log:q}"
 
 
@@ -114,15 +114,15 @@ rule decode_search:
         PATHS.decode,
     log:
         PATHS.log("decode_search"),
-    params:
-        store=PATHS.store,
+    conda:
+        "../envs/understudy.yaml"
     threads: cores("target")
     resources:
         gpu=gpus("target"),
-    conda:
-        "../envs/understudy.yaml"
+    params:
+        store=PATHS.store,
     shell:
-        UNDERSTUDY + " decode-search --settings {input.settings:q} --winner {input.winner:q} --model {input.model:q}"
+        "exec python -m understudy decode-search --settings {input.settings:q} --winner {input.winner:q} --model {input.model:q}"
         " --manifest {input.manifest:q} --validation {input.validation:q} --execution {input.execution:q}"
         " --store {params.store:q} --output {output:q} --log {log:q}"
 
@@ -140,14 +140,14 @@ rule test:
         PATHS.test,
     log:
         PATHS.log("test"),
-    params:
-        store=PATHS.store,
+    conda:
+        "../envs/understudy.yaml"
     threads: cores("target")
     resources:
         gpu=gpus("target"),
-    conda:
-        "../envs/understudy.yaml"
+    params:
+        store=PATHS.store,
     shell:
-        UNDERSTUDY + " test --settings {input.settings:q} --winner {input.winner:q} --model {input.model:q}"
+        "exec python -m understudy test --settings {input.settings:q} --winner {input.winner:q} --model {input.model:q}"
         " --manifest {input.manifest:q} --validation {input.validation:q} --test {input.test:q}"
         " --execution {input.execution:q} --store {params.store:q} --output {output:q} --log {log:q}"

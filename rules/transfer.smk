@@ -16,5 +16,5 @@ rule transfer:
     conda:
         "../envs/understudy.yaml"
     shell:
-        UNDERSTUDY + " transfer --settings {input.settings:q} --trials {input.trials:q} --proxy-model {input.proxy:q}"
+        "exec python -m understudy transfer --settings {input.settings:q} --trials {input.trials:q} --proxy-model {input.proxy:q}"
         " --target-model {input.target:q} --regions {output.regions:q} --starts {output.starts:q} --log {log:q}"

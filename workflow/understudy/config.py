@@ -81,6 +81,8 @@ def schema() -> dict[str, Any]:
     made = StudyConfig.model_json_schema()
     made["title"] = "understudy study"
     made["$defs"]["Range"]["properties"].pop("integer")
+    values = made["$defs"]["Choices"]["properties"]["choices"]
+    made["properties"]["space"]["additionalProperties"]["oneOf"].append({**values, "title": "Choices, in short"})
     return made
 
 
@@ -105,6 +107,7 @@ def _with_kinds(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]
 
 def _parameter(path: str, name: str, value: Any, problems: dict[str, str]) -> Any:
     """One entry of `space` with coerced numbers; a plain list is short for `choices`."""
+    listed = path if isinstance(value, list) else f"{path}.choices"
     if isinstance(value, list):
         value = {"choices": value}
     if not isinstance(value, Mapping):
@@ -118,7 +121,7 @@ def _parameter(path: str, name: str, value: Any, problems: dict[str, str]) -> An
             coerced[key] = _coerced(f"{path}.{key}", name, value[key], problems)
     if isinstance(choices := value.get("choices"), list):
         coerced["choices"] = [
-            _coerced(f"{path}.choices[{i}]", name, choice, problems) for i, choice in enumerate(choices)
+            _coerced(f"{listed}[{i}]", name, choice, problems) for i, choice in enumerate(choices)
         ]
     elif name in HYPERPARAMETERS:
         if HYPERPARAMETERS[name].kind in (str, bool):

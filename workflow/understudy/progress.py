@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import time
@@ -22,6 +23,12 @@ def set_terminal(stream: TextIO) -> None:
     """Where progress is shown when the process's own output goes to a log."""
     global _terminal
     _terminal = stream
+
+
+def hush(logger: logging.Logger) -> None:
+    """Drop Snakemake's two lines per job, between which the progress of trials would be lost."""
+    lines = ("Select jobs to execute", "Execute ")
+    logger.addFilter(lambda record: not str(record.msg).startswith(lines))
 
 
 def start(path: Path, totals: dict[str, int]) -> None:

@@ -62,15 +62,22 @@ def _examples(path: Path, counts: Counter[str]) -> Iterator[Example]:
     for function, owner, name in _functions(tree, None, ""):
         counts["functions"] += 1
         completion = _summary(function)
-        if completion is None:
-            counts["dropped_without_docstring"] += 1
-            continue
-        if not completion.isprintable() or not SHORTEST <= len(completion) <= LONGEST:
-            counts["dropped_too_short" if len(completion) < SHORTEST else "dropped_too_long"] += 1
+        if reason := _reason_to_drop(completion):
+            counts[f"dropped_{reason}"] += 1
             continue
         uses[name] += 1
         suffix = f"#{uses[name]}" if uses[name] > 1 else ""  # a property's setter has its getter's name
         yield Example(f"{module}:{name}{suffix}", stdlib.group(path), _signature(function, owner), completion)
+
+
+def _reason_to_drop(completion: str) -> str | None:
+    if not completion:
+        return "without_docstring"
+    if not completion.isprintable():  # also what UTF-8 can't write
+        return "unprintable"
+    if not SHORTEST <= len(completion) <= LONGEST:
+        return "too_short" if len(completion) < SHORTEST else "too_long"
+    return None
 
 
 def _functions(node: ast.AST, owner: str | None, prefix: str) -> Iterator[tuple[_Function, str | None, str]]:
@@ -85,10 +92,10 @@ def _functions(node: ast.AST, owner: str | None, prefix: str) -> Iterator[tuple[
             yield from _functions(child, owner, prefix)
 
 
-def _summary(function: _Function) -> str | None:
-    """The docstring's first paragraph on one line."""
-    text = ast.get_docstring(function)
-    return " ".join(text.split("\n\n", 1)[0].split()) if text else None
+def _summary(function: _Function) -> str:
+    """The docstring's first paragraph on one line; empty where there is none."""
+    text = ast.get_docstring(function) or ""
+    return " ".join(text.split("\n\n", 1)[0].split())
 
 
 def _signature(function: _Function, owner: str | None) -> str:

@@ -37,9 +37,16 @@ def assign_groups(sizes: Mapping[str, int], settings: DataSettings, seed: int) -
     return {name: chosen.get(name, "train") for name in sorted(sizes)}
 
 
-def cut(examples: Sequence[Example], splits: Sequence[Split], settings: DataSettings, seed: int) -> dict[Split, int]:
-    """How many of some examples go to each of `splits`; the rest stays. At least one each where there are any."""
-    return {split: min(len(examples), max(1, round(shares(settings)[split] * len(examples)))) for split in splits}
+def cut_off(
+    examples: Sequence[Example], wanted: Sequence[Split], settings: DataSettings, seed: int
+) -> dict[Split, list[Example]]:
+    """Train, and the `wanted` held-out splits cut from it: examples chosen by a hash of the seed and what they say."""
+    order = shuffled(examples, seed)
+    chosen: dict[Split, list[Example]] = {}
+    for split in wanted:
+        count = max(1, round(shares(settings)[split] * len(examples)))
+        chosen[split], order = order[:count], order[count:]
+    return {"train": order, **chosen}
 
 
 def shuffled(examples: Sequence[Example], seed: int) -> list[Example]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import polars as pl
 
 from understudy.artifacts import Winner
-from understudy.hyperparameters import HYPERPARAMETERS
+from understudy.hyperparameters import HYPERPARAMETERS, Value
 from understudy.summary.statistics import Statistic, bootstrap_pairs, kendall, spearman, top_quartile_recall
 from understudy.trial import derive_seed
 
@@ -105,9 +105,7 @@ def _finalists(trials: pl.DataFrame, winner: Winner, values: Sequence[str]) -> p
             seeds.cast(pl.Int64).alias("seeds"),
             *(pl.col(name).first() for name in values),
         )
-        .with_columns(
-            pl.format("finalist {}", "rank").alias("name"), (pl.col("rank") == winner.rank).alias("winner")
-        )
+        .with_columns(pl.format("finalist {}", "rank").alias("name"), (pl.col("rank") == winner.rank).alias("winner"))
         .sort("mean", "rank", nulls_last=True)
     )
 
@@ -128,3 +126,46 @@ def _targets(trials: pl.DataFrame, values: Sequence[str]) -> pl.DataFrame:
         )
         .sort("mean", "name", nulls_last=True)
     )
+
+
+def progress_steps(trials: pl.DataFrame, costs: pl.DataFrame, kinds: Mapping[str, str]) -> pl.DataFrame:
+    """The target's trials in order: id, kind (start | guided | explore), objective, best (so far), flops (cumulative).
+
+    The cumulative cost begins with the proxy's search; the echoes, which come after it, aren't in it.
+    """
+    target = trials.filter(pl.col("stage") == "target").select("id", "stage", "objective")
+    before = search_flops(trials, costs)
+    return (
+        target.join(costs.select("id", "stage", "flops"), on=["id", "stage"], how="left")
+        .sort("id")
+        .with_columns(
+            pl.col("id").replace_strict(dict(kinds), default="guided", return_dtype=pl.String).alias("kind"),
+            pl.col("objective").cum_min().forward_fill().alias("best"),
+            (pl.col("flops").fill_null(0.0).cum_sum() + before).alias("flops"),
+        )
+        .select("id", "kind", "objective", "best", "flops")
+    )
+
+
+def search_flops(trials: pl.DataFrame, costs: pl.DataFrame) -> float:
+    """FLOPs of the proxy's own search, without the echoes."""
+    proxy = trials.filter(pl.col("stage") == "proxy", pl.col("origin") != "echo").select("id", "stage")
+    return float(proxy.join(costs, on=["id", "stage"]).sort("id")["flops"].sum())
+
+
+def default_loss(trials: pl.DataFrame, default: Mapping[str, Value]) -> float | None:
+    """The default configuration's validation loss: of the search trial with its values, else the finalists' mean."""
+    same = pl.all_horizontal(pl.col(name) == value for name, value in default.items())
+    searched = trials.filter(pl.col("stage") == "target", same)["objective"].drop_nulls()
+    repeated = trials.filter(pl.col("stage") == "finalist", pl.col("id").str.starts_with("f0s"))["objective"]
+    if len(searched):
+        return float(searched[0])
+    mean = repeated.mean()
+    return float(mean) if isinstance(mean, float) else None
+
+
+def importance(tables: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
+    """One table of stage, parameter and importance from one per stage, each stage's largest first."""
+    stages = [table.select(pl.lit(stage).alias("stage"), "parameter", "importance") for stage, table in tables.items()]
+    table = pl.concat([pl.DataFrame(schema=IMPORTANCE_SCHEMA), *stages])
+    return table.sort("stage", "importance", "parameter", descending=[False, True, False])

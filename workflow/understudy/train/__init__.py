@@ -1,1 +1,7 @@
-""""""
+"""Training and evaluation: the only package that imports torch's optimizers and peft.
+
+A trial's way through it, from the outside in: `pack` (many trials on one base) and `launch` (one trial, one or many
+processes) ask `trial` for each spec's record, from the store or trained; `engine` prepares base, adapters and data
+and turns what came of it into a result; `loop` is the one training loop. `batches`, `forward`, `gradients`,
+`optimizer`, `adapters`, `ranks`, `memory` and `evaluation` are its parts.
+"""

@@ -51,7 +51,9 @@ def search(
 ) -> tuple[DecodeTrial, ...]:
     """Score `settings.trials` configurations on the same prompts; best chrF first, ties to the earlier one."""
     trials = [
-        _score(model, tokenizer, examples, references, settings, execution, derive_seed(seed, "decode-run"), index, seed)
+        _score(
+            model, tokenizer, examples, references, settings, execution, derive_seed(seed, "decode-run"), index, seed
+        )
         for index in range(settings.trials)
     ]
     return tuple(sorted(trials, key=lambda trial: (-trial.chrf, trial.id)))
@@ -109,7 +111,9 @@ def _complete(
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     width = max(map(len, prompts))
     ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=execution.device)
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=execution.device)
+    mask = torch.tensor(
+        [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=execution.device
+    )
     config = GenerationConfig(
         **generation,
         max_new_tokens=max_new_tokens,

@@ -49,8 +49,10 @@ def score(
             chosen = order[start : start + execution.micro_batch_size]
             batch = collate([examples[index] for index in chosen], pad_token_id, device)
             logits = completion_logits(model, batch, execution)
+            largest = logits.amax(dim=-1)
+            chosen_logits = logits.gather(1, batch.targets.unsqueeze(1)).squeeze(1)
             losses = F.cross_entropy(logits, batch.targets, reduction="none").tolist()
-            hits = (logits.argmax(dim=-1) == batch.targets).tolist()
+            hits = (chosen_logits == largest).tolist()
             first = 0
             for index, count in zip(chosen, batch.counts, strict=True):
                 scores.losses[index] = math.fsum(losses[first : first + count])

@@ -57,8 +57,8 @@ def measure(
 class TestLog:
     """Evaluations on the test split, kept in the store: each is done once, and counted.
 
-        {store}/test/looks.jsonl        a line per evaluation, written before the split is read
-        {store}/test/{digest}.json      its losses
+    {store}/test/looks.jsonl        a line per evaluation, written before the split is read
+    {store}/test/{digest}.json      its losses
     """
 
     def __init__(self, store: Store) -> None:

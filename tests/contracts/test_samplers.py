@@ -1,0 +1,149 @@
+"""What every sampler has to keep, whichever it is: the contract of `understudy.search.samplers.candidates`."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from understudy.artifacts import Proposal
+from understudy.hyperparameters import complete
+from understudy.search.samplers import candidates, told_values
+from understudy.search.values import from_unit
+from understudy.search.window import History
+from understudy.settings import Sampler
+from understudy.space import Choices, Range
+from understudy.trial import TrialRecord, TrialResult, TrialSpec
+
+SPACE: dict[str, Range | Choices] = {
+    "learning_rate": Range(low=1e-4, high=1e-1, log=True),
+    "lora_r": Range(low=2, high=64, log=True, integer=True),
+    "num_train_epochs": Range(low=1, high=3),
+    "batch_size": Choices(choices=(4, 8, 16, 32)),
+    "lr_scheduler_type": Choices(choices=("linear", "cosine", "constant")),
+    "use_rslora": Choices(choices=(False, True)),
+    "max_grad_norm": Choices(choices=(1.0,)),
+}
+SAMPLERS: tuple[Sampler, ...] = ("tpe", "gp", "random")
+STATUSES = ("complete", "diverged", "out_of_memory", "failed", "stopped", "skipped")
+
+
+def spec(number: int) -> TrialSpec:
+    generator = random.Random(number)
+    values = from_unit(SPACE, [generator.random() for _ in SPACE])
+    return TrialSpec(
+        id=f"t{number:04d}", stage="target", origin="refined", hyperparameters=complete(values, {}, "lora"), seed=1
+    )
+
+
+def loss(of: TrialSpec) -> float:
+    return 2 + (math.log10(float(of.hyperparameters["learning_rate"])) + 2) ** 2
+
+
+def trial(number: int, status: str = "complete") -> TrialRecord:
+    made: Any = status
+    objective = loss(spec(number)) if status == "complete" else None
+    return TrialRecord(spec=spec(number), result=TrialResult(digest="0" * 32, status=made, objective=objective))
+
+
+def running(number: int) -> Proposal:
+    return Proposal(number=number, spec=spec(number), kind="guided", sampler="x", visible=(), pending=())
+
+
+def history(statuses: list[str], pending: int = 3) -> History:
+    visible = tuple(trial(n, status) for n, status in enumerate(statuses))
+    return History(visible, tuple(running(len(statuses) + i) for i in range(pending)))
+
+
+@pytest.fixture(params=SAMPLERS)
+def sampler(request: pytest.FixtureRequest) -> Sampler:
+    name: Sampler = request.param
+    return name
+
+
+def seeds(sampler: Sampler) -> list[int]:
+    return [1, 2] if sampler == "gp" else list(range(30))
+
+
+@pytest.mark.parametrize("statuses", [[], ["complete"], ["complete"] * 8], ids=["none", "one", "eight"])
+def test_every_value_is_in_its_range_and_of_its_kind(sampler: Sampler, statuses: list[str]) -> None:
+    for values in candidates(SPACE, history(statuses), sampler, seeds(sampler)):
+        assert list(values) == list(SPACE)
+        assert all(SPACE[name].contains(value) for name, value in values.items())
+        assert type(values["lora_r"]) is int
+        assert type(values["learning_rate"]) is float
+        assert type(values["batch_size"]) is int
+        assert type(values["use_rslora"]) is bool
+        assert complete(values, {}, "lora")["max_grad_norm"] == 1.0
+
+
+def test_one_seed_gives_one_configuration(sampler: Sampler) -> None:
+    past = history(["complete"] * 6)
+    first, again, other = candidates(SPACE, past, sampler, [7, 7, 8])
+    assert first == again
+    assert first != other
+    assert candidates(SPACE, past, sampler, [7]) == [first]
+
+
+def test_one_seed_gives_one_configuration_in_another_process(sampler: Sampler) -> None:
+    past = history(["complete"] * 6)
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import json, test_samplers as t\n"
+        "print(json.dumps(t.candidates(t.SPACE, t.history(['complete'] * 6), sys.argv[2], [7, 8])))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, os.path.dirname(__file__), sampler],  # noqa: PTH120
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONHASHSEED": "12345", "OMP_NUM_THREADS": "2"},
+    )
+    assert json.loads(done.stdout) == candidates(SPACE, past, sampler, [7, 8])
+
+
+@pytest.mark.parametrize("status", STATUSES[1:])
+def test_no_status_breaks_it(sampler: Sampler, status: str) -> None:
+    for past in (history([status]), history(["complete", status, "complete", status])):
+        told = told_values(past.visible)
+        assert all(value is None or math.isfinite(value) for value in told)
+        assert all(SPACE[n].contains(v) for n, v in candidates(SPACE, past, sampler, [3])[0].items())
+
+
+def test_losses_out_of_scale_and_not_finite_are_told_as_bad(sampler: Sampler) -> None:
+    past = history(["complete"] * 6)
+    broken = list(past.visible)
+    for place, value in ((1, float("nan")), (3, float("inf")), (5, 1e300)):
+        result = broken[place].result.model_copy(update={"objective": value})
+        broken[place] = broken[place].model_copy(update={"result": result})
+    told = told_values(broken)
+    assert all(value is not None and math.isfinite(value) and value < 100 for value in told)
+    good = [told[0], told[2], told[4]]
+    assert min(told[1], told[3]) > max(good)  # type: ignore[type-var, operator]
+    assert told[5] >= max(good)  # type: ignore[type-var, operator]
+    candidates(SPACE, History(tuple(broken), past.pending), sampler, [3])
+
+
+@pytest.mark.parametrize("model", ["tpe", "gp"])
+def test_the_model_proposes_from_the_first_result_on(model: Sampler) -> None:
+    """One completed trial and three running ones: past the fallback, which is what the random sampler gives."""
+    past = history(["complete"])
+    assert candidates(SPACE, past, model, [5]) != candidates(SPACE, past, "random", [5])
+    assert candidates(SPACE, history([]), model, [5]) == candidates(SPACE, history([]), "random", [5])
+
+
+@pytest.mark.parametrize("model", ["tpe", "gp"])
+def test_results_and_running_trials_matter(model: Sampler) -> None:
+    past = history(["complete"] * 8)
+    reversed_losses = tuple(
+        record.model_copy(update={"result": record.result.model_copy(update={"objective": -loss(record.spec)})})
+        for record in past.visible
+    )
+    assert candidates(SPACE, past, model, [5]) != candidates(SPACE, History(reversed_losses, past.pending), model, [5])
+    assert candidates(SPACE, past, model, [5]) != candidates(SPACE, History(past.visible), model, [5])

@@ -1,0 +1,133 @@
+"""A study whose trials are made up: what the search's tests run on.
+
+The loss is a quadratic bowl in unit-like coordinates with a known optimum; the target's is the proxy's, moved along the
+learning rate by the width rule. Rates above six times the best one diverge.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from understudy.artifacts import Proposal, Regions, Starts
+from understudy.config import StudyConfig, parse
+from understudy.files import digest, write_json
+from understudy.search.planning import plan_pack
+from understudy.search.propose import is_start, propose
+from understudy.search.transfer import transfer
+from understudy.search.window import History, read_history
+from understudy.sections import SearchSection, TargetSection, TransferSection, sections
+from understudy.summary.tables import trials_frame
+from understudy.trial import ModelCard, TrialRecord, TrialResult, TrialSpec
+
+CONFIG = Path(__file__).parents[2] / "config" / "config.yaml"
+BEST_PROXY_RATE = 8e-3
+
+Loss = Callable[[TrialSpec], float]
+
+
+def config(**changes: Any) -> StudyConfig:
+    """The shipped config with keys replaced, such as `target__window=2`."""
+    raw = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
+    for path, value in changes.items():
+        *parents, last = path.split("__")
+        place = raw
+        for key in parents:
+            place = place.setdefault(key, {})
+        place[last] = value
+    return parse(raw)
+
+
+def card(role: str, hidden_size: int, model_type: str = "llama") -> ModelCard:
+    return ModelCard(
+        role=role,
+        source="pretrained",
+        name=role,
+        path="nowhere",
+        sha256="0" * 64,
+        model_type=model_type,
+        hidden_size=hidden_size,
+        num_hidden_layers=2,
+        vocab_size=2048,
+        parameters=hidden_size**2,
+        quantization="none",
+    )
+
+
+PROXY, TARGET = card("proxy", 64), card("target", 192)
+FACTOR = (64 / 192) ** 0.781
+
+
+def bowl(spec: TrialSpec) -> float:
+    """The made-up loss: the learning rate matters most, then the rank's closeness to 16, then warm-up."""
+    values = spec.hyperparameters
+    best = BEST_PROXY_RATE * (FACTOR if spec.role == "target" else 1.0)
+    rate = math.log10(float(values["learning_rate"]) / best)
+    rank = math.log2(float(values.get("lora_r", 16))) - 4
+    warmup = float(values["warmup_ratio"]) - 0.1
+    return 2.0 + 0.5 * rate**2 + 0.05 * rank**2 + 2.0 * warmup**2
+
+
+def record(spec: TrialSpec, loss: Loss = bowl, status: str | None = None) -> TrialRecord:
+    """The made-up result of a trial."""
+    best = BEST_PROXY_RATE * (FACTOR if spec.role == "target" else 1.0)
+    found: Any = status or ("diverged" if float(spec.hyperparameters["learning_rate"]) > 6 * best else "complete")
+    name = digest({"values": spec.hyperparameters, "seed": spec.seed, "stage": spec.stage})
+    return TrialRecord(
+        spec=spec, result=TrialResult(digest=name, status=found, objective=loss(spec) if found == "complete" else None)
+    )
+
+
+def section(study: StudyConfig, name: str) -> Any:
+    """A command's settings as it reads them: through JSON."""
+    made = sections(study)[name]
+    return type(made).model_validate_json(made.model_dump_json())
+
+
+def proxy_records(study: StudyConfig, loss: Loss = bowl) -> list[TrialRecord]:
+    """The proxy stage's made-up trials."""
+    settings: SearchSection = section(study, "search")
+    grid = math.prod(len(values) for values in study.proxy.grid.values()) if study.proxy.grid else 0
+    counts = {"random": study.proxy.random, "sobol": study.proxy.sobol, "grid": grid, "default": 3}
+    specs = [
+        spec
+        for origin, count in counts.items()
+        if count
+        for spec in plan_pack(settings, PROXY, f"{origin}-000", 0, count).specs
+    ]
+    return [record(spec, loss) for spec in specs]
+
+
+def transferred(study: StudyConfig, loss: Loss = bowl) -> tuple[Regions, Starts]:
+    """Regions and starts of the made-up proxy stage."""
+    settings: TransferSection = section(study, "transfer")
+    return transfer(settings, trials_frame(proxy_records(study, loss)), PROXY, TARGET)
+
+
+def next_proposal(study: StudyConfig, folder: Path, number: int, regions: Regions, starts: Starts) -> Proposal:
+    """What the command does, without writing."""
+    settings: TargetSection = section(study, "target")
+    history = History() if is_start(settings, number, starts) else read_history(folder, number, settings.window)
+    return propose(settings, number, regions, starts, history)
+
+
+def run_target(
+    study: StudyConfig, folder: Path, regions: Regions, starts: Starts, count: int, loss: Loss = bowl
+) -> list[TrialRecord]:
+    """Propose and "train" the first `count` target trials below `folder`, one after the other."""
+    records = []
+    for number in range(count):
+        proposal = next_proposal(study, folder, number, regions, starts)
+        records.append(record(proposal.spec, loss))
+        write_json(folder / f"{number:04d}" / "proposal.json", proposal)
+        write_json(folder / f"{number:04d}" / "result.json", records[-1])
+    return records
+
+
+def best_of(records: Sequence[TrialRecord]) -> float:
+    """The lowest objective."""
+    return min(r.result.objective for r in records if r.result.objective is not None)

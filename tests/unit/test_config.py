@@ -1,0 +1,119 @@
+"""The config: every problem at once, in the user's words; and what is generated from it."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from understudy import config, reference
+from understudy.errors import ConfigError
+from understudy.sections import sections
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = [ROOT / "config" / "config.yaml", *sorted((ROOT / "config" / "examples").glob("*.yaml"))]
+
+
+@pytest.fixture
+def raw() -> dict[str, Any]:
+    return yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
+
+
+def problems(raw: dict[str, Any]) -> dict[str, str]:
+    with pytest.raises(ConfigError) as caught:
+        config.parse(raw, "config.yaml")
+    return dict(problem.split(": ", 1) for problem in caught.value.problems)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_shipped_configs_are_valid_and_match_the_schema(path: Path) -> None:
+    config.load(path)
+    jsonschema.validate(yaml.safe_load(path.read_text()), _tolerant_of_yaml_exponents(config.schema()))
+
+
+def _tolerant_of_yaml_exponents(schema: dict[str, Any]) -> dict[str, Any]:
+    """YAML reads `1e-4` as a text, which the config accepts and editors read as a number."""
+    schema = copy.deepcopy(schema)
+    for name in ("low", "high"):
+        schema["$defs"]["Range"]["properties"][name]["type"] = ["number", "string"]
+    return schema
+
+
+def test_a_number_in_scientific_notation_is_a_number(raw: dict[str, Any]) -> None:
+    assert isinstance(raw["space"]["learning_rate"]["low"], str)
+    assert config.parse(raw).space["learning_rate"].low == 1e-4  # type: ignore[union-attr]
+
+
+CASES: list[tuple[str, str, Any, str, str]] = [
+    # name, path to set, value, path of the problem, words of the message
+    ("unknown section", "transferr", {}, "transferr", "did you mean `transfer`?"),
+    ("unknown key", "target.trails", 3, "target.trails", "did you mean `trials`?"),
+    ("unknown hyperparameter", "space.learning_rat", [1e-3], "space.learning_rat", "did you mean `learning_rate`?"),
+    ("unknown range key", "space.weight_decay", {"low": 0, "hig": 1}, "space.weight_decay.hig", "did you mean `high`?"),
+    ("wrong type", "seed", "one", "seed", "'one'"),
+    ("low above high", "space.weight_decay", {"low": 1, "high": 0.1}, "space.weight_decay", "`low < high` must hold"),
+    ("log at 0", "space.weight_decay", {"low": 0, "high": 1, "log": True}, "space.weight_decay", "log scale"),
+    ("out of domain", "space.lora_dropout", {"low": 0, "high": 2}, "space.lora_dropout.high", "at most 0.95"),
+    ("empty choices", "space.lora_r", [], "space.lora_r", "at least 1"),
+    ("choice of the wrong kind", "space.lora_r", [4, "many"], "space.lora_r[1]", "whole number"),
+    ("unknown schedule", "space.lr_scheduler_type", ["cosin"], "space.lr_scheduler_type[0]", "did you mean `cosine`?"),
+    ("grid over an unknown parameter", "proxy.grid", {"lora_rr": [4]}, "proxy.grid.lora_rr", "did you mean `lora_r`?"),
+    ("grid without values", "proxy.grid", {"lora_r": []}, "proxy.grid.lora_r", "at least one value"),
+    ("window too wide", "target.window", 5, "target", "at most a quarter"),
+    ("two model sources", "models.proxy.model_name_or_path", "x", "models.proxy", "exactly one of"),
+    ("unknown quantization", "models.proxy.quantization", "nf5", "models.proxy.quantization", "'nf4', 'int8' or 'none'"),
+    ("files without a file", "data.task", "files", "data", "needs `files`"),
+    ("bad default", "defaults.batch_size", 0, "defaults.batch_size", "at least 1"),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "where", "words"), [case[1:] for case in CASES], ids=[c[0] for c in CASES])
+def test_a_mistake_is_named_with_its_key_and_what_is_allowed(
+    raw: dict[str, Any], path: str, value: Any, where: str, words: str
+) -> None:
+    *parents, last = path.split(".")
+    section = raw
+    for name in parents:
+        section = section[name]
+    section[last] = value
+    found = problems(raw)
+    matching = [text for key, text in found.items() if key.startswith(where) and words in text]
+    assert matching, found
+    assert all(key.startswith(path.rsplit(".", 1)[0]) for key in found), found
+
+
+def test_all_mistakes_are_reported_at_once(raw: dict[str, Any]) -> None:
+    raw["seed"] = -1
+    raw["space"]["lora_r"] = []
+    raw["target"]["sampler"] = "bayes"
+    raw["proxy"]["grid"]["nonsense"] = [1]
+    assert len(problems(raw)) == 4
+
+
+def test_numbers_of_trials_are_in_no_slice(raw: dict[str, Any]) -> None:
+    before = sections(config.parse(raw))
+    raw["proxy"]["random"] += 5
+    raw["proxy"]["sobol"] += 5
+    raw["target"]["trials"] += 5
+    after = sections(config.parse(raw))
+    assert [name for name in before if before[name] != after[name]] == ["study"]
+
+
+def test_transfer_settings_leave_the_proxy_alone(raw: dict[str, Any]) -> None:
+    before = sections(config.parse(raw))
+    raw["transfer"]["padding"] = 0.3
+    after = sections(config.parse(raw))
+    assert [name for name in before if before[name] != after[name]] == ["study", "transfer"]
+
+
+def test_schema_and_reference_are_up_to_date() -> None:
+    import json
+
+    mend = "run `make schema`"
+    assert json.loads((ROOT / "workflow/schemas/config.schema.json").read_text()) == config.schema(), mend
+    written = (ROOT / "config" / "README.md").read_text()
+    assert written[written.index(reference.MARKER) :].strip() == reference.markdown().strip(), mend

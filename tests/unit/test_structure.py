@@ -1,0 +1,95 @@
+"""The structure that the documents promise: who imports whom, one set of pins, commands that start fast."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "workflow" / "understudy"
+
+MAY_IMPORT = {
+    "core": {"core"},
+    "data": {"core", "data"},
+    "models": {"core", "models"},
+    "search": {"core", "search"},
+    "summary": {"core", "summary"},
+    "train": {"core", "data", "models", "train"},
+    "cli": {"core", "data", "models", "search", "summary", "train", "cli"},
+}
+ENTRY_POINTS = {"__main__"}  # stand above every part
+
+
+def part_of(module: str) -> str:
+    """The part of the package that a dotted module belongs to."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 and parts[1] in MAY_IMPORT else "core"
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.stem not in ENTRY_POINTS)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_downward_only(path: Path) -> None:
+    part = path.relative_to(PACKAGE).parts[0] if path.parent != PACKAGE else "core"
+    for imported in imports_of(path):
+        assert not imported.startswith("snakemake"), f"{path} imports {imported}"
+        if imported.startswith("understudy."):
+            assert part_of(imported) in MAY_IMPORT[part], f"{part} may not import {imported}"
+
+
+@pytest.mark.parametrize("command", ["plan_pack", "propose", "write_settings", "collect_proxy", "choose_winner", "status"])
+def test_light_commands_start_without_torch(command: str) -> None:
+    code = f"import understudy.cli.{command}, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def pins(lines: list[str]) -> dict[str, str]:
+    found = (line.split("==") for line in lines if "==" in line)
+    return {re.sub(r"[-_.]+", "-", name).lower(): version.strip() for name, version in found}
+
+
+def test_every_dependency_is_pinned_and_the_conda_environment_has_the_same_pins() -> None:
+    constraints = pins((ROOT / "constraints.txt").read_text().splitlines())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = [re.split(r"[<>=\[ ]", text)[0] for text in project["dependencies"]]
+    named = {re.sub(r"[-_.]+", "-", name).lower() for name in needed}
+    assert named <= constraints.keys()
+
+    environment = yaml.safe_load((ROOT / "envs" / "understudy.yaml").read_text())
+    conda = pins(next(item["pip"] for item in environment["dependencies"] if isinstance(item, dict)))
+    assert conda == {name: constraints[name] for name in conda}, "envs/understudy.yaml must repeat constraints.txt"
+    assert named - conda.keys() == {"snakemake"}, "Snakemake itself stands outside of its environments"
+
+
+def test_every_command_has_a_module() -> None:
+    from understudy.cli import COMMANDS
+
+    modules = {path.stem.replace("_", "-") for path in (PACKAGE / "cli").glob("*.py")}
+    assert set(COMMANDS) <= modules
+
+
+def test_every_command_that_a_rule_calls_exists() -> None:
+    from understudy.cli import COMMANDS
+
+    called = {
+        name for path in (ROOT / "rules").glob("*.smk") for name in re.findall(r"-m understudy ([a-z-]+)", path.read_text())
+    }
+    assert called <= set(COMMANDS)
+    assert set(COMMANDS) - called == {"status", "schema"}, "for people"

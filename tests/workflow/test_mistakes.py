@@ -1,0 +1,68 @@
+"""What a user gets wrong: one clear message, no traceback, and nothing of an earlier study touched."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .conftest import Study, tiny
+
+pytestmark = pytest.mark.workflow
+
+
+def refused(study: Study, *words: str, target: str | None = None) -> str:
+    done = study.run(*([target] if target else []))
+    assert done.returncode != 0
+    assert "Traceback" not in done.stdout
+    for word in words:
+        assert word in done.stdout
+    return done.stdout
+
+
+def test_all_mistakes_of_a_config_at_once(tmp_path: Path) -> None:
+    study = Study(tmp_path, tiny(target__trails=3, space__lora_r=[], seed="one"))
+    refused(study, "3 problems", "target.trails: unknown key; did you mean `trials`?", "space.lora_r", "seed")
+    assert not study.results.exists()
+
+
+def test_a_wrong_config_touches_nothing_of_a_finished_study(finished: Study) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.results.rglob("*") if path.is_file()}
+    wrong = Study(finished.folder, tiny(proxy__grid={"lora_rr": [4]}))
+    refused(wrong, "proxy.grid.lora_rr: not in `space`; did you mean `lora_r`?")
+    assert {path: path.stat().st_mtime_ns for path in finished.results.rglob("*") if path.is_file()} == before
+
+
+def own_data(tmp_path: Path, rows: list[Any], **changes: Any) -> Study:
+    path = tmp_path / "train.jsonl"
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows) + "\n")
+    return Study(tmp_path / "study", tiny(data__task="files", data__files={"train": str(path)}, **changes))
+
+
+def test_a_missing_data_file(tmp_path: Path) -> None:
+    study = Study(tmp_path, tiny(data__task="files", data__files={"train": "nowhere.jsonl"}))
+    refused(study, "nowhere.jsonl", target="results/data/manifest.json")
+
+
+def test_bad_rows_are_named_by_line(tmp_path: Path) -> None:
+    good = {"prompt": "a", "completion": "b"}
+    study = own_data(tmp_path, [good, {"prompt": "a"}, "{broken", good])
+    refused(study, "train.jsonl", "line 2", "completion", "line 3", target="results/data/manifest.json")
+
+
+def test_a_model_folder_without_weights(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    study = Study(tmp_path / "study", tiny(models__proxy={"model_name_or_path": str(folder)}))
+    refused(study, str(folder), "weights", target="results/models/proxy/model.json")
+
+
+def test_more_gpus_than_there_are(tmp_path: Path) -> None:
+    import torch
+
+    wanted = torch.cuda.device_count() + 1
+    study = Study(tmp_path, tiny(execution={"device": "cuda", "target": {"processes": wanted}}))
+    refused(study, "cuda", target="results/execution/target.json")

@@ -1,0 +1,133 @@
+"""What a study promises: the same tables however it ran, and nothing finished trained again."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import polars as pl
+import pytest
+import yaml
+
+from .conftest import Study, kill_group, tiny, wait_until
+
+pytestmark = pytest.mark.workflow
+
+
+def copy_of(study: Study, folder: Path, *, bookkeeping: bool = True, **changes: object) -> Study:
+    """A copy of a finished study, with or without Snakemake's own notes, and with some keys changed."""
+    ignore = None if bookkeeping else shutil.ignore_patterns(".snakemake")
+    shutil.copytree(study.folder, folder, ignore=ignore)
+    return Study(folder, tiny(**changes))
+
+
+def test_a_finished_study_has_nothing_to_do_and_says_what_it_found(finished: Study) -> None:
+    output = (finished.folder / "output.txt").read_text()
+    assert (finished.results / "summary" / "headline.txt").read_text().strip() in output
+    assert "Traceback" not in output
+    assert "Nothing to be done" in finished.run("--dry-run").stdout
+    best = yaml.safe_load((finished.results / "best" / "config.yaml").read_text())
+    assert best
+    assert (finished.results / "best" / "adapter" / "adapter_config.json").exists()
+    assert (finished.results / "report.html").stat().st_size > 10_000
+
+
+def test_every_trial_is_in_the_table(finished: Study) -> None:
+    trials = pl.read_parquet(finished.results / "summary" / "trials.parquet")
+    counts = dict(trials.group_by("stage").len().iter_rows())
+    settings = finished.config
+    proxy = settings["proxy"]
+    grid = len(proxy["grid"]["learning_rate"])
+    searched = 3 + proxy["random"] + proxy["sobol"] + grid
+    assert counts == {
+        "proxy": searched + settings["target"]["trials"],  # the echoes
+        "target": settings["target"]["trials"],
+        "finalist": (settings["finalists"]["configurations"] + 1) * settings["finalists"]["seeds"],
+    }
+
+
+def test_one_core_and_two_give_the_same_tables_also_in_a_folder_with_a_difficult_name(
+    finished: Study, tmp_path: Path
+) -> None:
+    study = Study(tmp_path / "it's a \"folder\" of señor Ω", tiny())
+    done = study.run(cores=1)
+    assert done.returncode == 0, done.stdout
+    assert study.tables() == finished.tables()
+
+
+def test_a_killed_study_goes_on_where_it_was(finished: Study, tmp_path: Path) -> None:
+    study = Study(tmp_path / "killed", tiny())
+    study.folder.mkdir()
+    seen: dict[str, int] = {}
+    for trials in (4, 12):
+        process = study.start()
+        wait_until(lambda wanted=trials: study.finished() >= wanted, 120)
+        kill_group(process)
+        wait_until(lambda: not study.processes(), 5)
+        now = study.trained()
+        assert {name: now[name] for name in seen} == seen, "a finished trial was trained again"
+        seen = now
+    done = study.run()
+    assert done.returncode == 0, done.stdout
+    after = study.trained()
+    assert {name: after[name] for name in seen} == seen, "a finished trial was trained again"
+    assert study.tables() == finished.tables()
+
+
+def test_more_trials_train_only_the_new_ones(finished: Study, tmp_path: Path) -> None:
+    study = copy_of(finished, tmp_path / "more", target__trials=4 + 1)
+    before = study.trained()
+    done = study.run()
+    assert done.returncode == 0, done.stdout
+    after = study.trained()
+    assert {name: after[name] for name in before} == before
+    target = pl.read_parquet(study.results / "summary" / "trials.parquet").filter(stage="target")
+    old = pl.read_parquet(finished.results / "summary" / "trials.parquet").filter(stage="target")
+    assert target.head(old.height).equals(old)
+    assert target.height == old.height + 1
+
+
+def test_more_proxy_trials_leave_the_old_ones_alone(finished: Study, tmp_path: Path) -> None:
+    study = copy_of(finished, tmp_path / "more", proxy__random=3)
+    before = study.trained()
+    done = study.run("results/proxy/trials.parquet")
+    assert done.returncode == 0, done.stdout
+    assert len(study.trained()) == len(before) + 1
+    new = pl.read_parquet(study.results / "proxy" / "trials.parquet")
+    old = pl.read_parquet(finished.results / "proxy" / "trials.parquet")
+    assert new.filter(pl.col("id") != "r0002").equals(old)
+
+
+@pytest.mark.parametrize("case", ["everything forced", "without Snakemake's notes"])
+def test_nothing_is_trained_again(finished: Study, tmp_path: Path, case: str) -> None:
+    study = copy_of(finished, tmp_path / "again", bookkeeping=case == "everything forced")
+    before = study.trained()
+    done = study.run("--forceall")  # as after a change of every rule's text
+    assert done.returncode == 0, done.stdout
+    assert study.trained() == before
+    assert study.tables() == finished.tables()
+
+
+def test_transfer_settings_leave_the_proxy_stage_alone(finished: Study, tmp_path: Path) -> None:
+    study = copy_of(finished, tmp_path / "transfer", transfer__padding=0.3)
+    planned = study.run("--dry-run", "--quiet", "host").stdout
+    assert "rule transfer:" in planned
+    assert "rule propose:" in planned
+    assert "rule train_pack:" not in planned
+    assert "rule collect_proxy:" not in planned
+
+
+def test_a_second_run_is_refused_while_the_first_goes_on(tmp_path: Path) -> None:
+    study = Study(tmp_path / "busy", tiny())
+    study.folder.mkdir()
+    process = study.start()
+    try:
+        wait_until(lambda: (study.results / "progress.jsonl").exists(), 30)
+        second = study.run()
+        assert second.returncode != 0
+        assert "another run of this study is under way" in second.stdout
+        assert "Traceback" not in second.stdout
+        assert process.poll() is None
+    finally:
+        kill_group(process)
+    wait_until(lambda: not study.processes(), 5)

@@ -1,0 +1,35 @@
+"""Fetch, check or pretrain a base model."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from understudy.data import pin, stdlib
+from understudy.data.corpus import training_corpus
+from understudy.files import read_model, write_json
+from understudy.process import set_threads
+from understudy.sections import ModelSection
+from understudy.trial import DataManifest
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--settings", type=Path, required=True, help="the slice `model-ROLE` of the config")
+    parser.add_argument("--manifest", type=Path, required=True, help="the data's manifest, beside its splits")
+    parser.add_argument("--output", type=Path, required=True, help="where the model's card goes")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    section = read_model(arguments.settings, ModelSection)
+    manifest = read_model(arguments.manifest, DataManifest)
+    set_threads(section.threads)
+    from understudy.models.prepare import prepare_model
+
+    def corpus() -> Sequence[str]:
+        pin.hold(arguments.manifest.parent.parent, stdlib.identity(stdlib.source_files()))
+        return training_corpus(manifest, arguments.manifest.with_name("train.parquet"))
+
+    card = prepare_model(section, corpus, manifest.source.get("format"))
+    write_json(arguments.output, card)
+    print(f"{card.name}: {card.parameters:,} parameters, {card.quantization}, in {card.path}")

@@ -1,0 +1,32 @@
+"""Propose one target trial."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from understudy.artifacts import Regions, Starts
+from understudy.files import read_model, write_json
+from understudy.search.propose import is_start, propose
+from understudy.search.window import History, read_history
+from understudy.sections import TargetSection
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--settings", type=Path, required=True, help="target.json")
+    parser.add_argument("--number", type=int, required=True, help="the proposal's number, from 0")
+    parser.add_argument("--regions", type=Path, required=True)
+    parser.add_argument("--starts", type=Path, required=True)
+    parser.add_argument("--trials-dir", type=Path, required=True, help="folder of the target's trials")
+    parser.add_argument("--output", type=Path, required=True)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    settings = read_model(arguments.settings, TargetSection)
+    regions = read_model(arguments.regions, Regions)
+    starts = read_model(arguments.starts, Starts)
+    if is_start(settings, arguments.number, starts):
+        history = History()
+    else:
+        history = read_history(arguments.trials_dir, arguments.number, settings.window)
+    write_json(arguments.output, propose(settings, arguments.number, regions, starts, history))

@@ -1,0 +1,26 @@
+"""Train one target trial."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from understudy import process
+from understudy.artifacts import Proposal
+from understudy.cli.training_arguments import add_job_arguments, read_job
+from understudy.files import read_model, write_json
+from understudy.train.launch import train_alone
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("--proposal", type=Path, required=True, help="proposal.json of the trial")
+    add_job_arguments(parser)
+    parser.add_argument("--output", type=Path, required=True, help="result.json of the trial")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Read the proposal, train it unless the store has it, write the record."""
+    process.end_with_parent()
+    spec = read_model(arguments.proposal, Proposal).spec
+    write_json(arguments.output, train_alone(spec, read_job(arguments, "target")))

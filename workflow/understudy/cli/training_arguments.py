@@ -1,0 +1,35 @@
+"""What the three commands that train have in common: their arguments, and the job made of them."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from understudy.files import read_model
+from understudy.sections import TrainingSection
+from understudy.settings import Role
+from understudy.train.trial import Job
+from understudy.trial import DataManifest, Execution, ModelCard, TrialInputs
+
+
+def add_job_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the files that every trial of a command needs."""
+    parser.add_argument("--model", type=Path, required=True, help="model.json of the base")
+    parser.add_argument("--manifest", type=Path, required=True, help="manifest.json of the data")
+    parser.add_argument("--train", type=Path, required=True, help="train.parquet")
+    parser.add_argument("--validation", type=Path, required=True, help="validation.parquet")
+    parser.add_argument("--execution", type=Path, required=True, help="execution.json")
+    parser.add_argument("--training", type=Path, required=True, help="settings/training.json")
+    parser.add_argument("--store", type=Path, required=True, help="folder of the trained trials")
+    parser.add_argument("--progress", type=Path, required=True, help="progress.jsonl")
+
+
+def read_job(arguments: argparse.Namespace, role: Role) -> Job:
+    """The job of a command that trains one role's model."""
+    inputs = TrialInputs(
+        data=read_model(arguments.manifest, DataManifest),
+        model=read_model(arguments.model, ModelCard),
+        execution=read_model(arguments.execution, Execution).of(role),
+        training=read_model(arguments.training, TrainingSection).training,
+    )
+    return Job(inputs, arguments.train, arguments.validation, arguments.store, arguments.progress)

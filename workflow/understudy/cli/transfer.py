@@ -1,0 +1,31 @@
+"""Find regions and first configurations for the target."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import polars as pl
+
+from understudy.files import read_model, write_json
+from understudy.search.transfer import transfer
+from understudy.sections import TransferSection
+from understudy.trial import ModelCard
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--settings", type=Path, required=True, help="transfer.json")
+    parser.add_argument("--trials", type=Path, required=True, help="the proxy's trials.parquet")
+    parser.add_argument("--proxy-model", type=Path, required=True)
+    parser.add_argument("--target-model", type=Path, required=True)
+    parser.add_argument("--regions", type=Path, required=True, help="output")
+    parser.add_argument("--starts", type=Path, required=True, help="output")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    settings = read_model(arguments.settings, TransferSection)
+    proxy = read_model(arguments.proxy_model, ModelCard)
+    target = read_model(arguments.target_model, ModelCard)
+    regions, starts = transfer(settings, pl.read_parquet(arguments.trials), proxy, target)
+    write_json(arguments.regions, regions)
+    write_json(arguments.starts, starts)

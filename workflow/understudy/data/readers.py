@@ -1,0 +1,105 @@
+"""The rows of a user's file, whatever kind of file it is. A bad row is returned, not raised."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from polars.exceptions import PolarsError
+
+from understudy.errors import DataError, nearest
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A row that can't be used."""
+
+    number: int  # of the line in its file, or of the row where the file has no lines
+    problem: str
+
+
+Row = tuple[int, dict[str, Any]]
+
+
+def read_rows(path: Path) -> tuple[list[Row], list[Failure]]:
+    """The rows of a .jsonl, .json, .csv or .parquet file with their numbers from 1, and those that can't be read.
+
+    Raises `DataError` where there is no such file, it is of another kind, or it can't be read as a whole.
+    """
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise DataError(
+            f"{path} has the ending `{path.suffix}`, but data files may be "
+            f"{', '.join(READERS)}{nearest(path.suffix.lower(), READERS)}"
+        )
+    if not path.is_file():
+        raise DataError(f"there is no file {path} (given in `data.files`); relative paths start where the study is run")
+    rows: list[Row] = []
+    failures: list[Failure] = []
+    try:
+        for number, row in reader(path):
+            if isinstance(row, dict):
+                rows.append((number, row))
+            else:
+                failures.append(Failure(number, row))
+    except (OSError, ValueError, csv.Error, PolarsError) as error:
+        raise DataError(f"{path} can't be read as {path.suffix.lower()}: {' '.join(str(error).split())}") from error
+    return rows, failures
+
+
+def where(path: Path) -> str:
+    """What a row's number counts in this file."""
+    return "line" if path.suffix.lower() in (".jsonl", ".csv") else "row"
+
+
+def _jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    with path.open(encoding="utf-8-sig") as handle:
+        for number, line in enumerate(handle, start=1):
+            if not line.strip():
+                continue
+            try:
+                yield number, _mapping(json.loads(line))
+            except json.JSONDecodeError as error:
+                yield number, f"isn't valid JSON: {error.msg} at character {error.pos + 1}"
+
+
+def _json(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    items = json.loads(path.read_text(encoding="utf-8-sig"))
+    if not isinstance(items, list):
+        raise ValueError(f"must be a list of examples, but is a {type(items).__name__}")
+    for number, item in enumerate(items, start=1):
+        yield number, _mapping(item)
+
+
+def _csv(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    with path.open(encoding="utf-8-sig", newline="") as handle:
+        reader = csv.reader(handle, strict=True)
+        header = next(reader, [])
+        number = reader.line_num + 1  # a row may span lines; it is known by its first
+        for cells in reader:
+            if len(cells) == len(header):
+                yield number, dict(zip(header, cells, strict=True))
+            elif cells:
+                yield number, f"has {len(cells)} cells, but the header has {len(header)}"
+            number = reader.line_num + 1
+
+
+def _parquet(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    yield from enumerate(pl.read_parquet(path).iter_rows(named=True), start=1)
+
+
+def _mapping(item: object) -> dict[str, Any] | str:
+    return item if isinstance(item, dict) else f"must be an object with keys, but is {json.dumps(item)[:40]}"
+
+
+READERS: dict[str, Callable[[Path], Iterator[tuple[int, dict[str, Any] | str]]]] = {
+    ".jsonl": _jsonl,
+    ".json": _json,
+    ".csv": _csv,
+    ".parquet": _parquet,
+}

@@ -1,0 +1,74 @@
+"""Examples from the user's own files."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from understudy.data.examples import Example, Found, without_repeats
+from understudy.data.formats import parse
+from understudy.data.readers import Failure, read_rows, where
+from understudy.data.splits import HELD_OUT, cut_off
+from understudy.errors import DataError
+from understudy.files import file_sha256
+from understudy.settings import DataFiles, DataFormat, DataSettings, Split
+
+SHOWN = 10  # bad rows that an error lists
+
+
+def find(settings: DataSettings, seed: int) -> Found:
+    """The examples of every split; held-out splits that aren't given are cut from the training file.
+
+    An example that stands twice counts once, and one that stands in a held-out file is left out of those that come
+    before it in test, validation, train. Raises `DataError` where a file is missing or any row in it is bad.
+    """
+    given = _given(settings.files)
+    found = Found({}, {"format": settings.format})
+    seen: set[str] = set()
+    for split in reversed(given):  # test, validation, train
+        path = given[split]
+        found.source[split], found.source[f"{split}_sha256"] = str(path), _sha256(path)
+        examples = _read(path, split, settings.format, found.counts)
+        found.splits[split], dropped = without_repeats(examples, seen, by_part=False)
+        found.counts["dropped_repeated"] += dropped
+    wanted = [split for split in HELD_OUT if split not in given]
+    found.splits |= cut_off(found.splits["train"], wanted, settings, seed)
+    return found
+
+
+def _given(files: DataFiles | None) -> dict[Split, Path]:
+    if files is None:
+        raise DataError("`data.task: files` needs `data.files` with at least `train`")
+    paths: dict[Split, str | None] = {"train": files.train, "validation": files.validation, "test": files.test}
+    return {split: Path(path).expanduser() for split, path in paths.items() if path is not None}
+
+
+def _sha256(path: Path) -> str:
+    return file_sha256(path) if path.is_file() else ""
+
+
+def _read(path: Path, split: Split, data_format: DataFormat, counts: Counter[str]) -> list[Example]:
+    rows, failures = read_rows(path)
+    examples = []
+    for number, row in rows:
+        try:
+            parsed = parse(row, data_format)
+        except ValueError as error:
+            failures.append(Failure(number, str(error)))
+            continue
+        counts["ignored_turns_after_the_last_answer"] += parsed.ignored_turns
+        examples.append(Example(f"{split}:{number}", path.name, parsed.prompt, parsed.completion, parsed.chat))
+    if failures:
+        raise _bad_rows(path, sorted(failures, key=lambda failure: failure.number), len(rows), data_format)
+    counts["found"] += len(examples)
+    return examples
+
+
+def _bad_rows(path: Path, failures: list[Failure], readable: int, data_format: DataFormat) -> DataError:
+    many = "1 row" if len(failures) == 1 else f"{len(failures)} rows"
+    lines = [f"{path} has {many} that can't be used as `data.format: {data_format}` ({readable} could be parsed):"]
+    lines += [f"{where(path)} {failure.number}: {failure.problem}" for failure in failures[:SHOWN]]
+    if len(failures) > SHOWN:
+        lines.append(f"and {len(failures) - SHOWN} more")
+    lines.append("mend or remove them, or set another `data.format`")
+    return DataError("\n  ".join(lines))

@@ -1,0 +1,135 @@
+"""A checkpoint's folder: whether it is complete, what it is, and its digest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from understudy.errors import ModelError
+from understudy.files import file_sha256
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+OTHER_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")  # in the order in which transformers looks for them
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What is in a checkpoint. `sha256` covers the names and bytes of everything that is loaded."""
+
+    sha256: str
+    model_type: str
+    hidden_size: int
+    num_hidden_layers: int
+    vocab_size: int
+    parameters: int
+
+
+def inspect(folder: Path) -> Checkpoint:
+    """Check that transformers can load a causal language model and its tokenizer from a folder, and describe them.
+
+    The weights are hashed, not loaded. Raises `ModelError` naming the folder and what is missing in it.
+    """
+    weights = _weights(folder)
+    _check_complete(folder, weights)
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"{folder} can't be loaded as a causal language model: {' '.join(str(error).split())[:300]}; "
+            "take a checkpoint that `transformers.AutoModelForCausalLM` of the installed version loads"
+        ) from error
+    if getattr(config, "quantization_config", None) is not None:
+        raise ModelError(
+            f"the checkpoint in {folder} is quantized already; take the original one, "
+            "and say with `quantization` how it is to be held"
+        )
+    text = config.get_text_config()
+    return Checkpoint(
+        sha256=_sha256(folder, weights),
+        model_type=config.model_type,
+        hidden_size=text.hidden_size,
+        num_hidden_layers=text.num_hidden_layers,
+        vocab_size=text.vocab_size,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+    )
+
+
+def check_tokenizer(folder: Path, needs_chat_template: bool) -> None:
+    """Check that a folder's tokenizer loads and can do what the data need; raise `ModelError`."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # whatever the tokenizer's own code raises
+        raise ModelError(f"the tokenizer in {folder} can't be loaded: {' '.join(str(error).split())[:300]}") from error
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"the tokenizer in {folder} has no end-of-sequence token; set `eos_token` for it")
+    if needs_chat_template and tokenizer.chat_template is None:
+        raise ModelError(
+            f"the data are chats, but the tokenizer in {folder} has no chat template; take a model that was made for "
+            "chats, give the tokenizer a template, or use data in the format prompt_completion"
+        )
+
+
+def _weights(folder: Path) -> list[Path]:
+    """The files of the weights: those of the first kind that there is."""
+    return next((found for pattern in WEIGHTS if (found := sorted(folder.glob(pattern)))), [])
+
+
+def _check_complete(folder: Path, weights: list[Path]) -> None:
+    missing = []
+    if not (folder / "config.json").is_file():
+        adapter = (folder / "adapter_config.json").is_file()
+        missing.append("config.json" + (" (this is an adapter; merge it into its base model first)" if adapter else ""))
+    if not weights:
+        missing.append(f"weights ({' or '.join(WEIGHTS)})")
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        missing.append(f"a tokenizer ({', '.join(TOKENIZER_FILES)})")
+    missing += [f"the shard {name}" for name in _missing_shards(folder, weights)]
+    if missing:
+        raise ModelError(
+            f"the model folder {folder} lacks {', '.join(missing)}; give a folder as `save_pretrained` writes it"
+        )
+
+
+def _missing_shards(folder: Path, weights: list[Path]) -> list[str]:
+    if not weights:
+        return []
+    index = folder / f"{'model.safetensors' if weights[0].suffix == '.safetensors' else 'pytorch_model.bin'}.index.json"
+    if not index.is_file():
+        return []
+    shards: set[str] = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    return sorted(name for name in shards if not (folder / name).is_file())
+
+
+def _sha256(folder: Path, weights: list[Path]) -> str:
+    named = [folder / name for name in (*TOKENIZER_FILES, *OTHER_FILES) if (folder / name).is_file()]
+    whole = hashlib.sha256()
+    for path in sorted({*named, *weights}):
+        whole.update(f"{path.name}\0{file_sha256(path)}\n".encode())
+    return whole.hexdigest()

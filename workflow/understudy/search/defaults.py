@@ -1,0 +1,89 @@
+"""Configurations that are known to be good, and the published rule for the learning rate.
+
+H is a model's hidden size (width), p the exponent of its family.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from understudy.hyperparameters import HYPERPARAMETERS, Value, complete
+from understudy.search.values import identity, rounded
+from understudy.settings import Method
+from understudy.space import Choices, Space
+
+RULE_SOURCE = "LoRA Without Regret (Schulman et al., Thinking Machines, 2025)"
+BASE_RATE = 5e-5  # of full fine-tuning at the reference width
+LORA_FACTOR = 10.0  # the best LoRA rate over the best rate of full fine-tuning
+REFERENCE_WIDTH = 2000
+EXPONENTS = {"llama": 0.781, "qwen": 0.0775}
+
+# Good over 31 models on average at high rank; the later ones stand in where an earlier one is the default itself.
+FIXED_RATES = (3e-4, 1e-3, 2e-4, 1e-4)
+FIXED_COUNT = 2
+
+
+def width_exponent(model_type: str, exponent: float | Literal["auto"] = "auto") -> float:
+    """p of the model's family, or the given one.
+
+    Published for Llama and Qwen alone. Other families get Llama's, which is the nearer to muP's 1 / width (Tensor
+    Programs V, 2022) and the more careful one towards a larger model; for them it was not verified.
+    """
+    if exponent != "auto":
+        return exponent
+    family = next((name for name in EXPONENTS if model_type.startswith(name)), "llama")
+    return EXPONENTS[family]
+
+
+def learning_rate_rule(
+    hidden_size: int, model_type: str, method: Method, exponent: float | Literal["auto"] = "auto"
+) -> float:
+    """The published rule's rate: 5e-5 · 10 · (2000 / H)^p for LoRA, a tenth of it for full fine-tuning.
+
+    Source: LoRA Without Regret (2025) and its cookbook. Fitted to models of 1B parameters and more; not verified
+    below that beyond this project's own measurements.
+    """
+    p = width_exponent(model_type, exponent)
+    rate = BASE_RATE * (REFERENCE_WIDTH / hidden_size) ** p
+    return float(rounded(rate * LORA_FACTOR if method == "lora" else rate))
+
+
+@dataclass(frozen=True)
+class KnownGood:
+    """A complete configuration, and what is known of it."""
+
+    hyperparameters: dict[str, Value]
+    reason: str
+
+
+def with_rate(defaults: Mapping[str, Value], rate: float) -> dict[str, Value]:
+    """The config's defaults, with a learning rate where they give none."""
+    return {"learning_rate": rate, **defaults}
+
+
+def known_good(space: Space, defaults: Mapping[str, Value], rate: float, method: Method) -> list[KnownGood]:
+    """The default configuration and two fixed rates at the highest rank: always three, all different.
+
+    `rate` is the published rule's. For full fine-tuning the fixed rates are a tenth, as in the rule.
+    """
+    known = with_rate(defaults, rate)
+    given = "the config's rate" if "learning_rate" in defaults else f"the published rule's rate {rate:g}"
+    found = [KnownGood(complete({}, known, method), f"the default configuration, with {given}")]
+    rank = highest_rank(space, known)
+    for fixed in FIXED_RATES:
+        fixed = fixed if method == "lora" else float(rounded(fixed / LORA_FACTOR))
+        values = complete({"learning_rate": fixed, "lora_r": rank}, known, method)
+        if identity(values) != identity(found[0].hyperparameters) and len(found) <= FIXED_COUNT:
+            at_rank = f" at rank {rank}" if method == "lora" else ""
+            found.append(KnownGood(values, f"a fixed rate of {fixed:g}{at_rank}, known to be good over many models"))
+    return found
+
+
+def highest_rank(space: Space, defaults: Mapping[str, Value]) -> Value:
+    """The highest rank that is searched, else the default one."""
+    parameter = space.get("lora_r")
+    if parameter is None:
+        return defaults.get("lora_r", HYPERPARAMETERS["lora_r"].default)
+    return max(parameter.choices) if isinstance(parameter, Choices) else parameter.from_unit(1.0)

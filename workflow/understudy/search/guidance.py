@@ -1,0 +1,93 @@
+"""Regions at work: where a proposal goes, and how a sampler's draw gets there.
+
+Regions act here and never in the sampler's distributions. None of this is a hard wall: which share of the proposals
+goes where follows from the transfer and, as results come, from the target itself.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+
+from understudy.artifacts import Box, Region
+from understudy.hyperparameters import Value
+from understudy.search.values import settled
+from understudy.space import Choices, Range, Space
+from understudy.trial import TrialRecord
+
+BEST_SHARE = 0.25  # of the visible complete trials, that show where it is good
+
+
+def inside(box: Box, value: Value) -> bool:
+    """Whether a value lies within a region's side."""
+    if box.choices is not None:
+        return value in box.choices
+    assert box.low is not None
+    assert box.high is not None
+    return box.low <= float(value) <= box.high
+
+
+def outside(region: Region, values: Mapping[str, Value]) -> list[str]:
+    """The hyperparameters whose value lies outside the region."""
+    return [name for name, box in region.boxes.items() if not inside(box, values[name])]
+
+
+def place_shares(regions: Sequence[Region], records: Sequence[TrialRecord], explore: float) -> list[float]:
+    """The probability of each region and, last, of exploring; shape (len(regions) + 1,), sums to 1.
+
+    A place's share is what the transfer gave it (for exploring: `explore`), times how much oftener its target trials
+    are among the best quarter than their number lets expect: (1 + best there) / (1 + expected there). A trial outside
+    all regions counts for exploring, one in several regions in equal parts for each. So exploring gains where it
+    finds better configurations than the regions do, and no share changes before there is evidence. Skipped trials
+    don't count; bad ones count, but never as best.
+    """
+    prior = [(1 - explore) * region.share for region in regions] + [explore]
+    counted = [record for record in records if record.result.status != "skipped"]
+    complete = [record for record in counted if record.result.objective is not None]
+    ordered = sorted(complete, key=lambda record: (record.result.objective, record.spec.id))
+    best = ordered[: math.ceil(BEST_SHARE * len(counted))]
+    here, best_here = _counts(regions, counted), _counts(regions, best)
+    rate = len(best) / max(1, len(counted))
+    raw = [
+        share * (1 + found) / (1 + rate * number) for share, found, number in zip(prior, best_here, here, strict=True)
+    ]
+    return [value / math.fsum(raw) for value in raw]
+
+
+def _counts(regions: Sequence[Region], records: Sequence[TrialRecord]) -> list[float]:
+    """How many trials lie in each region and, last, in none."""
+    counts = [0.0] * (len(regions) + 1)
+    for record in records:
+        holding = [i for i, region in enumerate(regions) if not outside(region, record.spec.hyperparameters)]
+        for place in holding or [len(regions)]:
+            counts[place] += 1 / max(1, len(holding))
+    return counts
+
+
+def choose_place(shares: Sequence[float], seed: int) -> int:
+    """A place drawn by its share: the number of a region, or `len(shares) - 1` for exploring."""
+    places = [place for place, share in enumerate(shares) if share > 0]
+    return random.Random(seed).choices(places, weights=[shares[place] for place in places])[0]
+
+
+def move_inside(
+    space: Space, region: Region, values: Mapping[str, Value], seed: int
+) -> tuple[dict[str, Value], list[str]]:
+    """The configuration with what lies outside drawn anew, uniformly in unit coordinates; and which that was."""
+    generator = random.Random(seed)
+    moved, redrawn = dict(values), outside(region, values)
+    for name in redrawn:
+        moved[name] = draw(space[name], region.boxes[name], generator.random())
+    return moved, redrawn
+
+
+def draw(parameter: Range | Choices, box: Box, u: float) -> Value:
+    """The value at `u` of the way through a region's side."""
+    if isinstance(parameter, Choices):
+        assert box.choices is not None
+        return Choices(choices=box.choices).from_unit(u)
+    assert box.low is not None
+    assert box.high is not None
+    side = parameter.model_copy(update={"low": box.low, "high": box.high})
+    return settled(side.from_unit(u), side)

@@ -1,0 +1,128 @@
+"""One target trial: a start, or a sampler's draw that is guided into a region or left free to explore."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from understudy.artifacts import Proposal, Region, Regions, Start, Starts
+from understudy.hyperparameters import Value, complete
+from understudy.search.guidance import choose_place, draw, move_inside, outside, place_shares
+from understudy.search.samplers import CANDIDATES, candidates
+from understudy.search.values import Identity, from_unit, identity
+from understudy.search.window import History
+from understudy.sections import TargetSection
+from understudy.space import Space
+from understudy.trial import Origin, TrialSpec, derive_seed, search_seed
+
+FRESH_DRAWS = 64  # attempts to leave the configurations that were tried before; then a repeat is let through
+
+SAMPLER_CLASSES = {"tpe": "TPESampler", "gp": "GPSampler", "random": "RandomSampler"}
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A configuration of the space, and which of its hyperparameters were drawn anew."""
+
+    values: dict[str, Value]
+    redrawn: tuple[str, ...] = ()
+
+
+def propose(settings: TargetSection, number: int, regions: Regions, starts: Starts, history: History) -> Proposal:
+    """Proposal `number`. It follows from the seed, the number, the transfer and the history alone.
+
+    The first ones are the starts. Then a place is drawn: a region, or all of the space to explore. The sampler's
+    study has what the history shows; of its candidates the one nearest to the region is taken and the rest of it
+    drawn anew inside.
+    """
+    if is_start(settings, number, starts):
+        return _from_start(settings, number, starts.starts[number])
+    shares = place_shares(regions.regions, history.visible, settings.explore)
+    place = choose_place(shares, derive_seed(settings.seed, "explore", number))
+    region = regions.regions[place] if place < len(regions.regions) else None
+    seeds = [derive_seed(settings.seed, "propose", number, i) for i in range(CANDIDATES[settings.sampler])]
+    drawn = candidates(regions.space, history, settings.sampler, seeds)
+    chosen = _choose(drawn, regions.space, region, history, derive_seed(settings.seed, "redraw", number))
+    return Proposal(
+        number=number,
+        spec=_spec(
+            settings,
+            number,
+            complete(chosen.values, starts.default, settings.method),
+            "refined",
+            region.trials if region else (),
+        ),
+        kind="guided" if region else "explore",
+        region=region.id if region else None,
+        sampler=SAMPLER_CLASSES[settings.sampler],
+        redrawn=chosen.redrawn,
+        visible=tuple(record.spec.id for record in history.visible),
+        pending=tuple(proposal.spec.id for proposal in history.pending),
+    )
+
+
+def is_start(settings: TargetSection, number: int, starts: Starts) -> bool:
+    """Whether proposal `number` is one of the starts, and so needs no history."""
+    return number < min(settings.starts, len(starts.starts))
+
+
+def _from_start(settings: TargetSection, number: int, start: Start) -> Proposal:
+    return Proposal(
+        number=number,
+        spec=_spec(settings, number, start.hyperparameters, start.origin, start.parents),
+        kind="start",
+        sampler="transfer",
+        visible=(),
+        pending=(),
+    )
+
+
+def _spec(
+    settings: TargetSection, number: int, values: dict[str, Value], origin: Origin, parents: tuple[str, ...]
+) -> TrialSpec:
+    return TrialSpec(
+        id=f"t{number:04d}",
+        stage="target",
+        origin=origin,
+        hyperparameters=values,
+        method=settings.method,
+        seed=search_seed(settings.seed),
+        parents=parents,
+    )
+
+
+def _choose(
+    drawn: Sequence[dict[str, Value]], space: Space, region: Region | None, history: History, seed: int
+) -> Draw:
+    """The candidate with the fewest values outside the region, brought inside; the first one where there is none.
+
+    One that was tried before gives way to the next, and at last to a uniform draw.
+    """
+    taken = {_identity_in(space, spec.hyperparameters) for spec in _specs(history)}
+    order = sorted(drawn, key=lambda values: len(outside(region, values)) if region else 0)  # stable
+    for values in order:
+        moved, redrawn = move_inside(space, region, values, seed) if region else (values, [])
+        if _identity_in(space, moved) not in taken:
+            return Draw(moved, tuple(redrawn))
+    generator = random.Random(derive_seed(seed, "fresh"))
+    for _ in range(FRESH_DRAWS):
+        fresh = _uniform(space, region, generator)
+        if _identity_in(space, fresh) not in taken:
+            break
+    return Draw(fresh, tuple(space))
+
+
+def _uniform(space: Space, region: Region | None, generator: random.Random) -> dict[str, Value]:
+    """A uniform draw of the region, or of the whole space."""
+    if region is None:
+        return from_unit(space, [generator.random() for _ in space])
+    return {name: draw(parameter, region.boxes[name], generator.random()) for name, parameter in space.items()}
+
+
+def _specs(history: History) -> list[TrialSpec]:
+    return [*(record.spec for record in history.visible), *(proposal.spec for proposal in history.pending)]
+
+
+def _identity_in(space: Space, values: dict[str, Value]) -> Identity:
+    return identity({name: values[name] for name in space})

@@ -1,0 +1,116 @@
+"""Optuna's samplers on a study that is rebuilt in memory from the trial files, in trial order.
+
+Every past trial has the same distributions, those of the one global space: Optuna drops a parameter whose range
+differs anywhere from the joint model. So regions are never expressed here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from understudy.hyperparameters import Value
+from understudy.search.quiet import quiet_optuna
+from understudy.search.values import settled
+from understudy.search.window import History
+from understudy.settings import Sampler
+from understudy.space import Choices, Range, Space
+from understudy.trial import TrialRecord
+
+CAP_SPREADS = 3.0  # a loss further above the median than this many times (median - best) is told as that bad
+MARGIN = 0.1  # of the told losses' range, by which a bad trial is worse than the worst
+CANDIDATES: Mapping[Sampler, int] = {"tpe": 16, "random": 16, "gp": 1}  # draws per proposal; a GP's take a second
+
+
+def candidates(space: Space, history: History, sampler: Sampler, seeds: Sequence[int]) -> list[dict[str, Value]]:
+    """A configuration of the space per seed, each asked from the same study.
+
+    The model, not its random fallback, makes them as soon as one result is visible.
+    """
+    with quiet_optuna() as optuna:
+        distributions = {name: _distribution(optuna, parameter) for name, parameter in space.items()}
+        study = rebuild(optuna, space, history, distributions)
+        found = []
+        for seed in seeds:
+            study.sampler = make_sampler(optuna, sampler, seed)
+            trial = study.ask(distributions)
+            found.append({name: _from_optuna(space[name], trial.params[name]) for name in space})
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)  # or the next one would avoid it as running
+    return found
+
+
+def make_sampler(optuna: Any, name: Sampler, seed: int) -> Any:
+    """The Optuna sampler. `n_startup_trials` counts completed trials only: the given starts have to be enough."""
+    if name == "tpe":
+        return optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=1)
+    if name == "gp":
+        from understudy.process import set_threads
+
+        set_threads(1)
+        return optuna.samplers.GPSampler(seed=seed, n_startup_trials=1, warn_independent_sampling=False)
+    return optuna.samplers.RandomSampler(seed=seed)
+
+
+def rebuild(optuna: Any, space: Space, history: History, distributions: Mapping[str, Any]) -> Any:
+    """The study as the proposal may know it: results complete, later proposals running."""
+    study = optuna.create_study(direction="minimize", sampler=optuna.samplers.RandomSampler(seed=0))
+    for record, told in zip(history.visible, told_values(history.visible), strict=True):
+        if told is None:
+            continue
+        params = {name: _to_optuna(space[name], record.spec.hyperparameters[name]) for name in space}
+        study.add_trial(optuna.trial.create_trial(params=params, distributions=dict(distributions), value=told))
+    for proposal in history.pending:
+        params = {name: _to_optuna(space[name], proposal.spec.hyperparameters[name]) for name in space}
+        running = optuna.trial.TrialState.RUNNING
+        study.add_trial(optuna.trial.create_trial(state=running, params=params, distributions=dict(distributions)))
+    return study
+
+
+def told_values(records: Sequence[TrialRecord]) -> list[float | None]:
+    """What the sampler is told of each trial: always finite; None for one that was skipped and so says nothing.
+
+    A complete trial's loss, capped so that a loss out of scale can't flatten a GP's view of the others; any other
+    status counts as worse than the worst by a margin.
+    """
+    losses = [_loss(record) for record in records]
+    known = sorted(loss for loss in losses if loss is not None)
+    if not known:
+        return [None if record.result.status == "skipped" else 0.0 for record in records]
+    best, median = known[0], known[len(known) // 2]
+    cap = median + CAP_SPREADS * (median - best) if median > best else math.inf
+    worst = min(known[-1], cap)
+    bad = worst + (MARGIN * (worst - best) or MARGIN * max(abs(worst), 1.0))
+    return [
+        min(loss, cap) if loss is not None else None if record.result.status == "skipped" else bad
+        for record, loss in zip(records, losses, strict=True)
+    ]
+
+
+def _loss(record: TrialRecord) -> float | None:
+    """The objective where it can be used: complete and finite."""
+    objective = record.result.objective
+    usable = record.result.status == "complete" and objective is not None and math.isfinite(objective)
+    return objective if usable else None
+
+
+def _distribution(optuna: Any, parameter: Range | Choices) -> Any:
+    """Ordered choices become whole numbers, so that the model knows their order."""
+    if isinstance(parameter, Choices):
+        if parameter.ordered:
+            return optuna.distributions.IntDistribution(0, len(parameter.choices) - 1)
+        return optuna.distributions.CategoricalDistribution(parameter.choices)
+    if parameter.integer:
+        low, high = math.ceil(parameter.low), math.floor(parameter.high)
+        return optuna.distributions.IntDistribution(low, high, log=parameter.log)
+    return optuna.distributions.FloatDistribution(parameter.low, parameter.high, log=parameter.log)
+
+
+def _to_optuna(parameter: Range | Choices, value: Value) -> Value:
+    return parameter.choices.index(value) if isinstance(parameter, Choices) and parameter.ordered else value
+
+
+def _from_optuna(parameter: Range | Choices, value: Value) -> Value:
+    if isinstance(parameter, Choices):
+        return parameter.choices[int(value)] if parameter.ordered else value
+    return int(value) if parameter.integer else settled(value, parameter)

@@ -1,0 +1,67 @@
+"""From the proxy's trials to the target's regions and first configurations."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping
+
+import polars as pl
+
+from understudy.artifacts import Regions, Starts
+from understudy.search.clusters import embed, group
+from understudy.search.defaults import known_good, learning_rate_rule
+from understudy.search.importance import importance_table
+from understudy.search.regions import Frame, gather_evidence, make_regions
+from understudy.search.scaling import scale_rules, scaled_space
+from understudy.search.starts import Image, make_starts
+from understudy.search.table import seen_trials
+from understudy.sections import TransferSection
+from understudy.space import Space, widen
+from understudy.trial import ModelCard
+
+FEWEST_TOP = 3
+
+
+def transfer(
+    settings: TransferSection, table: pl.DataFrame, proxy: ModelCard, target: ModelCard
+) -> tuple[Regions, Starts]:
+    """Regions and starts from the proxy's trial table (echoes in it don't count).
+
+    Raises `UnderstudyError` where no proxy trial is complete.
+    """
+    options, method = settings.transfer, settings.method
+    searched = table.filter(pl.col("origin") != "echo")
+    complete, bad = seen_trials(searched)
+    space = widen(settings.space, [trial.values for trial in (*complete, *bad)])
+    top = complete[: max(FEWEST_TOP, math.ceil(options.top_fraction * len(complete)))]
+    importance = dict(importance_table(searched, settings.space, settings.seed).rows())
+    evidence = gather_evidence(space, top, [*complete[len(top) :], *bad], importance, settings.seed)
+
+    scale = scale_rules(proxy, target, method, options.learning_rate_exponent)
+    image = Image(scale, method)
+    rate = learning_rate_rule(target.hidden_size, target.model_type, method, options.learning_rate_exponent)
+    known = known_good(settings.space, settings.defaults, rate, method)
+    held = [*(item.hyperparameters for item in known), *(image.of(trial) for trial in top)]
+    wide = widen(scaled_space(space, scale, method), list(held))
+
+    grouping = group(embed(space, [trial.values for trial in top], importance), options.max_regions)
+    regions = make_regions(Frame(space, wide, scale, options.padding), top, grouping, evidence)
+    starts = make_starts(complete, top, regions, known, image, wide, _weights(importance, wide))
+    found = Regions(
+        trials=searched.height,
+        complete=len(complete),
+        top=len(top),
+        threshold=top[-1].score,
+        median_objective=statistics.median(trial.score for trial in complete),
+        default_objective=next((trial.objective for trial in complete if trial.id == "d00"), None),
+        scale=scale,
+        space=wide,
+        regions=regions,
+    )
+    return found, starts
+
+
+def _weights(importance: Mapping[str, float], space: Space) -> dict[str, float]:
+    """Importance by name; alike where the proxy says nothing."""
+    return dict(importance) if importance else dict.fromkeys(space, 1 / len(space))

@@ -1,0 +1,44 @@
+"""Rounding, and when two configurations are the same.
+
+Searched values are rounded to a few significant digits: exponentials and logarithms may differ in their last bit from
+one mathematical library to the next, and a configuration that differs there would be another trial.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from understudy.hyperparameters import Value
+from understudy.space import Range, Space
+
+DIGITS = 6  # significant digits of a searched value
+SCALED_DIGITS = 9  # of a rescaled value: enough to get the searched one back
+
+
+def rounded(value: Value, digits: int = DIGITS) -> Value:
+    """A number with a fraction rounded to significant digits; everything else as it is."""
+    return float(f"{value:.{digits}g}") if isinstance(value, float) else value
+
+
+def from_unit(space: Space, coordinates: list[float]) -> dict[str, Value]:
+    """Rounded values at unit coordinates in the space's order; each lies in its range."""
+    values: dict[str, Value] = {}
+    for (name, parameter), u in zip(space.items(), coordinates, strict=True):
+        values[name] = settled(parameter.from_unit(u), parameter)
+    return values
+
+
+def settled(value: Value, parameter: object) -> Value:
+    """A searched value, rounded but not out of its range."""
+    value = rounded(value)
+    if isinstance(parameter, Range) and isinstance(value, float):
+        return min(max(value, parameter.low), parameter.high)
+    return value
+
+
+Identity = tuple[tuple[str, Value], ...]
+
+
+def identity(values: Mapping[str, Value]) -> Identity:
+    """Equal for equal configurations, whatever their order."""
+    return tuple(sorted((name, rounded(value)) for name, value in values.items()))

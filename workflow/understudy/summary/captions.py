@@ -1,0 +1,29 @@
+"""What each figure shows, under it in the report."""
+
+CAPTIONS = {
+    "progress": (
+        "Progress against cost",
+        "The best validation loss so far against everything spent so far; the shaded span is the proxy's search. The "
+        "dashed line is the default configuration, which one target trial buys.",
+    ),
+    "agreement": (
+        "Agreement",
+        "The same configurations on both models, each rescaled to the model that ran it: losses on the left, ranks on "
+        "the right. A proxy that ranks as the target does lies on the dashed line.",
+    ),
+    "importance": (
+        "Importance",
+        "How much of the variance of the loss's rank each hyperparameter explains within its range (functional ANOVA). "
+        "It says where to look, not which way to turn.",
+    ),
+    "slices": (
+        "Slices",
+        "Every search trial's loss above the best of its own stage, against one hyperparameter at a time; the target's "
+        "configurations run back on the proxy are among the proxy's. Values are as used: where a rule rescales them, "
+        "the proxy's lie apart from the target's. Shaded: the regions that the transfer found, in target values.",
+    ),
+    "curves": (
+        "Learning curves",
+        "Validation loss during training. Curves end where their configuration's epochs end.",
+    ),
+}

@@ -1,0 +1,131 @@
+"""The text that the workflow prints when a study has finished."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import polars as pl
+
+from understudy.artifacts import DecodeResults, Interval, TestResult, Winner
+from understudy.hyperparameters import Value
+from understudy.paths import StudyPaths
+from understudy.summary.panels import by_name
+from understudy.summary.wording import (
+    agreement_text,
+    count_text,
+    flops_text,
+    interval_text,
+    loss_text,
+    parameters_text,
+    percent_text,
+    quantization_text,
+    seconds_text,
+    statuses_text,
+    value_text,
+    verdict,
+)
+from understudy.trial import Execution, ModelCard
+
+STAGE_NAMES = {
+    "proxy": "proxy search",
+    "echo": "proxy echoes",
+    "target": "target search",
+    "finalist": "finalists",
+    "total": "in all",
+}
+
+
+def headline(
+    winner: Winner,
+    default: Mapping[str, Value],
+    searched: Sequence[str],
+    test: TestResult,
+    decode: DecodeResults,
+    tables: Mapping[str, pl.DataFrame],
+    cards: Sequence[ModelCard],
+    execution: Execution,
+    paths: StudyPaths,
+) -> str:
+    """The answer, what it rests on and what it cost, as lines of plain text.
+
+    `tables` holds `trials`, `costs` (per stage) and `agreement`.
+    """
+    statuses = tables["trials"].group_by("status").len().sort("status").iter_rows()
+    agreed = tables["agreement"]
+    pairs = int(agreed["pairs"].max() or 0)  # type: ignore[arg-type]
+    sections = [
+        [*(_model(card, execution) for card in sorted(cards, key=lambda card: card.role))],
+        _configuration(winner, default, searched),
+        _validation(winner, test.validation_gain),
+        _test(test, winner.rank == 0),
+        ["Agreement", "  " + agreement_text(by_name(agreed).get("spearman"), pairs)],
+        [*_cost(tables["costs"]), f"  {statuses_text(statuses)}."],
+        _decoding(decode),
+        ["Files", f"  report               {paths.report}", f"  best configuration   {paths.best_config}"],
+    ]
+    return "\n\n".join("\n".join(section) for section in sections if section) + "\n"
+
+
+def _model(card: ModelCard, execution: Execution) -> str:
+    how = execution.of(card.role)
+    processes = f", {how.processes} processes" if how.processes > 1 else ""
+    return (
+        f"{card.role:<8} {card.name}, {parameters_text(card.parameters)} parameters, "
+        f"{quantization_text(card.quantization)}, on {how.device}{processes}"
+    )
+
+
+def _configuration(winner: Winner, default: Mapping[str, Value], searched: Sequence[str]) -> list[str]:
+    names = [name for name in winner.hyperparameters if name in searched]
+    width = max([len(name) for name in names], default=0) + 2
+    values = {name: value_text(winner.hyperparameters[name]) for name in names}
+    column = max([len(text) for text in values.values()], default=0) + 3
+    if winner.rank == 0:
+        title = "Best configuration: the default; no configuration of the search beat it on validation"
+        return [title, *(f"  {name:<{width}}{values[name]}" for name in names)]
+    lines = [f"  {name:<{width}}{values[name]:<{column}}(default {value_text(default.get(name))})" for name in names]
+    return ["Best configuration", *lines]
+
+
+def _validation(winner: Winner, gain: Interval) -> list[str]:
+    scores = {score.rank: score for score in winner.scores}
+    seeds = len(scores[winner.rank].objectives) if winner.rank in scores else 0
+    lines = [f"Validation loss, mean of {seeds} seeds, in nats per token"]
+    for name, rank in (("default", 0), ("winner", winner.rank)):
+        score = scores.get(rank)
+        deviation = "" if score is None or score.standard_deviation is None else f" ± {score.standard_deviation:.4f}"
+        lines.append(f"  {name:<9}{loss_text(score.mean if score else None)}{deviation}")
+    return [*lines, f"  gain     {interval_text(gain)}"]
+
+
+def _test(test: TestResult, winner_is_default: bool) -> list[str]:
+    lines = [f"Test loss, {test.examples} held-out examples, {test.seeds} seeds, in nats per token"]
+    for name, loss in (("default", test.default_loss), ("winner", test.winner_loss)):
+        lines.append(f"  {name:<9}{loss_text(loss.value)}   perplexity {math.exp(loss.value):.3f}")
+    ratio = math.exp(-test.gain.value) - 1
+    return [
+        *lines,
+        f"  gain     {interval_text(test.gain)}   perplexity {ratio * 100:+.2f} %",
+        f"  {verdict(test.gain, winner_is_default)}",
+        f"  This study has looked at the test split {count_text(test.looks)}.",
+    ]
+
+
+def _cost(costs: pl.DataFrame) -> list[str]:
+    lines = ["Cost, summed over trials"]
+    for row in costs.iter_rows(named=True):
+        gpu = f"   {row['gpu_hours']:.2f} GPU hours" if row["gpu_hours"] > 0 else ""
+        lines.append(
+            f"  {STAGE_NAMES[row['stage']]:<14}{row['trials']:>5} trials   {seconds_text(row['wall_seconds']):>9}   "
+            f"{flops_text(row['flops']):>11}   {percent_text(row['share']):>5} of FLOPs{gpu}"
+        )
+    return lines
+
+
+def _decoding(decode: DecodeResults) -> list[str]:
+    if not decode.trials:
+        return []
+    best = decode.trials[0]
+    settings = ", ".join(f"{name} {value_text(value)}" for name, value in best.generation.items())
+    return ["Decoding", f"  {settings}: chrF {best.chrf:.1f} on {decode.examples} validation prompts"]

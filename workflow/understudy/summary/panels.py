@@ -1,0 +1,156 @@
+"""The figures that show single trials: slices through the space, learning curves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
+from numpy.typing import NDArray
+
+from understudy.artifacts import Box, Regions
+from understudy.space import Choices, Range
+from understudy.summary import style
+from understudy.summary.style import nothing, robust_limits, single
+from understudy.summary.wording import value_text
+
+COLUMNS = 4
+GOLDEN = 0.6180339887498949  # multiples of it spread evenly over the unit interval: jitter without a random number
+STAGES = (("proxy", style.PROXY, "o", -0.2), ("target", style.TARGET, "s", 0.2))
+
+
+def slices(trials: pl.DataFrame, regions: Regions, searched: Sequence[str]) -> Figure:
+    """One panel per hyperparameter: each trial's loss above its stage's best, against the value; regions shaded.
+
+    `trials`: the trial table. Losses of the two models differ in level, so each is shown as the distance from the
+    best trial of its own stage. Values and regions are as used: the proxy's at proxy scale, the rest at target scale.
+    """
+    complete = trials.filter(pl.col("stage") != "finalist", pl.col("objective").is_not_null())
+    excess = complete.with_columns((pl.col("objective") - pl.col("objective").min().over("stage")).alias("excess"))
+    names = [name for name in searched if name in excess.columns]
+    if not len(excess) or not names:
+        figure, axes = single(6.6, 2.0)
+        nothing(axes, "no trial has a loss")
+        return figure
+    columns = min(COLUMNS, len(names))
+    rows = math.ceil(len(names) / columns)
+    figure = style.new_figure(max(2.05 * columns, 4.2), 1.75 * rows + 0.6)
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    groups = excess.partition_by("stage")
+    high = max(robust_limits(group["excess"].to_list())[1] for group in groups)
+    for axes, name in zip(grid.flat, names, strict=False):
+        _slice(axes, excess, name, regions, high)
+    for axes in list(grid.flat)[len(names) :]:
+        axes.set_axis_off()
+    above = int((excess["excess"] > high).sum())
+    figure.supylabel("loss above the stage's best (nats per token)", fontsize=9)
+    handles: list[Artist] = [
+        Line2D([], [], ls="", marker=m, color=c, ms=4, label=f"{s} trials") for s, c, m, _ in STAGES
+    ]
+    handles.append(Patch(color=style.REGION, alpha=0.2, lw=0, label="region (target scale)"))
+    if above:
+        handles.append(Line2D([], [], ls="", marker="^", color=style.GREY, ms=4, label=f"{above} above the axis"))
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+    return figure
+
+
+def _slice(axes: Axes, excess: pl.DataFrame, name: str, regions: Regions, high: float) -> None:
+    parameter = regions.space.get(name)
+    boxes = [region.boxes[name] for region in regions.regions if name in region.boxes]
+    for stage, colour, marker, shift in STAGES:
+        part = excess.filter(pl.col("stage") == stage).drop_nulls(name)
+        if isinstance(parameter, Choices):
+            part = part.filter(pl.col(name).is_in(list(parameter.choices)))
+        x, y = _positions(part[name], parameter, shift), part["excess"].to_numpy()
+        inside = y <= high
+        axes.scatter(x[inside], y[inside], s=11, marker=marker, color=colour, alpha=0.75, lw=0)
+        axes.scatter(x[~inside], np.full((~inside).sum(), high), s=13, marker="^", color=colour, clip_on=False, lw=0)
+    for box in boxes:
+        _shade(axes, box, parameter)
+    axes.set_ylim(-0.03 * high, high)
+    axes.set_title(name, fontsize=8)
+    if isinstance(parameter, Choices):
+        labels = [value_text(choice).replace("_", "\n") for choice in parameter.choices]
+        axes.set_xticks(range(len(labels)), labels, fontsize=7 if max(map(len, labels)) < 9 else 6)
+        axes.set_xlim(-0.5, len(labels) - 0.5)
+        axes.grid(axis="x", visible=False)
+    elif parameter is not None and parameter.log:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(numticks=5))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.tick_params(axis="x", labelsize=7)
+
+
+def _positions(values: pl.Series, parameter: Range | Choices | None, shift: float) -> NDArray[np.float64]:
+    """Where values lie on a panel's axis: choices side by side, the proxy's left of the target's, spread a little."""
+    if not isinstance(parameter, Choices):
+        return values.cast(pl.Float64).to_numpy()
+    places = np.array([parameter.choices.index(value) for value in values], dtype=float)
+    return places + shift + 0.28 * (np.arange(len(places)) * GOLDEN % 1 - 0.5)
+
+
+def _shade(axes: Axes, box: Box, parameter: Range | Choices | None) -> None:
+    spans: list[tuple[float, float]] = []
+    if isinstance(parameter, Choices) and box.choices is not None:
+        places = [parameter.choices.index(choice) for choice in box.choices if choice in parameter.choices]
+        spans = [(place - 0.5, place + 0.5) for place in places]
+    elif box.low is not None and box.high is not None:
+        spans = [(box.low, box.high)]
+    for low, high in spans:
+        axes.axvspan(low, high, color=style.REGION, alpha=0.13, lw=0, zorder=0)
+
+
+def learning_curves(curves: pl.DataFrame, winner: int) -> Figure:
+    """Validation loss of every target trial while it was trained, finalists on top.
+
+    `curves`: the curve table; `winner`: the winner's rank.
+    """
+    shown = curves.filter(pl.col("stage") != "proxy", pl.col("eval_loss").is_finite())
+    figure, axes = single(6.6, 3.6)
+    if not len(shown):
+        nothing(axes, "no target trial has a learning curve")
+        return figure
+    low, high = robust_limits(shown["eval_loss"].to_list())
+    kinds: dict[str, int] = {}
+    for (stage, trial), points in shown.sort("stage", "id", "step", descending=[True, False, False]).group_by(
+        "stage", "id", maintain_order=True
+    ):
+        look = _look(str(stage), str(trial), winner)
+        label = str(look.pop("label"))
+        kinds[label] = kinds.get(label, 0) + 1
+        axes.plot(points["tokens"], points["eval_loss"], label=label if kinds[label] == 1 else None, **look)
+    axes.set(xlabel="completion tokens trained on", ylabel="validation loss (nats per token)", ylim=(low, high))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    above = shown.filter(pl.col("eval_loss") > high).select("stage", "id").n_unique()
+    if above:
+        clip = f"{above} curves begin or stay above the axis" if above > 1 else "1 curve begins or stays above the axis"
+        axes.set_title(clip, loc="right", fontsize=7, color=style.GREY)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+def _look(stage: str, trial: str, winner: int) -> dict[str, Any]:
+    if stage == "target":
+        return {"color": style.GREY, "lw": 0.8, "alpha": 0.6, "label": "target trials", "zorder": 2}
+    rank = int(trial[1:].split("s")[0])
+    if rank == winner:
+        return {"color": style.WINNER, "lw": 1.6, "label": "winner, each seed", "zorder": 5}
+    if rank == 0:
+        return {"color": style.DEFAULT, "lw": 1.3, "ls": (0, (4, 2)), "label": "default, each seed", "zorder": 4}
+    return {"color": style.TARGET, "lw": 1.2, "ls": (0, (1, 1)), "label": "other finalists", "zorder": 3}
+
+
+def by_name(table: pl.DataFrame) -> Mapping[str, tuple[float, float, float]]:
+    """The agreement table's defined statistics: value, low and high by name."""
+    known = table.drop_nulls("value")
+    return {row["statistic"]: (row["value"], row["low"], row["high"]) for row in known.iter_rows(named=True)}

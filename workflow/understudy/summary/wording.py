@@ -1,0 +1,100 @@
+"""Numbers as a person reads them: losses, intervals, durations, costs, agreement in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from understudy.artifacts import Interval
+from understudy.hyperparameters import Value
+from understudy.settings import Quantization
+from understudy.summary.style import flop_unit
+
+# A convention of this program's, not a standard one: from which rank correlation on each word is used.
+WORDS = ((0.8, "much"), (0.5, "roughly"), (0.2, "only faintly"))
+
+
+def value_text(value: Value | None) -> str:
+    """A hyperparameter's value: four significant digits, true and false as YAML spells them."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def loss_text(value: float | None) -> str:
+    """A loss, or a difference of losses, in nats per token, with four decimals."""
+    return "–" if value is None else f"{value:.4f}"
+
+
+def interval_text(interval: Interval, signed: bool = False) -> str:
+    """`0.0270, 95 % interval 0.0150 to 0.0390`."""
+    sign = "+" if signed else ""
+    value, low, high = (f"{number:{sign}.4f}" for number in (interval.value, interval.low, interval.high))
+    return f"{value}, {interval.confidence * 100:g} % interval {low} to {high}"
+
+
+def seconds_text(seconds: float) -> str:
+    """`0:01:55`, hours, minutes and seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"
+
+
+def flops_text(flops: float) -> str:
+    """`2.94 TFLOP`."""
+    scale, unit = flop_unit(flops)
+    return f"{flops / scale:.3g} {unit}"
+
+
+def parameters_text(count: int) -> str:
+    """`2.2 M`, `7.2 B`."""
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return str(count)
+
+
+def quantization_text(quantization: Quantization) -> str:
+    """`NF4`, `LLM.int8()`, `not quantized`."""
+    return {"nf4": "NF4", "int8": "LLM.int8()", "none": "not quantized"}[quantization]
+
+
+def percent_text(share: float | None) -> str:
+    """`16 %`."""
+    return "–" if share is None else f"{share * 100:.0f} %"
+
+
+def count_text(number: int) -> str:
+    """`once`, `twice`, `3 times`."""
+    return {1: "once", 2: "twice"}.get(number, f"{number} times")
+
+
+def verdict(gain: Interval, winner_is_default: bool) -> str:
+    """What an interval of the gain allows to say, in one sentence."""
+    if winner_is_default:
+        return "The winner is the default configuration itself: the search found nothing better on validation."
+    if gain.low > 0:
+        return "The gain's interval lies above 0: the winner is better than the default."
+    if gain.high < 0:
+        return "The gain's interval lies below 0: the default is better than the winner."
+    return "The gain's interval includes 0: the default may be as good."
+
+
+def agreement_text(spearman: tuple[float, float, float] | None, pairs: int) -> str:
+    """How alike proxy and target rank the same configurations, in words and a number."""
+    if spearman is None:
+        return f"Whether the proxy agrees with the target isn't known: {pairs} configuration(s) ran on both."
+    value, low, high = spearman
+    word = next((word for least, word in WORDS if value >= least), None)
+    sentence = f"The proxy ranks configurations {word} as the target does"
+    if word is None:
+        sentence = "The proxy doesn't rank configurations as the target does"
+    return f"{sentence}: Spearman {value:.2f} ({low:.2f} to {high:.2f}, {pairs} configurations run on both)."
+
+
+def statuses_text(statuses: Iterable[tuple[str, int]]) -> str:
+    """`90 trials complete, 2 diverged, 1 out of memory`."""
+    counts = dict(statuses)
+    parts = [f"{counts.pop('complete', 0)} trials complete"]
+    return ", ".join(parts + [f"{count} {status.replace('_', ' ')}" for status, count in sorted(counts.items())])

@@ -1,0 +1,75 @@
+"""Which examples a step sees: a pure function of seed, subset and batch size, whatever runs it.
+
+The data order is one endless stream: a fresh seeded permutation of the subset for each epoch, one after the other.
+Batches are cut from the stream without regard to where an epoch ends, so every batch is full and every step has the
+same number of examples. With N examples and batch size B, an epoch is N / B steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import count, islice
+
+import torch
+
+from understudy.data.encoding import Encoded
+from understudy.hyperparameters import Value
+from understudy.trial import derive_seed
+
+PAD_MULTIPLE = 8  # rows become a multiple of this long: the size that tensor cores like
+PASS_COST = 96  # tokens whose work one more forward and backward pass is worth (measured: 70 to 200 on one CPU core)
+
+
+def total_steps(examples: int, hyperparameters: Mapping[str, Value], fidelity: float) -> int:
+    """Optimizer steps of a trial: its epochs' batches, the last one rounded up, times the fidelity; at least 1."""
+    epochs, batch_size = float(hyperparameters["num_train_epochs"]), int(hyperparameters["batch_size"])
+    return max(1, round(fidelity * math.ceil(examples * epochs / batch_size)))
+
+
+def data_order(examples: int, seed: int) -> Iterator[int]:
+    """The endless stream of example numbers."""
+    for epoch in count():
+        generator = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
+        yield from torch.randperm(examples, generator=generator).tolist()
+
+
+def batches(examples: Sequence[Encoded], batch_size: int, steps: int, seed: int) -> Iterator[list[Encoded]]:
+    """The examples of each step, in the order drawn."""
+    stream = data_order(len(examples), seed)
+    for _ in range(steps):
+        yield [examples[index] for index in islice(stream, batch_size)]
+
+
+def micro_batches(batch: Sequence[Encoded], rows: int, rank: int, ranks: int) -> list[list[Encoded]]:
+    """One rank's share of a batch, in pieces of at most `rows` examples of similar length.
+
+    Sorted by length, the batch is dealt out like cards, so that all ranks get about the same work. A rank gets
+    nothing where the batch has fewer examples than there are ranks. The pieces are cut where padding and passes
+    together cost least.
+    """
+    share = sorted(batch, key=lambda example: len(example.input_ids))[rank::ranks]
+    cost, start_of = [0], [0]  # of the best way to cut the first `end` examples: its cost, and where its last piece starts
+    for end in range(1, len(share) + 1):
+        length = padded_length(len(share[end - 1].input_ids))
+        options = [
+            (cost[start] + PASS_COST + (end - start) * length, start) for start in range(max(0, end - rows), end)
+        ]
+        best, start = min(options)
+        cost.append(best)
+        start_of.append(start)
+    pieces, end = [], len(share)
+    while end > 0:
+        pieces.append(share[start_of[end] : end])
+        end = start_of[end]
+    return pieces[::-1]
+
+
+def padded_length(tokens: int) -> int:
+    """The length that a row of so many tokens is padded to, where it is the longest."""
+    return -(-tokens // PAD_MULTIPLE) * PAD_MULTIPLE
+
+
+def completion_tokens(batch: Sequence[Encoded]) -> int:
+    """Tokens that count towards the loss of a batch, over all ranks."""
+    return sum(len(example.input_ids) - max(example.completion_start, 1) for example in batch)

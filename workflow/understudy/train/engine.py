@@ -1,0 +1,161 @@
+"""From a spec to a finished record: load, prepare, train, measure, keep."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from understudy import process, provenance
+from understudy.data.encoding import Encoded, encode
+from understudy.data.files import read_split
+from understudy.models.loading import load_base, load_tokenizer
+from understudy.store import Store
+from understudy.train import memory
+from understudy.train.adapters import trainable
+from understudy.train.loop import DivergedError, Examples, History, train
+from understudy.train.memory import OutOfMemoryError
+from understudy.train.ranks import Ranks
+from understudy.train.trial import Job, keeps_weights
+from understudy.trial import Cost, ResolvedExecution, Status, TrialRecord, TrialResult, TrialSpec, trial_digest
+
+
+class Engine:
+    """Trains trials one after the other on one copy of the base and of the data."""
+
+    def __init__(self, job: Job, ranks: Ranks | None = None) -> None:
+        self.job = job
+        self.ranks = ranks or Ranks()
+        self.execution: ResolvedExecution = job.inputs.execution
+        prepare_torch(self.execution)
+
+    def train(self, spec: TrialSpec) -> TrialRecord:
+        """Train a trial and keep it in the store. Divergence and lack of memory are results, not errors."""
+        base, examples, history = self._base(spec), self._examples, History()
+        memory.reset_peak()
+        started = time.perf_counter()
+        store, digest = Store(self.job.store), trial_digest(spec, self.job.inputs)
+        status, message = self._attempt(base, spec, examples, history, store.adapter(digest))
+        memory.release()
+        seconds = time.perf_counter() - started
+        result = TrialResult(
+            digest=digest,
+            status=status,
+            objective=history.metrics["eval_loss"] if status == "complete" else None,
+            metrics=history.metrics if status == "complete" else {},
+            curve=tuple(history.curve),
+            steps=history.steps,
+            message=message,
+            cost=self._cost(spec, history, seconds),
+            provenance=provenance.collect(_device_name(self.execution)),
+        )
+        record = TrialRecord(spec=spec, result=result)
+        if self.ranks.index == 0:
+            store.save(record)
+        return record
+
+    def _attempt(
+        self, base: nn.Module, spec: TrialSpec, examples: Examples, history: History, folder: Path
+    ) -> tuple[Status, str | None]:
+        """Train; on success keep the weights of a finalist. The second value says why it isn't complete."""
+        settings, execution = self.job.inputs.training, self.execution
+        try:
+            with trainable(base, spec, settings, execution) as model:
+                train(model, spec, examples, execution, settings, self.ranks, history)
+                if keeps_weights(spec) and self.ranks.index == 0:
+                    self._save_weights(model, folder)
+        except DivergedError as error:
+            return "diverged", str(error)
+        except OutOfMemoryError as error:
+            return "out_of_memory", str(error)
+        except (MemoryError, RuntimeError) as error:
+            if self.ranks.count > 1 or not memory.is_out_of_memory(error):
+                raise
+            return "out_of_memory", f"memory ran out while the trial was set up: {str(error).splitlines()[0]}"
+        return "complete", None
+
+    def _base(self, spec: TrialSpec) -> nn.Module:
+        """The frozen base that all adapters share, or a fresh copy for full fine-tuning, which changes it."""
+        if spec.method == "lora":
+            return self._frozen_base
+        base: nn.Module = load_base(self.job.inputs.model, self.execution, "full")
+        return base
+
+    @cached_property
+    def _frozen_base(self) -> nn.Module:
+        base: nn.Module = load_base(self.job.inputs.model, self.execution, "lora")
+        return base
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return load_tokenizer(self.job.inputs.model)
+
+    @cached_property
+    def _examples(self) -> Examples:
+        data = self.job.inputs.data
+
+        def read(path: Path, limit: int) -> list[Encoded]:
+            return encode(read_split(path, limit), self._tokenizer, data.max_length)
+
+        return Examples(
+            train=read(self.job.train, data.train_examples),
+            validation=read(self.job.validation, data.validation_examples),
+            pad_token_id=int(self._tokenizer.pad_token_id),
+        )
+
+    def _cost(self, spec: TrialSpec, history: History, seconds: float) -> Cost:
+        """What the trial took, without loading base and data."""
+        parameters = self.job.inputs.model.parameters
+        per_token = 4 if spec.method == "lora" else 6
+        on_gpu = self.execution.device == "cuda"
+        device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+        return Cost(
+            tokens=history.tokens,
+            flops=float(parameters * (per_token * history.tokens + 2 * history.evaluated_tokens)),
+            wall_seconds=seconds,
+            gpu_seconds=seconds * self.ranks.count if on_gpu else 0.0,
+            peak_memory_bytes=self.ranks.largest(memory.peak_bytes(), device),
+        )
+
+    def _save_weights(self, model: nn.Module, folder: Path) -> None:
+        """Write the adapter in PEFT's format, or the whole model and its tokenizer, whole or not at all."""
+        with _folder_whole(folder) as beside:
+            if hasattr(model, "peft_config"):
+                model.save_pretrained(beside, save_embedding_layers=False)  # type: ignore[operator]
+            else:
+                model.save_pretrained(beside)  # type: ignore[operator]
+                self._tokenizer.save_pretrained(beside)
+
+
+def prepare_torch(execution: ResolvedExecution) -> None:
+    """Threads and deterministic kernels. On GPUs an operation that has none warns; on CPUs all have one."""
+    if execution.device == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS sums in a fixed order with it
+    process.set_threads(execution.threads)
+    torch.use_deterministic_algorithms(True, warn_only=execution.device == "cuda")
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time, and nothing here reads such memory
+
+
+def _device_name(execution: ResolvedExecution) -> str | None:
+    return torch.cuda.get_device_name() if execution.device == "cuda" else None
+
+
+@contextmanager
+def _folder_whole(folder: Path) -> Iterator[Path]:
+    """Yield a folder beside `folder` to write to, and move it into place on success."""
+    beside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        yield beside
+        shutil.rmtree(folder, ignore_errors=True)
+        beside.replace(folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)

@@ -1,0 +1,42 @@
+"""All gradients of a trial in one flat buffer, with two numbers that travel with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from understudy.train.ranks import Ranks
+
+
+class Gradients:
+    """The gradients of some parameters as views of one buffer, followed by the loss and a flag for trouble.
+
+    One sum over the ranks carries everything that they have to agree on after a step's backward passes, and
+    clipping is one norm and one product, which for small models saves much of a step.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        sizes = [parameter.numel() for parameter in parameters]
+        self._buffer = torch.zeros(sum(sizes) + 2, dtype=torch.float32, device=parameters[0].device)
+        *views, self.loss, self.trouble = torch.split(self._buffer, [*sizes, 1, 1])
+        for parameter, view in zip(parameters, views, strict=True):
+            parameter.grad = view.view_as(parameter)
+        self._flat = self._buffer[:-2]
+
+    def clear(self) -> None:
+        """Back to zero, all but the trouble: that stays until it has been told."""
+        self._buffer[:-1].zero_()
+
+    def add_up(self, ranks: Ranks) -> tuple[float, bool]:
+        """Sum over the ranks; return the batch's loss and whether any rank is in trouble."""
+        ranks.sum_(self._buffer)
+        loss, trouble = self._buffer[-2:].tolist()
+        return loss, trouble > 0
+
+    def clip_(self, max_norm: float) -> Tensor:
+        """Scale down to a global norm of at most `max_norm`, as torch's `clip_grad_norm_`; return the norm before."""
+        norm: Tensor = torch.linalg.vector_norm(self._flat)
+        self._flat.mul_(torch.clamp(max_norm / (norm + 1e-6), max=1.0))
+        return norm

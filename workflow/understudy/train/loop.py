@@ -1,0 +1,178 @@
+"""The one training loop, for every stage, method and number of processes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from understudy.data.encoding import Encoded
+from understudy.settings import TrainingSettings
+from understudy.train.batches import batches, completion_tokens, micro_batches, total_steps
+from understudy.train.evaluation import score
+from understudy.train.forward import collate, completion_logits, device_of
+from understudy.train.gradients import Gradients
+from understudy.train.memory import OutOfMemoryError
+from understudy.train.optimizer import make_optimizer, make_schedule
+from understudy.train.ranks import Ranks, telling
+from understudy.trial import CurvePoint, ResolvedExecution, TrialSpec, derive_seed
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What a trial trains on and is judged on, tokenised."""
+
+    train: Sequence[Encoded]
+    validation: Sequence[Encoded]
+    pad_token_id: int
+
+
+@dataclass
+class History:
+    """What has happened so far. It outlives an exception, so that a failed trial keeps its curve."""
+
+    curve: list[CurvePoint] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=dict)  # of the newest evaluation
+    steps: int = 0
+    completion_tokens: int = 0  # trained on
+    tokens: int = 0  # trained on, prompts included, without padding
+    evaluated_tokens: int = 0  # likewise, in evaluations
+
+
+class DivergedError(Exception):
+    """A loss is infinite or not a number."""
+
+
+def train(
+    model: nn.Module,
+    spec: TrialSpec,
+    examples: Examples,
+    execution: ResolvedExecution,
+    settings: TrainingSettings,
+    ranks: Ranks,
+    history: History,
+) -> None:
+    """Train `model` in place and write down in `history` what happens.
+
+    The loss of a batch is the sum over its completion tokens divided by their number, however the batch is split
+    into micro-batches and over ranks. Raises `DivergedError` as soon as a loss isn't finite, and `OutOfMemoryError` where an
+    allocator refused; in both cases on every rank.
+    """
+    hyperparameters = spec.hyperparameters
+    steps = total_steps(len(examples.train), hyperparameters, spec.fidelity)
+    evaluate_after = evaluation_steps(steps, settings.evaluations)
+    smoothing, max_norm = float(hyperparameters["label_smoothing_factor"]), float(hyperparameters["max_grad_norm"])
+
+    gradients = Gradients([parameter for parameter in model.parameters() if parameter.requires_grad])
+    optimizer = make_optimizer(model, hyperparameters)
+    schedule = make_schedule(optimizer, hyperparameters, steps)
+    since_evaluation = _Mean()
+    model.train()
+    torch.manual_seed(derive_seed(spec.seed, "dropout", ranks.index))
+
+    for batch in batches(examples.train, int(hyperparameters["batch_size"]), steps, spec.seed):
+        counted = completion_tokens(batch)
+        gradients.clear()
+        with telling(gradients.trouble):
+            for rows in micro_batches(batch, execution.micro_batch_size, ranks.index, ranks.count):
+                loss = _summed_loss(model, rows, examples.pad_token_id, execution, smoothing) / counted
+                loss.backward()  # type: ignore[no-untyped-call]
+                gradients.loss += loss.detach()
+
+        batch_loss, trouble = gradients.add_up(ranks)
+        if trouble:
+            raise OutOfMemoryError(f"memory ran out in step {history.steps + 1} of {steps}")
+        if not math.isfinite(batch_loss):
+            raise DivergedError(f"the training loss was {batch_loss} in step {history.steps + 1} of {steps}")
+
+        gradients.clip_(max_norm)
+        rate = optimizer.param_groups[0]["lr"]
+        with telling(gradients.trouble):  # the first step allocates the moments
+            optimizer.step()
+        schedule.step()
+
+        history.steps += 1
+        history.completion_tokens += counted
+        history.tokens += sum(len(example.input_ids) for example in batch)
+        since_evaluation.add(batch_loss, counted)
+        if history.steps in evaluate_after:
+            evaluate(model, examples, execution, ranks, history, gradients.trouble)
+            _note(history, since_evaluation, float(rate))
+
+
+def evaluation_steps(steps: int, evaluations: int) -> set[int]:
+    """After which steps to evaluate: evenly spread, the last one among them; each at most once."""
+    return {max(1, round(steps * number / evaluations)) for number in range(1, evaluations + 1)}
+
+
+def evaluate(
+    model: nn.Module,
+    examples: Examples,
+    execution: ResolvedExecution,
+    ranks: Ranks,
+    history: History,
+    trouble: Tensor,
+) -> None:
+    """Put the validation metrics into `history`. Each rank scores its share of the examples."""
+    share = examples.validation[ranks.index :: ranks.count]
+    with telling(trouble):
+        scores = score(model, share, examples.pad_token_id, execution)
+        found = [math.fsum(scores.losses), float(sum(scores.tokens)), float(sum(scores.correct)), 0.0]
+    trouble_here = bool(trouble.item() > 0)
+    sums = torch.tensor([0.0, 0.0, 0.0, 1.0] if trouble_here else found, dtype=torch.float64, device=device_of(model))
+    ranks.sum_(sums)
+    loss, tokens, correct, trouble_anywhere = sums.tolist()
+    if trouble_anywhere:
+        raise OutOfMemoryError(f"memory ran out in or before the evaluation after step {history.steps}")
+    if not math.isfinite(loss):
+        raise DivergedError(f"the validation loss was {loss} after step {history.steps}")
+    history.evaluated_tokens += sum(len(example.input_ids) for example in examples.validation)
+    history.metrics = {
+        "eval_loss": loss / tokens,
+        "eval_nats_per_byte": loss / sum(example.completion_bytes for example in examples.validation),
+        "eval_accuracy": correct / tokens,
+    }
+
+
+def _summed_loss(
+    model: nn.Module, rows: Sequence[Encoded], pad_token_id: int, execution: ResolvedExecution, smoothing: float
+) -> Tensor:
+    """The summed cross entropy of a micro-batch's completion tokens, in nats."""
+    batch = collate(rows, pad_token_id, device_of(model))
+    logits = completion_logits(model, batch, execution)
+    return F.cross_entropy(logits, batch.targets, reduction="sum", label_smoothing=smoothing)
+
+
+def _note(history: History, train_loss: _Mean, rate: float) -> None:
+    """Add a point to the learning curve."""
+    history.metrics["train_loss"] = train_loss.take()
+    history.curve.append(
+        CurvePoint(
+            step=history.steps,
+            tokens=history.completion_tokens,
+            train_loss=history.metrics["train_loss"],
+            eval_loss=history.metrics["eval_loss"],
+            learning_rate=rate,
+        )
+    )
+
+
+@dataclass
+class _Mean:
+    """A mean weighted by tokens, started anew when it is taken."""
+
+    total: float = 0.0
+    weight: int = 0
+
+    def add(self, value: float, weight: int) -> None:
+        self.total += value * weight
+        self.weight += weight
+
+    def take(self) -> float:
+        mean = self.total / self.weight
+        self.total, self.weight = 0.0, 0
+        return mean

@@ -1,0 +1,48 @@
+"""Running out of memory is a fact about a trial, not an accident: recognise it, and give the memory back."""
+
+from __future__ import annotations
+
+import gc
+import resource
+import sys
+
+import torch
+
+# the CPU allocator and cuBLAS raise plain RuntimeErrors
+_TEXTS = ("can't allocate memory", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "bad_alloc")
+
+
+class OutOfMemoryError(Exception):
+    """An allocator refused, on this rank or on another one."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocator raised this error."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _TEXTS)
+
+
+def _on_gpu() -> bool:
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+
+
+def release() -> None:
+    """Return freed memory, so that the next trial finds it."""
+    gc.collect()
+    if _on_gpu():
+        torch.cuda.empty_cache()
+
+
+def reset_peak() -> None:
+    """Start a new measurement. On CPUs there is none to start: the peak is the whole process's."""
+    if _on_gpu():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_bytes() -> int:
+    """Most memory held at once: of the GPU since `reset_peak`, else of the process since it started."""
+    if _on_gpu():
+        return int(torch.cuda.max_memory_allocated())
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

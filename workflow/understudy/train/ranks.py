@@ -1,0 +1,50 @@
+"""The processes that train one trial together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, distributed
+
+from understudy.train.memory import is_out_of_memory
+
+CHUNK = 2**25  # elements that are summed over the ranks at once: 128 MiB of float32
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place among all of them. One process alone needs no process group."""
+
+    index: int = 0
+    count: int = 1
+
+    def sum_(self, values: Tensor) -> None:
+        """Add up a flat tensor over all ranks, in place. Every rank gets the same bits."""
+        if self.count > 1:
+            for chunk in torch.split(values, CHUNK):
+                distributed.all_reduce(chunk)
+
+    def largest(self, value: int, device: torch.device) -> int:
+        """The largest of all ranks' values."""
+        if self.count == 1:
+            return value
+        found = torch.tensor([value], dtype=torch.int64, device=device)
+        distributed.all_reduce(found, op=distributed.ReduceOp.MAX)
+        return int(found.item())
+
+
+@contextmanager
+def telling(trouble: Tensor) -> Iterator[None]:
+    """Set `trouble` to 1 when memory runs out inside, instead of raising.
+
+    The others wait for this rank in the next sum: it has to get there, and carries the news along.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        trouble.fill_(1)
