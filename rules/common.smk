@@ -73,7 +73,7 @@ def inputs_of_training(role):
         "manifest": PATHS.manifest,
         "train": PATHS.data("train"),
         "validation": PATHS.data("validation"),
-        "execution": PATHS.execution,
+        "execution": PATHS.execution(role),
         "training": PATHS.settings("training"),
     }
 

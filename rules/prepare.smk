@@ -51,17 +51,16 @@ rule prepare_model:
 rule prepare_execution:
     input:
         settings=PATHS.settings("execution"),
-        proxy=PATHS.model("proxy"),
-        target=PATHS.model("target"),
+        model=PATHS.model("{role}"),
         manifest=PATHS.manifest,
     output:
-        PATHS.execution,
+        PATHS.execution("{role}"),
     log:
-        PATHS.log("prepare_execution"),
+        PATHS.log("prepare_execution", "{role}"),
     conda:
         "../envs/understudy.yaml"
     resources:
-        gpu=max(gpus("proxy"), gpus("target")),
+        gpu=lambda wildcards: gpus(wildcards.role),
     shell:
-        "exec python -m understudy prepare-execution --settings {input.settings:q} --proxy-model {input.proxy:q}"
-        " --target-model {input.target:q} --manifest {input.manifest:q} --output {output:q} --log {log:q}"
+        "exec python -m understudy prepare-execution --settings {input.settings:q} --model {input.model:q}"
+        " --manifest {input.manifest:q} --output {output:q} --log {log:q}"

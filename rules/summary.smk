@@ -16,7 +16,7 @@ rule summarise:
         test=PATHS.test,
         decode=PATHS.decode,
         models=[PATHS.model("proxy"), PATHS.model("target")],
-        execution=PATHS.execution,
+        execution=[PATHS.execution("proxy"), PATHS.execution("target")],
     output:
         expand(
             PATHS.table("{name}"),
@@ -76,7 +76,7 @@ rule write_report:
         study=PATHS.settings("study"),
         headline=PATHS.headline,
         manifest=PATHS.manifest,
-        execution=PATHS.execution,
+        execution=[PATHS.execution("proxy"), PATHS.execution("target")],
         models=[PATHS.model("proxy"), PATHS.model("target")],
         regions=PATHS.regions,
         winner=PATHS.winner,

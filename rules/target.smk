@@ -109,7 +109,7 @@ rule decode_search:
         model=PATHS.model("target"),
         manifest=PATHS.manifest,
         validation=PATHS.data("validation"),
-        execution=PATHS.execution,
+        execution=PATHS.execution("target"),
     output:
         PATHS.decode,
     log:
@@ -135,7 +135,7 @@ rule test:
         manifest=PATHS.manifest,
         validation=PATHS.data("validation"),
         test=PATHS.data("test"),
-        execution=PATHS.execution,
+        execution=PATHS.execution("target"),
     output:
         PATHS.test,
     log:

@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -99,7 +100,7 @@ def test_one_seed_gives_one_configuration_in_another_process(sampler: Sampler) -
         "print(json.dumps(t.candidates(t.SPACE, t.history(['complete'] * 6), sys.argv[2], [7, 8])))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script, os.path.dirname(__file__), sampler],  # noqa: PTH120
+        [sys.executable, "-c", script, str(Path(__file__).parent), sampler],
         capture_output=True,
         text=True,
         check=True,
@@ -145,5 +146,7 @@ def test_results_and_running_trials_matter(model: Sampler) -> None:
         record.model_copy(update={"result": record.result.model_copy(update={"objective": -loss(record.spec)})})
         for record in past.visible
     )
-    assert candidates(SPACE, past, model, [5]) != candidates(SPACE, History(reversed_losses, past.pending), model, [5])
-    assert candidates(SPACE, past, model, [5]) != candidates(SPACE, History(past.visible), model, [5])
+    several = list(range(5))
+    before = candidates(SPACE, past, model, several)
+    assert before != candidates(SPACE, History(reversed_losses, past.pending), model, several)
+    assert before != candidates(SPACE, History(past.visible), model, several)

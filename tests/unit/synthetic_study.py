@@ -35,6 +35,7 @@ from understudy.files import digest, write_json
 from understudy.hyperparameters import Value, complete
 from understudy.paths import StudyPaths
 from understudy.sections import sections
+from understudy.settings import Role
 from understudy.space import from_unit
 from understudy.store import Store
 from understudy.trial import (
@@ -58,6 +59,9 @@ RATE_FACTOR = 0.42
 PROVENANCE = {"python": "3.11.9", "torch": "2.13.0", "host": "node-a", "hardware": "A CPU with 2 cores"}
 
 
+ROLES: tuple[Role, ...] = ("proxy", "target")
+
+
 @dataclass
 class Study:
     """Everything that `summarise` and `report` read."""
@@ -73,7 +77,7 @@ class Study:
     test: TestResult
     decode: DecodeResults
     manifest: DataManifest
-    execution: Execution
+    executions: dict[Role, Execution]
     cards: list[ModelCard]
     selection: Selection = field(default_factory=lambda: Selection(finalists=()))
 
@@ -363,7 +367,10 @@ def make(seed: int = 7) -> Study:
             validation_examples=256,
             test_examples=None,
         ),
-        execution=Execution(proxy=settings, target=settings, notes=("device: no GPU was found, so the CPU",)),
+        executions={
+            role: Execution(role=role, resolved=settings, notes=("device: cpu, since torch sees no GPU",))
+            for role in ROLES
+        },
         cards=[_card("proxy", 64, 2, 230_000, "nf4"), _card("target", 192, 4, 2_200_000, "none")],
         selection=selection,
     )
@@ -393,13 +400,13 @@ def write(study: Study, root: Path) -> None:
         (paths.test, study.test),
         (paths.decode, study.decode),
         (paths.manifest, study.manifest),
-        (paths.execution, study.execution),
         (paths.settings("summary"), sections(study.config)["summary"]),
         (paths.settings("study"), study.config),
     ):
         write_json(path, value)
     for card in study.cards:
         write_json(paths.model(card.role), card)
+        write_json(paths.execution(card.role), study.executions[card.role])
 
 
 def summarise_arguments(root: Path) -> list[str]:
@@ -417,7 +424,7 @@ def summarise_arguments(root: Path) -> list[str]:
         "test": paths.test,
         "decode": paths.decode,
         "models": [paths.model("proxy"), paths.model("target")],
-        "execution": paths.execution,
+        "execution": [paths.execution("proxy"), paths.execution("target")],
         "output": paths.headline.parent,
     }
     return ["summarise", *_words(files)]
@@ -430,7 +437,7 @@ def report_arguments(root: Path) -> list[str]:
         "settings": paths.settings("summary"),
         "summary": paths.headline.parent,
         "manifest": paths.manifest,
-        "execution": paths.execution,
+        "execution": [paths.execution("proxy"), paths.execution("target")],
         "models": [paths.model("proxy"), paths.model("target")],
         "regions": paths.regions,
         "winner": paths.winner,

@@ -26,9 +26,8 @@ class StudyPaths:
     def model(self, role: str) -> Path:
         return self.root / "models" / role / "model.json"
 
-    @property
-    def execution(self) -> Path:
-        return self.root / "execution.json"
+    def execution(self, role: str) -> Path:
+        return self.root / "execution" / f"{role}.json"
 
     # proxy
     def pack_specs(self, pack: str) -> Path:

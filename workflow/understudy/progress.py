@@ -14,7 +14,7 @@ from typing import Any, TextIO
 from understudy.trial import TrialRecord
 
 STAGES = ("proxy", "target", "finalist")
-TARGET_GUESS = 6.0  # proxy trials that a target trial is taken to last, until one has finished
+TARGET_GUESS = 5.0  # proxy trials that a target trial is taken to last, until one has finished
 
 _terminal: TextIO = sys.stderr
 
@@ -80,26 +80,24 @@ class State:
         return f"{stage:<8} {done} trials · {best_text:<22} · {_clock(self.now - self.started)} passed{left_text}"
 
     def seconds_left(self) -> float | None:
-        """An estimate from this run's trials, run one after the other or side by side as so far."""
-        fresh = [t for t in self.trials.values() if not t["reused"] and t["time"] >= self.started]
+        """An estimate from the pace of this run's trials, in each stage for itself."""
+        fresh = [trial for trial in self.trials.values() if not trial["reused"] and trial["time"] >= self.started]
         if not fresh:
             return None
-        busy = sum(trial["wall_seconds"] for trial in fresh)
-        passed = max(trial["time"] for trial in fresh) - self.started
-        left = 0.0
-        for stage in STAGES:
-            remaining = self.totals.get(stage, 0) - len(self.of(stage))
-            left += max(remaining, 0) * self._seconds_per_trial(stage, fresh)
-        return left * passed / busy if busy > 0 else None
+        known = {stage: pace for stage in STAGES if (pace := _pace([t for t in fresh if t["stage"] == stage]))}
+        proxy = known.get("proxy") or _pace(fresh) or 0.0
+        target = known.get("target") or known.get("finalist") or TARGET_GUESS * proxy
+        paces = {"proxy": proxy, "target": target, "finalist": target, **known}
+        return sum(max(self.totals.get(stage, 0) - len(self.of(stage)), 0) * pace for stage, pace in paces.items())
 
-    def _seconds_per_trial(self, stage: str, fresh: list[dict[str, Any]]) -> float:
-        alike = ("proxy",) if stage == "proxy" else ("target", "finalist")
-        same = [trial["wall_seconds"] for trial in fresh if trial["stage"] in alike]
-        if same:
-            return sum(same) / len(same)
-        everything = [trial["wall_seconds"] for trial in fresh]
-        mean = sum(everything) / len(everything)
-        return mean if stage == "proxy" else mean * TARGET_GUESS
+
+def _pace(trials: list[dict[str, Any]]) -> float | None:
+    """Seconds from one finished trial to the next, start-up of processes included; a lone trial's own seconds."""
+    if not trials:
+        return None
+    times = sorted(trial["time"] for trial in trials)
+    own = sum(trial["wall_seconds"] for trial in trials) / len(trials)
+    return own if len(times) < 3 else float((times[-1] - times[0]) / (len(times) - 1))
 
 
 def state(path: Path) -> State:

@@ -87,7 +87,7 @@ class Choices(_Frozen):
     @property
     def ordered(self) -> bool:
         numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in self.choices)
-        return numeric and list(self.choices) == sorted(self.choices)  # type: ignore[type-var]
+        return numeric and list(self.choices) == sorted(self.choices)
 
     def from_unit(self, u: float) -> Value:
         """The choice whose interval holds unit coordinate `u`."""
@@ -105,7 +105,7 @@ class Choices(_Frozen):
         if value in self.choices:
             return self
         wider = (*self.choices, value)
-        return Choices(choices=tuple(sorted(wider)) if self.ordered else wider)  # type: ignore[type-var]
+        return Choices(choices=tuple(sorted(wider)) if self.ordered else wider)
 
 
 def _shape(value: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -11,7 +11,7 @@ from understudy.files import digest
 from understudy.hyperparameters import Value
 from understudy.settings import Method, Quantization, Role, Split, TrainingSettings
 
-FORMAT_VERSION = 1
+FORMAT_VERSION: Final = 1
 ENGINE_VERSION = 1  # raise it when a change to training, tokenisation or evaluation can change a number
 
 Stage = Literal["proxy", "target", "finalist"]
@@ -152,16 +152,12 @@ class ResolvedExecution(_Frozen):
 
 
 class Execution(_Frozen):
-    """What `prepare_execution` wrote."""
+    """What `prepare_execution` wrote for one role: the proxy stage must not wait for the target's model."""
 
     format_version: Literal[1] = FORMAT_VERSION
-    proxy: ResolvedExecution
-    target: ResolvedExecution
+    role: Role
+    resolved: ResolvedExecution
     notes: tuple[str, ...] = Field(default=(), description="how each `auto` was decided")
-
-    def of(self, role: Role) -> ResolvedExecution:
-        """The stage's part."""
-        return self.proxy if role == "proxy" else self.target
 
 
 class TrialInputs(_Frozen):

@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 from understudy.errors import UnderstudyError
 
@@ -62,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _redirect(log: Path) -> object:
+def _redirect(log: Path) -> TextIO:
     """Send this process's output to `log`; return the terminal, for errors and progress."""
     from understudy import progress
 

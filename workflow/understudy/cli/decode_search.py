@@ -26,7 +26,7 @@ def run(arguments: argparse.Namespace) -> None:
         write_json(arguments.output, DecodeResults(examples=0, trials=()))
         return
     process.end_with_parent()
-    execution = read_model(arguments.execution, Execution).target
+    execution = read_model(arguments.execution, Execution).resolved
     process.set_threads(execution.threads)
     from understudy.data.encoding import encode
     from understudy.data.files import read_split

@@ -7,27 +7,22 @@ from pathlib import Path
 
 from understudy.files import read_model, write_json
 from understudy.sections import ExecutionSection
-from understudy.settings import Role
 from understudy.trial import DataManifest, ModelCard
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--settings", type=Path, required=True, help="the slice `execution` of the config")
-    parser.add_argument("--proxy-model", type=Path, required=True, help="the proxy's card")
-    parser.add_argument("--target-model", type=Path, required=True, help="the target's card")
+    parser.add_argument("--model", type=Path, required=True, help="model.json of the role")
     parser.add_argument("--manifest", type=Path, required=True, help="the data's manifest")
-    parser.add_argument("--output", type=Path, required=True, help="where the execution goes")
+    parser.add_argument("--output", type=Path, required=True, help="where the execution goes, one file per role")
 
 
 def run(arguments: argparse.Namespace) -> None:
     section = read_model(arguments.settings, ExecutionSection)
     manifest = read_model(arguments.manifest, DataManifest)
-    cards: dict[Role, ModelCard] = {
-        "proxy": read_model(arguments.proxy_model, ModelCard),
-        "target": read_model(arguments.target_model, ModelCard),
-    }
+    card = read_model(arguments.model, ModelCard)
     from understudy.models.execution import detect, resolve
 
-    execution = resolve(section.execution, cards, manifest.max_length, detect())
+    execution = resolve(section.execution, card, manifest.max_length, detect())
     write_json(arguments.output, execution)
     print("\n".join(execution.notes) or "nothing was left to decide")

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--settings", type=Path, required=True, help="settings/summary.json")
     parser.add_argument("--summary", type=Path, required=True, help="folder of tables and figures")
     parser.add_argument("--manifest", type=Path, required=True, help="manifest.json of the data")
-    parser.add_argument("--execution", type=Path, required=True, help="execution.json")
+    parser.add_argument("--execution", type=Path, nargs=2, required=True, help="the execution of both roles")
     parser.add_argument("--models", type=Path, nargs=2, required=True, help="model.json of both roles")
     parser.add_argument("--regions", type=Path, required=True, help="regions.json")
     parser.add_argument("--winner", type=Path, required=True, help="winner.json")
@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Read, write the report, fill the folder of the best configuration."""
     settings = read_model(arguments.settings, SummarySection)
     cards = {card.role: card for card in (read_model(path, ModelCard) for path in arguments.models)}
-    execution = read_model(arguments.execution, Execution)
+    executions = {plan.role: plan for plan in (read_model(path, Execution) for path in arguments.execution)}
     best = Best(
         config=config.parse(read_json(arguments.config), str(arguments.config)),
         winner=read_model(arguments.winner, Winner),
@@ -44,13 +44,13 @@ def run(arguments: argparse.Namespace) -> None:
         decode=read_model(arguments.decode, DecodeResults),
         manifest=read_model(arguments.manifest, DataManifest),
         card=cards["target"],
-        execution=execution.target,
+        execution=executions["target"].resolved,
     )
     findings = Findings(
         best=best,
         regions=read_model(arguments.regions, Regions),
         proxy=cards["proxy"],
-        execution=execution,
+        executions=executions,
         searched=tuple(settings.space),
         summary=arguments.summary,
     )

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--test", type=Path, required=True, help="test.json")
     parser.add_argument("--decode", type=Path, required=True, help="trials.json of the decoding search")
     parser.add_argument("--models", type=Path, nargs=2, required=True, help="model.json of both roles")
-    parser.add_argument("--execution", type=Path, required=True, help="execution.json")
+    parser.add_argument("--execution", type=Path, nargs=2, required=True, help="the execution of both roles")
     parser.add_argument("--output", type=Path, required=True, help="folder of tables and figures")
 
 
@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
         test=read_model(arguments.test, TestResult),
         decode=read_model(arguments.decode, DecodeResults),
         cards=[read_model(path, ModelCard) for path in arguments.models],
-        execution=read_model(arguments.execution, Execution),
+        executions={plan.role: plan for plan in (read_model(path, Execution) for path in arguments.execution)},
     )
     trials = trials_frame(records)
     importance = {

@@ -29,7 +29,7 @@ def read_job(arguments: argparse.Namespace, role: Role) -> Job:
     inputs = TrialInputs(
         data=read_model(arguments.manifest, DataManifest),
         model=read_model(arguments.model, ModelCard),
-        execution=read_model(arguments.execution, Execution).of(role),
+        execution=read_model(arguments.execution, Execution).resolved,
         training=read_model(arguments.training, TrainingSection).training,
     )
     return Job(inputs, arguments.train, arguments.validation, arguments.store, arguments.progress)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -69,7 +68,7 @@ def kept(folder: Path, make: Callable[[Path], None]) -> Path:
             shutil.rmtree(beside, ignore_errors=True)  # left by a process that was killed
             beside.mkdir()
             make(beside)
-            os.replace(beside, folder)
+            beside.replace(folder)
     return folder
 
 

@@ -40,10 +40,11 @@ def detect() -> Hardware:
     return Hardware(count, memory, torch.cuda.is_bf16_supported(including_emulation=False))
 
 
-def resolve(
-    settings: ExecutionSettings, cards: dict[Role, ModelCard], max_length: int, hardware: Hardware
-) -> Execution:
-    """The execution of both stages, with a note on every `auto`. Raises `UserError` where the GPUs don't suffice."""
+def resolve(settings: ExecutionSettings, card: ModelCard, max_length: int, hardware: Hardware) -> Execution:
+    """The execution of the card's role, with a note on every `auto`.
+
+    Raises `UserError` where the GPUs don't suffice.
+    """
     notes: list[str] = []
     device: Literal["cpu", "cuda"] = "cuda" if hardware.gpus else "cpu"
     if settings.device == "auto":
@@ -55,11 +56,8 @@ def resolve(
         )
     else:
         device = settings.device
-    resolved = {
-        role: _stage(role, getattr(settings, role), cards[role], max_length, device, hardware, notes)
-        for role in ("proxy", "target")
-    }
-    return Execution(proxy=resolved["proxy"], target=resolved["target"], notes=tuple(notes))
+    resolved = _stage(card.role, getattr(settings, card.role), card, max_length, device, hardware, notes)
+    return Execution(role=card.role, resolved=resolved, notes=tuple(notes))
 
 
 def _stage(

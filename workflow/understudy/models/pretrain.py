@@ -105,11 +105,11 @@ def backward_in_chunks(hidden: Tensor, weight: Tensor, labels: Tensor) -> float:
     """
     leaf = hidden.detach().requires_grad_()
     total = 0.0
-    for rows, row_labels in zip(leaf.split(CHUNK_ROWS), labels.split(CHUNK_ROWS), strict=True):
+    for rows, row_labels in zip(torch.split(leaf, CHUNK_ROWS), torch.split(labels, CHUNK_ROWS), strict=True):
         loss = F.cross_entropy(F.linear(rows, weight), row_labels, reduction="sum") / len(labels)
         loss.backward()  # type: ignore[no-untyped-call]
         total += loss.item()
-    hidden.backward(leaf.grad)
+    hidden.backward(leaf.grad)  # type: ignore[no-untyped-call]
     return total
 
 

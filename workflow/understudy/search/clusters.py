@@ -20,7 +20,7 @@ CLEAR = 0.5  # mean silhouette from which a structure is "reasonable" (Kaufman &
 
 @dataclass(frozen=True)
 class Grouping:
-    """The groups as indices of trials, each ascending, and why there are as many as there are."""
+    """The groups as indices of trials, ascending, and why there are as many as there are."""
 
     groups: tuple[tuple[int, ...], ...]
     reason: str
@@ -62,7 +62,7 @@ def group(points: NDArray[np.float64], most: int) -> Grouping:
     best, best_score = everything, CLEAR
     for count in range(2, most + 1):
         labels = fcluster(tree, count, criterion="maxclust")
-        groups = tuple(tuple(np.flatnonzero(labels == label).tolist()) for label in np.unique(labels))
+        groups = tuple(sorted(tuple(np.flatnonzero(labels == label).tolist()) for label in np.unique(labels)))
         if len(groups) != count or min(map(len, groups)) < 2:
             continue
         score = float(silhouette_score(points, labels))

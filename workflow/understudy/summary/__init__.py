@@ -1,11 +1,16 @@
 """What a study found, for people: tables, statistics, figures, the headline, the report, and the best configuration.
 
-tables       records to polars tables, one row per trial, cost and provenance apart
-derived      leaderboard, agreement and cost tables from those
-statistics   bootstrap intervals, rank correlations
-style        how every figure looks
-figures      one function per figure, and `evidence` for what they show
+tables       records to polars tables, one row per trial; cost and provenance apart
+derived      leaderboard, agreement, importance, cost and progress, made from those
+statistics   rank correlations and their bootstrap intervals
+gain         the winner's gain over the default, with its interval
+style        how every figure looks and is written
+figures      whole stages: progress, importance, agreement
+panels       single trials: slices through the space, learning curves
+wording      numbers as a person reads them
 headline     the text that the workflow prints at the end
-report       the one HTML file
+summarise    all of the above below `results/summary/`
+captions     what each figure shows
+report       the one HTML file, from the template report.html
 export       the best configuration for the user's own trainer
 """

@@ -208,7 +208,6 @@ def transformers_arguments(best: Best) -> dict[str, Any]:
             "warmup_steps": min(values["warmup_ratio"], 0.999999),
             "optim": "adamw_torch",
             "bf16": best.execution.dtype == "bfloat16",
-            "gradient_checkpointing": best.execution.gradient_checkpointing,
         }
     }
     if best.lora:

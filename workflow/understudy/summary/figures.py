@@ -35,6 +35,8 @@ def progress(steps: pl.DataFrame, proxy_flops: float, default_loss: float | None
     above = missing = 0
     for kind, (marker, colour) in KINDS.items():
         part = steps.filter(pl.col("kind") == kind)
+        if not len(part):
+            continue
         x, y = part["flops"].to_numpy() / scale, part["objective"].to_numpy()
         inside = y <= high
         axes.scatter(x[inside], y[inside], marker=marker, s=24, color=colour, label=LABELS[kind], zorder=3)

@@ -6,7 +6,7 @@ Notation: B resamples, S seeds, E examples. The loss of a configuration is the m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,23 +30,25 @@ class Gain:
 
 
 def bootstrap_gain(
-    winner: Sequence[Sequence[float]],
-    default: Sequence[Sequence[float]],
+    losses: Mapping[str, Sequence[float]],
     tokens: Sequence[int],
-    same: bool,
+    winner: Sequence[str],
+    default: Sequence[str],
     samples: int,
     confidence: float,
     seed: int,
 ) -> Gain:
     """Percentile bootstrap over examples and seeds.
 
-    `winner` and `default` are (S, E) summed losses on the same examples. Examples are resampled jointly for both,
-    seeds for each on its own; with `same` the two are one configuration and their gain is 0 without uncertainty.
-    The intervals hold for new examples like these and new seeds; with few seeds their share is underestimated.
+    `losses` maps a trained model to its (E,) summed losses, all on the same examples with `tokens` completion tokens;
+    `winner` and `default` name the models of each configuration's seeds. Examples are resampled jointly for both,
+    seeds for each on its own; where both are one configuration their gain is 0 without uncertainty. The intervals
+    hold for new examples like these and new seeds; with few seeds the latters' share is underestimated.
     """
     generator = np.random.default_rng(derive_seed(seed, "bootstrap", "gain"))
-    won, base = np.asarray(winner, dtype=np.float64), np.asarray(default, dtype=np.float64)
+    won, base = (np.array([losses[name] for name in names], dtype=np.float64) for names in (winner, default))
     counts = np.asarray(tokens, dtype=np.float64)
+    same = set(winner) == set(default)
     won_means: list[Floats] = []
     base_means: list[Floats] = []
     for start in range(0, samples, CHUNK):

@@ -10,6 +10,7 @@ import polars as pl
 from understudy.artifacts import DecodeResults, Interval, TestResult, Winner
 from understudy.hyperparameters import Value
 from understudy.paths import StudyPaths
+from understudy.settings import Role
 from understudy.summary.panels import by_name
 from understudy.summary.wording import (
     agreement_text,
@@ -44,7 +45,7 @@ def headline(
     decode: DecodeResults,
     tables: Mapping[str, pl.DataFrame],
     cards: Sequence[ModelCard],
-    execution: Execution,
+    executions: Mapping[Role, Execution],
     paths: StudyPaths,
 ) -> str:
     """The answer, what it rests on and what it cost, as lines of plain text.
@@ -55,7 +56,7 @@ def headline(
     agreed = tables["agreement"]
     pairs = int(agreed["pairs"].max() or 0)  # type: ignore[arg-type]
     sections = [
-        [*(_model(card, execution) for card in sorted(cards, key=lambda card: card.role))],
+        [*(_model(card, executions[card.role]) for card in sorted(cards, key=lambda card: card.role))],
         _configuration(winner, default, searched),
         _validation(winner, test.validation_gain),
         _test(test, winner.rank == 0),
@@ -68,7 +69,7 @@ def headline(
 
 
 def _model(card: ModelCard, execution: Execution) -> str:
-    how = execution.of(card.role)
+    how = execution.resolved
     processes = f", {how.processes} processes" if how.processes > 1 else ""
     return (
         f"{card.role:<8} {card.name}, {parameters_text(card.parameters)} parameters, "

@@ -23,6 +23,7 @@ from understudy.summary.style import nothing, robust_limits, single
 from understudy.summary.wording import value_text
 
 COLUMNS = 4
+FLATTEST = 0.01  # nats per token that the axis of a slice spans at least
 GOLDEN = 0.6180339887498949  # multiples of it spread evenly over the unit interval: jitter without a random number
 STAGES = (("proxy", style.PROXY, "o", -0.2), ("target", style.TARGET, "s", 0.2))
 
@@ -45,7 +46,7 @@ def slices(trials: pl.DataFrame, regions: Regions, searched: Sequence[str]) -> F
     figure = style.new_figure(max(2.05 * columns, 4.2), 1.75 * rows + 0.6)
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
     groups = excess.partition_by("stage")
-    high = max(robust_limits(group["excess"].to_list())[1] for group in groups)
+    high = max(FLATTEST, *(robust_limits(group["excess"].to_list())[1] for group in groups))
     for axes, name in zip(grid.flat, names, strict=False):
         _slice(axes, excess, name, regions, high)
     for axes in list(grid.flat)[len(names) :]:
@@ -82,13 +83,20 @@ def _slice(axes: Axes, excess: pl.DataFrame, name: str, regions: Regions, high: 
         axes.set_xticks(range(len(labels)), labels, fontsize=7 if max(map(len, labels)) < 9 else 6)
         axes.set_xlim(-0.5, len(labels) - 0.5)
         axes.grid(axis="x", visible=False)
-    elif parameter is not None and parameter.log:
+    elif parameter is not None:
+        _ruled(axes, parameter)
+    axes.tick_params(axis="x", labelsize=7)
+
+
+def _ruled(axes: Axes, parameter: Range) -> None:
+    """The axis of a range: all of it, and whatever lies outside (the proxy's rescaled echoes may)."""
+    if parameter.log:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(numticks=5))
         axes.xaxis.set_minor_formatter(NullFormatter())
     else:
         axes.xaxis.set_major_locator(MaxNLocator(4))
-    axes.tick_params(axis="x", labelsize=7)
+    axes.plot([parameter.low, parameter.high], [0, 0], alpha=0)
 
 
 def _positions(values: pl.Series, parameter: Range | Choices | None, shift: float) -> NDArray[np.float64]:

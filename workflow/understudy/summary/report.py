@@ -18,6 +18,7 @@ from markupsafe import Markup
 from understudy import __version__
 from understudy.artifacts import Box, Regions
 from understudy.hyperparameters import Value
+from understudy.settings import Role
 from understudy.summary import wording
 from understudy.summary.captions import CAPTIONS
 from understudy.summary.export import Best, wanted_yaml
@@ -35,7 +36,7 @@ class Findings:
     best: Best
     regions: Regions
     proxy: ModelCard
-    execution: Execution
+    executions: Mapping[Role, Execution]
     searched: tuple[str, ...]
     summary: Path  # the folder that `summarise` wrote
 
@@ -91,7 +92,7 @@ def _context(findings: Findings) -> dict[str, Any]:
         "figures": {name: _inline(folder / "figures" / f"{name}.svg", name) for name in CAPTIONS},
         "captions": CAPTIONS,
         "models": [findings.proxy, best.card],
-        "execution": findings.execution,
+        "executions": findings.executions,
         "facts": provenance_facts(provenance),
         "mixed": mixed_facts(provenance),
         "config": _plain_yaml(best.config.model_dump(mode="json", exclude_none=True)),

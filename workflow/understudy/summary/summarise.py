@@ -12,6 +12,7 @@ from understudy.artifacts import DecodeResults, Proposal, Regions, Starts, TestR
 from understudy.files import write_text
 from understudy.paths import StudyPaths
 from understudy.sections import SummarySection
+from understudy.settings import Role
 from understudy.summary import derived, figures, panels, style
 from understudy.summary.headline import headline
 from understudy.summary.tables import (
@@ -37,7 +38,7 @@ class Evidence:
     test: TestResult
     decode: DecodeResults
     cards: Sequence[ModelCard]
-    execution: Execution
+    executions: Mapping[Role, Execution]
 
 
 def write_summary(
@@ -89,7 +90,7 @@ def write_summary(
         evidence.decode,
         {"trials": trials, "costs": per_stage, "agreement": agreement},
         evidence.cards,
-        evidence.execution,
+        evidence.executions,
         paths,
     )
     write_text(folder / "headline.txt", text)

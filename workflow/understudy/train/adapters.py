@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from understudy.hyperparameters import Value
+from understudy.models.quantization import import_bitsandbytes
 from understudy.settings import TrainingSettings
 from understudy.train.optimizer import arguments_for
 from understudy.trial import ResolvedExecution, TrialSpec, derive_seed
@@ -52,10 +54,13 @@ def lora_config(hyperparameters: Mapping[str, Value], settings: TrainingSettings
 
 
 def _with_adapter(base: nn.Module, spec: TrialSpec, settings: TrainingSettings) -> nn.Module:
+    import_bitsandbytes()  # before peft, which would import it the wrong way
     from peft import get_peft_model
 
     torch.manual_seed(derive_seed(spec.seed, "adapter"))
-    model: nn.Module = get_peft_model(base, lora_config(spec.hyperparameters, settings))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for an attribute by its old name
+        model: nn.Module = get_peft_model(base, lora_config(spec.hyperparameters, settings))
     return model
 
 

@@ -59,8 +59,8 @@ def train(
     """Train `model` in place and write down in `history` what happens.
 
     The loss of a batch is the sum over its completion tokens divided by their number, however the batch is split
-    into micro-batches and over ranks. Raises `DivergedError` as soon as a loss isn't finite, and `OutOfMemoryError` where an
-    allocator refused; in both cases on every rank.
+    into micro-batches and over ranks. Raises `DivergedError` as soon as a loss isn't finite, and `OutOfMemoryError`
+    where an allocator refused; in both cases on every rank.
     """
     hyperparameters = spec.hyperparameters
     steps = total_steps(len(examples.train), hyperparameters, spec.fidelity)

@@ -1,20 +1,21 @@
 """The final test: the only reader of the test split, and the count of how often it was read.
 
-Notation: S seeds, E examples. A loss matrix has shape (S, E): summed nats over an example's completion tokens.
+Notation: E examples. Losses are summed nats over an example's completion tokens.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from understudy.data.encoding import Encoded
+from understudy.data.encoding import encode
+from understudy.data.files import read_split
 from understudy.files import digest, read_model, write_json
+from understudy.models.loading import load_tokenizer
 from understudy.store import Store
 from understudy.train.evaluation import completion_losses
 from understudy.train.trained import trained_models
@@ -26,32 +27,31 @@ class Losses(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    digests: tuple[str, ...]  # (S,) store entries
-    losses: tuple[tuple[float, ...], ...]  # (S, E) summed nats
+    by_digest: dict[str, tuple[float, ...]]  # store entry to (E,)
     tokens: tuple[int, ...]  # (E,) completion tokens
 
-    def of(self, digests: Sequence[str]) -> list[list[float]]:
-        """The rows of some models, shape (len(digests), E)."""
-        return [list(self.losses[self.digests.index(name)]) for name in digests]
 
+@dataclass(frozen=True)
+class Trained:
+    """Some trained models out of the store, and all that it takes to evaluate them."""
 
-def measure(
-    digests: Sequence[str],
-    examples: Sequence[Encoded],
-    card: ModelCard,
-    execution: ResolvedExecution,
-    store: Store,
-    pad_token_id: int,
-) -> Losses:
-    """Evaluate trained models out of the store on some examples."""
-    names = tuple(dict.fromkeys(digests))
-    rows: list[tuple[float, ...]] = []
-    tokens: tuple[int, ...] = ()
-    for model in trained_models(card, execution, [store.adapter(name) for name in names]):
-        sums, counts = completion_losses(model, examples, pad_token_id, execution)
-        rows.append(tuple(sums))
-        tokens = tuple(counts)
-    return Losses(digests=names, losses=tuple(rows), tokens=tokens)
+    digests: tuple[str, ...]
+    card: ModelCard
+    execution: ResolvedExecution
+    store: Store
+    max_length: int
+
+    def losses(self, split: Path, limit: int | None) -> Losses:
+        """Evaluate every model on the first `limit` examples of a split, or on all."""
+        tokenizer = load_tokenizer(self.card)
+        examples = encode(read_split(split, limit), tokenizer, self.max_length)
+        folders = [self.store.adapter(name) for name in self.digests]
+        by_digest: dict[str, tuple[float, ...]] = {}
+        tokens: tuple[int, ...] = ()
+        for name, model in zip(self.digests, trained_models(self.card, self.execution, folders), strict=True):
+            sums, counts = completion_losses(model, examples, tokenizer.pad_token_id, self.execution)
+            by_digest[name], tokens = tuple(sums), tuple(counts)
+        return Losses(by_digest=by_digest, tokens=tokens)
 
 
 class TestLog:
@@ -61,20 +61,28 @@ class TestLog:
     {store}/test/{digest}.json      its losses
     """
 
-    def __init__(self, store: Store) -> None:
-        self.folder = store.root / "test"
+    def __init__(self, trained: Trained) -> None:
+        self.trained = trained
+        self.folder = trained.store.root / "test"
 
-    def key(self, digests: Sequence[str], test_sha256: str, limit: int | None, execution: ResolvedExecution) -> str:
-        """The name of an evaluation: the same models on the same examples are the same look."""
-        return digest([sorted(digests), test_sha256, limit, execution.model_dump(mode="json")])
-
-    def find(self, key: str) -> Losses | None:
-        """The losses of an evaluation that was done before."""
+    def losses(self, split: Path, split_sha256: str, limit: int | None) -> Losses:
+        """The models' losses on the test split: from the log where it has them, else measured, and counted."""
+        key = digest([sorted(self.trained.digests), split_sha256, limit, self.trained.execution.model_dump(mode="json")])
         path = self.folder / f"{key}.json"
-        return read_model(path, Losses) if path.exists() else None
+        if path.exists():
+            return read_model(path, Losses)
+        self._count(key)
+        measured = self.trained.losses(split, limit)
+        write_json(path, measured)
+        return measured
 
-    def begin(self, key: str) -> None:
-        """Count an evaluation that is about to read the test split."""
+    def looks(self) -> int:
+        """How many different evaluations have read the test split. One that was killed and repeated counts once."""
+        path = self.folder / "looks.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        return len({json.loads(line)["evaluation"] for line in lines if line.endswith("}")})
+
+    def _count(self, key: str) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(self.folder / "looks.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
@@ -82,20 +90,3 @@ class TestLog:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-    def save(self, key: str, losses: Losses) -> None:
-        """Keep an evaluation's losses."""
-        write_json(self.folder / f"{key}.json", losses)
-
-    def looks(self) -> int:
-        """How many different evaluations have read the test split. One that was killed and repeated counts once."""
-        path: Path = self.folder / "looks.jsonl"
-        if not path.exists():
-            return 0
-        lines: list[dict[str, Any]] = []
-        for text in path.read_text(encoding="utf-8").splitlines():
-            try:
-                lines.append(json.loads(text))
-            except json.JSONDecodeError:  # cut off by a kill, before anything was read
-                continue
-        return len({line["evaluation"] for line in lines})

@@ -1,0 +1,195 @@
+"""The proxy's trials: reference sequences, prefix stability, known-good defaults, echoes."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import search_study as made
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import qmc
+
+from understudy.artifacts import Proposal
+from understudy.cli import main
+from understudy.errors import UserError
+from understudy.files import read_model, write_json
+from understudy.graph import KNOWN_DEFAULTS
+from understudy.hyperparameters import HYPERPARAMETERS
+from understudy.search.defaults import known_good, learning_rate_rule
+from understudy.search.grid import grid_points, grid_size
+from understudy.search.planning import plan_echo, plan_pack
+from understudy.search.scaling import scale_rules, to_proxy, to_target
+from understudy.search.sequences import sobol, uniform
+from understudy.search.values import rounded
+from understudy.space import Choices, Range
+from understudy.trial import Pack, derive_seed, search_seed
+
+LINE: dict[str, Range | Choices] = {
+    name: Range(low=0.0, high=1.0) for name in ("weight_decay", "warmup_ratio", "lora_dropout")
+}
+
+
+@pytest.mark.parametrize(("first", "count"), [(0, 1), (0, 8), (0, 11), (3, 5), (16, 1)])
+def test_sobol_is_scipys_sequence(first: int, count: int) -> None:
+    reference = qmc.Sobol(3, scramble=True, rng=derive_seed(9, "sobol")).random_base2(5)
+    ours = sobol(LINE, 9, first, count)
+    assert [list(point.values()) for point in ours] == [
+        [rounded(float(u)) for u in point] for point in reference[first : first + count]
+    ]
+
+
+def test_trials_of_an_origin_follow_from_their_number_alone() -> None:
+    space = made.config().space
+    assert sobol(space, 1, 0, 24)[:7] == sobol(space, 1, 0, 7)
+    assert sobol(space, 1, 7, 9) == sobol(space, 1, 0, 24)[7:16]
+    assert sobol(space, 1, 0, 4) != sobol(space, 2, 0, 4)
+    draws = [uniform(space, 1, i) for i in range(50)]
+    assert uniform(space, 1, 33) == draws[33]
+    assert len({str(values) for values in draws}) == 50
+
+
+def test_uniform_covers_the_space_evenly() -> None:
+    space = made.config().space
+    draws = [uniform(space, 1, i) for i in range(600)]
+    counts = [
+        sum(values["lr_scheduler_type"] == choice for values in draws) for choice in space["lr_scheduler_type"].choices
+    ]
+    assert min(counts) > 150
+    middle = sum(float(values["learning_rate"]) < 10**-2.5 for values in draws)
+    assert 250 < middle < 350
+
+
+def test_packs_are_slices_of_one_list() -> None:
+    settings = made.section(made.config(), "search")
+    for origin, count in (("random", 9), ("sobol", 9), ("grid", 8), ("default", 3)):
+        whole = plan_pack(settings, made.PROXY, f"{origin}-000", 0, count).specs
+        part = plan_pack(settings, made.PROXY, f"{origin}-001", 2, count - 2).specs
+        assert part == whole[2:]
+        assert {spec.seed for spec in whole} == {search_seed(settings.seed)}
+        assert {spec.origin for spec in whole} == {origin}
+        assert all(list(spec.hyperparameters) == list(HYPERPARAMETERS) for spec in whole)
+
+
+def test_ids_count_per_origin() -> None:
+    settings = made.section(made.config(), "search")
+    ids = [
+        plan_pack(settings, made.PROXY, f"{origin}-000", 1, 1).specs[0].id
+        for origin in ("random", "sobol", "grid", "default")
+    ]
+    assert ids == ["r0001", "q0001", "g0001", "d01"]
+
+
+def test_whole_numbers_survive_the_settings_file() -> None:
+    settings = made.section(made.config(space__lora_r={"low": 4, "high": 64, "log": True}), "search")
+    ranks = [spec.hyperparameters["lora_r"] for spec in plan_pack(settings, made.PROXY, "random-000", 0, 20).specs]
+    assert all(type(rank) is int for rank in ranks)
+    assert len(set(ranks)) > 8
+
+
+def test_the_grid_is_the_product_of_its_axes() -> None:
+    study = made.config()
+    points = grid_points(study.proxy.grid)
+    assert [tuple(point.values()) for point in points] == list(itertools.product([1e-3, 3e-3, 1e-2, 3e-2], [4, 32]))
+    assert grid_size(study.proxy.grid) == len(points) == 8
+    assert (grid_size({}), grid_points({})) == (0, [])
+    specs = plan_pack(made.section(study, "search"), made.PROXY, "grid-000", 0, 8).specs
+    assert specs[3].hyperparameters["learning_rate"] == 3e-3
+    assert specs[3].hyperparameters["lora_alpha"] == study.defaults["lora_alpha"]
+
+
+def test_what_the_grid_leaves_out_is_the_known_default() -> None:
+    study = made.config(proxy__grid={"lora_r": [4, 8]})
+    specs = plan_pack(made.section(study, "search"), made.PROXY, "grid-000", 0, 2).specs
+    assert {spec.hyperparameters["learning_rate"] for spec in specs} == {learning_rate_rule(64, "llama", "lora")}
+
+
+def test_too_many_trials_and_unknown_origins_are_refused() -> None:
+    settings = made.section(made.config(), "search")
+    with pytest.raises(UserError, match="only 3 of them"):
+        plan_pack(settings, made.PROXY, "grid-000", 5, 8)
+    with pytest.raises(UserError, match="valid are random, sobol"):
+        plan_pack(settings, made.PROXY, "sobel-000", 0, 8)
+
+
+def test_the_published_rule() -> None:
+    """The values of the cookbook's formula, worked out by hand for its reference width and two others."""
+    assert learning_rate_rule(2000, "llama", "lora") == pytest.approx(5e-4)
+    assert learning_rate_rule(2000, "qwen2", "full") == pytest.approx(5e-5)
+    assert learning_rate_rule(8000, "llama", "lora") == pytest.approx(5e-4 * 0.33867, rel=1e-4)
+    assert learning_rate_rule(8000, "qwen3", "lora") == pytest.approx(5e-4 * 0.89813, rel=1e-4)
+    assert learning_rate_rule(8000, "gemma", "lora") == learning_rate_rule(8000, "llama", "lora")
+    assert learning_rate_rule(8000, "llama", "lora", 1.0) == pytest.approx(1.25e-4)
+
+
+@pytest.mark.parametrize("rate", [None, 3e-4, 1e-3, 5e-3])
+def test_there_are_always_three_different_known_good_configurations(rate: float | None) -> None:
+    defaults = {"lora_r": 32} if rate is None else {"lora_r": 32, "learning_rate": rate}
+    found = known_good(made.config().space, defaults, 7e-3, "lora")
+    assert len(found) == KNOWN_DEFAULTS == len({str(item.hyperparameters) for item in found})
+    assert found[0].hyperparameters["learning_rate"] == (rate or 7e-3)
+    assert all(item.hyperparameters["lora_r"] == 32 for item in found)
+
+
+def test_the_highest_rank_goes_with_the_fixed_rates() -> None:
+    space = made.config().space
+    found = known_good(space, {"lora_r": 8}, 7e-3, "lora")
+    assert [item.hyperparameters["lora_r"] for item in found] == [8, 32, 32]
+    assert [item.hyperparameters["learning_rate"] for item in found] == [7e-3, 3e-4, 1e-3]
+    without = {name: parameter for name, parameter in space.items() if name != "lora_r"}
+    assert known_good(without, {"lora_r": 8}, 7e-3, "lora")[1].hyperparameters["lora_r"] == 8
+    assert [i.hyperparameters["learning_rate"] for i in known_good(space, {}, 7e-4, "full")] == [7e-4, 3e-5, 1e-4]
+
+
+@given(rate=st.floats(1e-6, 1.0), width=st.integers(16, 20_000), method=st.sampled_from(["lora", "full"]))
+def test_scaling_to_the_target_and_back_changes_nothing(rate: float, width: int, method: str) -> None:
+    values = {"learning_rate": rounded(rate), "batch_size": 8, "warmup_ratio": 0.1}
+    scale = scale_rules(made.PROXY, made.card("target", width), method, "auto")  # type: ignore[arg-type]
+    assert to_proxy(to_target(values, scale, method), scale) == values  # type: ignore[arg-type]
+
+
+def test_the_scale_is_the_rules_ratio() -> None:
+    scale = scale_rules(made.PROXY, made.TARGET, "lora", "auto")["learning_rate"]
+    ratio = learning_rate_rule(192, "llama", "lora") / learning_rate_rule(64, "llama", "lora")
+    assert scale.factor == pytest.approx(ratio, rel=1e-5)
+    full = scale_rules(made.PROXY, made.TARGET, "full", 0.5)["learning_rate"]
+    assert full.factor == pytest.approx(0.1 * (1 / 3) ** 0.5)
+    assert "learning_rate_exponent" in full.source
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_an_echo_is_the_proxy_trial_that_a_start_came_from(method: str, tmp_path: Path) -> None:
+    study = made.config(target__method=method)
+    regions, starts = made.transferred(study)
+    proposals = [made.next_proposal(study, tmp_path, n, regions, starts) for n in range(5)]
+    pack = plan_echo(made.section(study, "search"), made.PROXY, regions.scale, "echo-000", proposals[::-1])
+    originals = {record.spec.id: record.spec for record in made.proxy_records(study)}
+    assert [spec.id for spec in pack.specs] == [f"e{n:04d}" for n in range(5)]
+    compared = 0
+    for spec, proposal in zip(pack.specs, proposals, strict=True):
+        assert (spec.parents, spec.origin, spec.method) == ((proposal.spec.id,), "echo", "lora")
+        if proposal.spec.origin == "transferred":
+            original = originals[proposal.spec.parents[0]].hyperparameters
+            shared = proposal.spec.hyperparameters
+            assert {n: spec.hyperparameters[n] for n in shared} == {n: original[n] for n in shared}
+            compared += 1
+    assert compared >= 2
+
+
+def test_the_commands_write_packs(tmp_path: Path) -> None:
+    study = made.config()
+    regions, starts = made.transferred(study)
+    write_json(tmp_path / "search.json", made.section(study, "search"))
+    write_json(tmp_path / "model.json", made.PROXY)
+    write_json(tmp_path / "regions.json", regions)
+    write_json(tmp_path / "p0.json", made.next_proposal(study, tmp_path, 0, regions, starts))
+    common = ["--settings", str(tmp_path / "search.json"), "--model", str(tmp_path / "model.json")]
+    output = tmp_path / "specs.json"
+    words = ["plan-pack", *common, "--pack", "random-001", "--first", "4", "--count", "2", "--output", str(output)]
+    assert main(words) == 0
+    assert [spec.id for spec in read_model(output, Pack).specs] == ["r0004", "r0005"]
+    words = ["plan-echo", *common, "--regions", str(tmp_path / "regions.json"), "--pack", "echo-000", "--proposals"]
+    assert main([*words, str(tmp_path / "p0.json"), "--output", str(output)]) == 0
+    assert [spec.id for spec in read_model(output, Pack).specs] == ["e0000"]
+    assert read_model(tmp_path / "p0.json", Proposal).number == 0

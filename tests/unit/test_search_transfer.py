@@ -1,0 +1,275 @@
+"""From trials to regions and starts: importance, evidence, groups, boxes, the order of the starts."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import search_study as made
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import ks_2samp
+
+from understudy.artifacts import Regions, Starts
+from understudy.cli import main
+from understudy.errors import UnderstudyError
+from understudy.files import read_model, write_json
+from understudy.search.clusters import embed, group
+from understudy.search.defaults import learning_rate_rule
+from understudy.search.evidence import locate
+from understudy.search.guidance import inside, outside
+from understudy.search.importance import importance_table
+from understudy.search.transfer import transfer
+from understudy.space import Choices, Range
+from understudy.summary.tables import trials_frame
+from understudy.trial import TrialSpec
+
+
+def two_bowls(spec: TrialSpec) -> float:
+    """Good at two separate rates, each with its own rank."""
+    values = spec.hyperparameters
+    rate, rank = math.log10(float(values["learning_rate"])), int(values["lora_r"])
+    far = 0.0 if (rank >= 16) == (rate > -2.5) else 1.0
+    return 2 + min(abs(rate + 3.5), abs(rate + 1.5)) + far
+
+
+def test_importance_finds_what_matters() -> None:
+    study = made.config()
+    table = importance_table(trials_frame(made.proxy_records(study)), study.space, 1)
+    assert table.columns == ["parameter", "importance"]
+    assert table["parameter"][0] == "learning_rate"
+    assert table["importance"][0] > 0.5
+    assert table["importance"].sum() == pytest.approx(1)
+    assert set(table["parameter"]) == set(study.space)
+    assert table["importance"].is_sorted(descending=True)
+    assert table.equals(importance_table(trials_frame(made.proxy_records(study)[::-1]), study.space, 1))
+
+
+def test_importance_of_a_choice_without_an_order() -> None:
+    study = made.config()
+    frame = trials_frame(made.proxy_records(study, lambda s: float(s.hyperparameters["lr_scheduler_type"] == "cosine")))
+    assert importance_table(frame, study.space, 1).row(0)[0] == "lr_scheduler_type"
+
+
+def test_diverged_trials_enter_the_importance_as_the_worst() -> None:
+    """With equal losses everywhere, only which trials diverged can say that the learning rate matters."""
+    study = made.config()
+    frame = trials_frame(made.proxy_records(study, lambda _: 2.0))
+    assert frame.filter(pl.col("status") == "diverged").height >= 3
+    assert importance_table(frame, study.space, 1)["parameter"][0] == "learning_rate"
+
+
+def test_importance_is_empty_where_nothing_can_be_said() -> None:
+    study = made.config()
+    frame = trials_frame(made.proxy_records(study))
+    complete = frame.filter(pl.col("status") == "complete")
+    assert importance_table(complete.head(3), study.space, 1).is_empty()
+    assert importance_table(complete.with_columns(objective=pl.lit(1.0)), study.space, 1).is_empty()
+    assert importance_table(frame.clear(), study.space, 1).is_empty()
+    assert importance_table(complete.head(4), study.space, 1).height == len(study.space)
+
+
+def test_importance_leaves_out_what_full_fine_tuning_lacks() -> None:
+    study = made.config()
+    frame = trials_frame(made.proxy_records(study)).with_columns(lora_r=pl.lit(None, dtype=pl.Int64))
+    assert "lora_r" not in importance_table(frame, study.space, 1)["parameter"].to_list()
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(0, 6), min_size=4, max_size=30), st.integers(1, 3))
+def test_the_distance_is_scipys(values: list[int], top: int) -> None:
+    coordinates = np.array(values, dtype=float)
+    labels = np.arange(len(values)) < top
+    found = locate(coordinates, labels, True, 1)
+    assert found.distance == pytest.approx(ks_2samp(coordinates[labels], coordinates[~labels]).statistic)
+    assert 0 < found.p <= 1
+
+
+def test_evidence_and_its_absence() -> None:
+    generator = np.random.default_rng(3)
+    top = np.arange(40) < 10
+    apart = np.where(top, 0.1, 0.7) + 0.1 * generator.random(40)
+    assert locate(apart, top, True, 1).p == pytest.approx(1 / 1000)
+    p_values = [locate(generator.random(40), top, True, seed).p for seed in range(60)]
+    assert 0.3 < np.mean(p_values) < 0.7
+    choices = np.where(top, 0.0, 1.0)
+    assert locate(choices, top, False, 1).distance == pytest.approx(1)
+    assert locate(np.arange(40) % 4.0, top, False, 1).distance == pytest.approx(2 / 15)
+
+
+def test_groups() -> None:
+    generator = np.random.default_rng(5)
+    spots = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    points = np.repeat(spots, 4, axis=0) + 0.03 * generator.random((12, 2))
+    assert group(points, 3).groups == ((0, 1, 2, 3), (4, 5, 6, 7), (8, 9, 10, 11))
+    assert len(group(points, 2).groups) == 2
+    assert len(group(points, 1).groups) == 1
+    assert len(group(generator.random((12, 2)), 3).groups) == 1
+    assert len(group(np.zeros((12, 2)), 3).groups) == 1
+    lonely = np.vstack([0.01 * generator.random((6, 2)), [[5.0, 5.0]]])
+    assert group(lonely, 3).groups == (tuple(range(7)),)
+
+
+def test_what_does_not_matter_cannot_split() -> None:
+    space: dict[str, Range | Choices] = {
+        "weight_decay": Range(low=0, high=1),
+        "lr_scheduler_type": Choices(choices=("a", "b")),
+    }
+    rows = [{"weight_decay": 0.0, "lr_scheduler_type": "a"}, {"weight_decay": 1.0, "lr_scheduler_type": "b"}]
+    points = embed(space, rows, {"weight_decay": 0.25, "lr_scheduler_type": 0.75})
+    assert np.sum((points[0] - points[1]) ** 2) == pytest.approx(1.0)
+    points = embed(space, rows, {"lr_scheduler_type": 0.75})
+    assert np.sum((points[0] - points[1]) ** 2) == pytest.approx(0.75)
+
+
+def test_one_region_around_one_optimum() -> None:
+    regions, _ = made.transferred(made.config())
+    (region,) = regions.regions
+    rate = region.boxes["learning_rate"]
+    assert rate.low is not None
+    assert rate.high is not None
+    assert rate.low < made.BEST_PROXY_RATE * made.FACTOR < rate.high
+    assert rate.high / rate.low < 100
+    assert "0.424" in rate.reason
+    whole = region.boxes["weight_decay"]
+    assert (whole.low, whole.high) == (0.0, 0.3)
+    assert "too little evidence" in whole.reason
+    assert 0 < region.volume < 1
+    assert region.share == 1
+    assert regions.top == len(region.trials) == math.ceil(0.25 * regions.complete)
+    assert regions.trials == 51
+
+
+def test_two_regions_around_two_optima() -> None:
+    study = made.config(proxy__random=60, proxy__sobol=0)
+    regions, starts = made.transferred(study, two_bowls)
+    assert len(regions.regions) >= 2
+    assert math.fsum(region.share for region in regions.regions) == pytest.approx(1)
+    assert [region.best_objective for region in regions.regions] == sorted(r.best_objective for r in regions.regions)
+    rates = [(r.boxes["learning_rate"].low or 0) * (r.boxes["learning_rate"].high or 0) for r in regions.regions]
+    assert max(rates) > 50 * min(rates)
+    firsts = [start.parents[0] for start in starts.starts if start.origin == "transferred"]
+    assert set(firsts[: len(regions.regions)]) == {region.trials[0] for region in regions.regions}
+    assert sum(len(region.trials) for region in regions.regions) == regions.top
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("padding", [0.0, 0.1, 1.0])
+def test_boxes_lie_in_the_space_and_hold_their_trials(method: str, padding: float) -> None:
+    study = made.config(
+        target__method=method,
+        transfer__padding=padding,
+        space__lora_alpha={"low": 8, "high": 64},
+        space__batch_size={"low": 4, "high": 32},
+    )
+    regions, starts = made.transferred(study, two_bowls)
+    images = {start.parents[0]: start for start in starts.starts if start.origin == "transferred"}
+    assert ("lora_r" in regions.space) == (method == "lora")
+    for region in regions.regions:
+        assert list(region.boxes) == list(regions.space)
+        for name, box in region.boxes.items():
+            parameter = regions.space[name]
+            ends = box.choices if box.choices is not None else (box.low, box.high)
+            assert all(parameter.contains(end) for end in ends if end is not None)
+            assert box.choices or (box.low is not None and box.high is not None and box.low <= box.high)
+        for trial in region.trials:
+            if trial in images:
+                assert outside(region, images[trial].hyperparameters) == []
+    for start in starts.starts:
+        assert all(parameter.contains(start.hyperparameters[name]) for name, parameter in regions.space.items())
+        assert ("lora_r" in start.hyperparameters) == (method == "lora")
+    assert all(parameter.contains(starts.default[name]) for name, parameter in regions.space.items())
+
+
+def test_the_best_start_comes_first_and_defaults_by_their_evidence() -> None:
+    study = made.config()
+    regions, starts = made.transferred(study)
+    first = starts.starts[0]
+    assert first.parents == (regions.regions[0].trials[0],)
+    assert first.expected_rank == 1
+    assert starts.default["learning_rate"] == learning_rate_rule(192, "llama", "lora")
+    identities = [str(sorted(start.hyperparameters.items())) for start in starts.starts]
+    assert len(set(identities)) == len(identities)
+    # In the made-up bowl both fixed rates are far below the best one: they come after everything else.
+    assert [start.parents for start in starts.starts[-2:]] == [("d01",), ("d02",)]
+    assert [start.hyperparameters["learning_rate"] for start in starts.starts[-2:]] == [3e-4, 1e-3]
+
+
+def test_a_fixed_rate_that_did_well_is_tried_early() -> None:
+    def low_rates(spec: TrialSpec) -> float:
+        return 2 + abs(math.log10(float(spec.hyperparameters["learning_rate"]) / 3.3e-4))
+
+    _, starts = made.transferred(made.config(), low_rates)
+    fixed = [start.hyperparameters["learning_rate"] for start in starts.starts[:4] if start.origin == "default"]
+    assert fixed[:2] == [3e-4, 1e-3]
+    assert {start.expected_rank for start in starts.starts if start.hyperparameters["learning_rate"] == 3e-4} == {None}
+
+
+def test_choices_of_rates_are_scaled_and_united() -> None:
+    study = made.config(space__learning_rate=[1e-3, 3e-3, 1e-2, 3e-2], proxy__random=40)
+    regions, starts = made.transferred(study)
+    rates = regions.space["learning_rate"]
+    assert isinstance(rates, Choices)
+    assert rates.ordered
+    assert {1e-3, 3e-2} < set(rates.choices)
+    assert starts.starts[0].hyperparameters["learning_rate"] in rates.choices
+    chosen = regions.regions[0].boxes["learning_rate"].choices
+    assert chosen
+    assert all(inside(regions.regions[0].boxes["learning_rate"], value) for value in chosen)
+    assert len(chosen) < len(rates.choices)
+
+
+def test_echoes_change_nothing() -> None:
+    study = made.config()
+    records = made.proxy_records(study)
+    echo = records[0].model_copy(update={"spec": records[0].spec.model_copy(update={"id": "e0000", "origin": "echo"})})
+    options = made.section(study, "transfer")
+    plain = transfer(options, trials_frame(records), made.PROXY, made.TARGET)
+    assert transfer(options, trials_frame([*records, echo]), made.PROXY, made.TARGET) == plain
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_few_trials_give_a_region_that_excludes_nothing(count: int) -> None:
+    study = made.config()
+    records = made.proxy_records(study)[:count]
+    options = made.section(study, "transfer")
+    regions, starts = transfer(options, trials_frame(records), made.PROXY, made.TARGET)
+    assert regions.top == min(3, count)
+    assert len(regions.regions) == 1
+    assert len(starts.starts) >= 3
+    if count < 4:
+        assert regions.regions[0].volume == pytest.approx(1)
+
+
+def test_no_complete_trial_is_an_error_that_counts() -> None:
+    study = made.config()
+    records = [made.record(record.spec, status="diverged") for record in made.proxy_records(study)[:3]]
+    with pytest.raises(UnderstudyError, match="3 diverged"):
+        transfer(made.section(study, "transfer"), trials_frame(records), made.PROXY, made.TARGET)
+
+
+def test_the_command_writes_both_files_the_same_each_time(tmp_path: Path) -> None:
+    study = made.config()
+    trials_frame(made.proxy_records(study)).write_parquet(tmp_path / "trials.parquet")
+    write_json(tmp_path / "transfer.json", made.section(study, "transfer"))
+    write_json(tmp_path / "proxy.json", made.PROXY)
+    write_json(tmp_path / "target.json", made.TARGET)
+    contents = []
+    for run in ("a", "b"):
+        words = {
+            "settings": "transfer.json",
+            "trials": "trials.parquet",
+            "proxy-model": "proxy.json",
+            "target-model": "target.json",
+            "regions": f"{run}/regions.json",
+            "starts": f"{run}/starts.json",
+        }
+        assert main(["transfer", *(part for k, v in words.items() for part in (f"--{k}", str(tmp_path / v)))]) == 0
+        contents.append([(tmp_path / run / name).read_bytes() for name in ("regions.json", "starts.json")])
+    assert contents[0] == contents[1]
+    regions, starts = made.transferred(study)
+    assert read_model(tmp_path / "a" / "regions.json", Regions) == regions
+    assert read_model(tmp_path / "a" / "starts.json", Starts) == starts

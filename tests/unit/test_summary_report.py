@@ -1,0 +1,302 @@
+"""The commands `summarise`, `report` and `status` on a written study, and what they leave for people."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import polars as pl
+import pytest
+import synthetic_study
+import yaml
+
+from understudy import progress
+from understudy.artifacts import DecodeResults, Interval
+from understudy.cli import main
+from understudy.paths import StudyPaths
+from understudy.summary import export
+from understudy.summary.report import mixed_facts
+from understudy.summary.wording import agreement_text, verdict
+from understudy.trial import ResolvedExecution
+
+
+@pytest.fixture(scope="module")
+def study() -> synthetic_study.Study:
+    return synthetic_study.make()
+
+
+@pytest.fixture(scope="module")
+def paths(study: synthetic_study.Study, tmp_path_factory: pytest.TempPathFactory) -> StudyPaths:
+    """A study whose summary and report are written, below a folder with an awkward name."""
+    root = tmp_path_factory.mktemp("it's a stüdy") / "results"
+    synthetic_study.write(study, root)
+    assert main(synthetic_study.summarise_arguments(root)) == 0
+    assert main(synthetic_study.report_arguments(root)) == 0
+    return StudyPaths(root)
+
+
+def rewritten(study: synthetic_study.Study, root: Path) -> StudyPaths:
+    synthetic_study.write(study, root)
+    assert main(synthetic_study.summarise_arguments(root)) == 0
+    assert main(synthetic_study.report_arguments(root)) == 0
+    return StudyPaths(root)
+
+
+def test_summarise_writes_every_declared_file(paths: StudyPaths) -> None:
+    for name in ("trials", "costs", "provenance", "curves"):
+        assert len(pl.read_parquet(paths.table(name))) >= 93
+    for name in ("trials", "leaderboard", "importance", "agreement", "cost_per_stage"):
+        assert len(pl.read_csv(paths.table(name, "csv"))) > 0
+    for name in ("progress", "importance", "agreement", "slices", "curves"):
+        assert paths.figure(name).stat().st_size > 5000
+    weights = pl.read_csv(paths.table("importance", "csv"))
+    assert weights["stage"].unique().sort().to_list() == ["proxy", "target"]
+
+
+def test_the_headline_has_the_answer(study: synthetic_study.Study, paths: StudyPaths) -> None:
+    text = paths.headline.read_text(encoding="utf-8")
+    gain = study.test.gain
+    assert f"{gain.value:.4f}, 95 % interval {gain.low:.4f} to {gain.high:.4f}" in text
+    assert "looked at the test split once" in text
+    assert "2 diverged, 1 out of memory" in text
+    assert str(paths.report) in text
+    assert re.search(r"learning_rate +0\.002381 +\(default 0\.0012\)", text)
+    assert "adam_beta1" not in text  # was not searched
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [(0.01, 0.03, "the winner is better"), (-0.01, 0.03, "may be as good"), (-0.03, -0.01, "default is better")],
+)
+def test_the_verdict_follows_the_interval(low: float, high: float, words: str) -> None:
+    gain = Interval(value=(low + high) / 2, low=low, high=high, confidence=0.95)
+    assert words in verdict(gain, winner_is_default=False)
+
+
+def test_agreement_in_words() -> None:
+    assert "much as the target does: Spearman 0.93" in agreement_text((0.93, 0.8, 0.98), 16)
+    assert "doesn't rank" in agreement_text((-0.1, -0.5, 0.4), 16)
+    assert "isn't known" in agreement_text(None, 2)
+
+
+class Page(HTMLParser):
+    """Collects ids, loads and the nesting of a page."""
+
+    void = frozenset({"meta", "link", "br", "img", "hr", "input"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.loads: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in self.void:
+            self.open.append(tag)
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(str(value))
+            if name in ("src", "href", "xlink:href", "data", "action") and not str(value).startswith("#"):
+                self.loads.append(str(value))
+        assert tag not in ("script", "link", "iframe", "object")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in self.void:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_report_stands_alone(paths: StudyPaths) -> None:
+    text = paths.report.read_text(encoding="utf-8")
+    page = Page()
+    page.feed(text)
+    assert page.open == []
+    assert page.loads == []
+    assert not re.search(r"url\((?!#)|@import", text)
+    assert len(page.ids) == len(set(page.ids))
+    for target in re.findall(r'(?:href="|url\()#([^")]+)', text):
+        assert target in page.ids
+
+
+def test_the_report_says_what_was_found(study: synthetic_study.Study, paths: StudyPaths) -> None:
+    text = paths.report.read_text(encoding="utf-8")
+    assert f"{study.test.gain.value:+.4f} nats per token" in text
+    assert "cluster 1 of the best quarter &amp; its &lt;padding&gt;" in text
+    assert "LoRA Without Regret" in text
+    assert "Trials of one stage ran on different" not in text
+    assert text.count("<svg") == 5
+    assert "pack_size: 16" in text
+
+
+def test_mixed_machines_are_warned_about(study: synthetic_study.Study, tmp_path: Path) -> None:
+    moved = list(study.targets)
+    facts = {**synthetic_study.PROVENANCE, "torch": "2.14.0", "host": "node-b"}
+    moved[2] = moved[2].model_copy(update={"result": moved[2].result.model_copy(update={"provenance": facts})})
+    text = rewritten(dataclasses.replace(study, targets=moved), tmp_path).report.read_text(encoding="utf-8")
+    assert "Trials of one stage ran on different torch." in text
+    apart = pl.DataFrame({"id": ["a", "b"], "stage": ["proxy", "target"], "hardware": ["small", "large"]})
+    assert mixed_facts(apart) == []
+
+
+def test_a_study_that_found_nothing_better_says_so(study: synthetic_study.Study, tmp_path: Path) -> None:
+    zero = Interval(value=0.0, low=0.0, high=0.0, confidence=0.95)
+    best = dataclasses.replace(
+        study,
+        winner=study.winner.model_copy(update={"rank": 0, "hyperparameters": study.starts.default}),
+        test=study.test.model_copy(update={"gain": zero, "validation_gain": zero}),
+        decode=DecodeResults(examples=32, trials=()),
+        proxy=[r for r in study.proxy if r.spec.origin != "echo"],
+    )
+    paths = rewritten(best, tmp_path)
+    headline, report = (path.read_text(encoding="utf-8") for path in (paths.headline, paths.report))
+    assert "Best configuration: the default" in headline
+    assert "Decoding" not in headline
+    assert "isn't known" in headline
+    assert "The default configuration was not beaten" in report
+    assert "switched off" in report
+    assert "generation" not in yaml.safe_load(paths.best_config.read_text(encoding="utf-8"))
+
+
+def test_a_target_stage_without_a_loss_is_reported(study: synthetic_study.Study, tmp_path: Path) -> None:
+    lost = {"status": "diverged", "objective": None, "metrics": {}, "curve": ()}
+    targets = [r.model_copy(update={"result": r.result.model_copy(update=lost)}) for r in study.targets]
+    paths = rewritten(dataclasses.replace(study, targets=targets), tmp_path)
+    assert "18 diverged" in paths.headline.read_text(encoding="utf-8")
+
+
+def test_the_best_config_loads(study: synthetic_study.Study, paths: StudyPaths) -> None:
+    document = yaml.safe_load(paths.best_config.read_text(encoding="utf-8"))
+    assert document["hyperparameters"] == study.winner.hyperparameters
+    assert document["expected"]["test_loss"]["value"] == study.test.winner_loss.value
+    assert document["checkpoint"] == "adapter"
+    adapter = json.loads((paths.best_config.parent / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert adapter["made_for"] == f"f{study.winner.rank}s0"
+
+
+def test_the_checkpoint_is_replaced_as_a_whole(study: synthetic_study.Study, paths: StudyPaths, tmp_path: Path) -> None:
+    shutil.copytree(paths.root, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("best", "report.html"))
+    best = StudyPaths(tmp_path).best_config.parent
+    for stale in ("adapter/old.bin", "weights/old.bin"):
+        (best / stale).parent.mkdir(parents=True)
+        (best / stale).write_text("old")
+    assert main(synthetic_study.report_arguments(tmp_path)) == 0
+    assert [path.name for path in (best / "adapter").iterdir()] == ["adapter_config.json"]
+    assert sorted(path.name for path in best.iterdir()) == [
+        "adapter",
+        "axolotl.yaml",
+        "config.yaml",
+        "llamafactory.yaml",
+        "transformers.json",
+    ]
+    digest = study.winner.digests[0]
+    (tmp_path / "store" / digest / "adapter" / "adapter_config.json").rename(
+        tmp_path / "store" / digest / "adapter" / "model.safetensors"
+    )
+    assert main(synthetic_study.report_arguments(tmp_path)) == 0
+    assert (best / "weights" / "model.safetensors").exists()
+    assert not (best / "adapter").exists()
+
+
+def test_a_missing_checkpoint_is_named(
+    study: synthetic_study.Study, paths: StudyPaths, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(paths.root, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("best", "report.html"))
+    adapter = tmp_path / "store" / study.winner.digests[0] / "adapter"
+    (adapter / "adapter_config.json").unlink()
+    adapter.rmdir()
+    assert main(synthetic_study.report_arguments(tmp_path)) == 1
+    assert str(adapter) in capfd.readouterr().err
+    assert not StudyPaths(tmp_path).best_config.exists()
+
+
+@pytest.fixture
+def best(study: synthetic_study.Study) -> export.Best:
+    return export.Best(
+        config=study.config,
+        winner=study.winner,
+        test=study.test,
+        decode=study.decode,
+        manifest=study.manifest,
+        card=study.cards[1],
+        execution=study.executions["target"].resolved,
+    )
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "processes", "micro", "expected"),
+    [(16, 1, 8, (1, 8, 2)), (16, 4, 8, (4, 4, 1)), (12, 1, 8, (1, 6, 2)), (7, 2, 4, (1, 1, 7)), (1, 1, 8, (1, 1, 1))],
+)
+def test_batches_are_split_exactly(
+    batch_size: int, processes: int, micro: int, expected: tuple[int, int, int], best: export.Best
+) -> None:
+    execution: ResolvedExecution = best.execution.model_copy(update={"processes": processes, "micro_batch_size": micro})
+    assert export.batching(batch_size, execution) == expected
+
+
+def test_transformers_and_peft_take_the_export(best: export.Best, tmp_path: Path) -> None:
+    from peft import LoraConfig
+    from transformers import TrainingArguments
+
+    exported = export.transformers_arguments(best)
+    values = best.winner.hyperparameters
+    arguments = TrainingArguments(output_dir=str(tmp_path), **exported["training_arguments"])
+    assert arguments.learning_rate == values["learning_rate"]
+    assert arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps == values["batch_size"]
+    assert arguments.get_warmup_steps(1000) == pytest.approx(1000 * float(values["warmup_ratio"]), abs=1)
+    assert arguments.lr_scheduler_type.value == values["lr_scheduler_type"]
+    adapter = LoraConfig(**exported["lora_config"])
+    assert (adapter.r, adapter.lora_alpha, adapter.use_rslora) == (values["lora_r"], values["lora_alpha"], False)
+
+
+def test_exports_follow_quantization_revision_and_method(best: export.Best) -> None:
+    hub = best.card.model_copy(update={"source": "hub", "name": "org/base", "revision": "abc", "quantization": "nf4"})
+    quantized = dataclasses.replace(best, card=hub)
+    axolotl, factory = export.axolotl(quantized), export.llamafactory(quantized)
+    assert (axolotl["adapter"], axolotl["load_in_4bit"], axolotl["revision_of_model"]) == ("qlora", True, "abc")
+    assert (factory["quantization_bit"], factory["model_revision"]) == (4, "abc")
+    assert axolotl["base_model"] == factory["model_name_or_path"] == "org/base"
+    plain = {name: v for name, v in best.winner.hyperparameters.items() if not name.startswith(("lora", "use_rs"))}
+    full = dataclasses.replace(best, winner=best.winner.model_copy(update={"hyperparameters": plain}))
+    assert "adapter" not in export.axolotl(full)
+    assert export.llamafactory(full)["finetuning_type"] == "full"
+    assert "lora_config" not in export.transformers_arguments(full)
+    assert export.best_document(full)["checkpoint"] == "weights"
+
+
+def test_a_fractional_alpha_is_rounded_and_said(
+    best: export.Best, study: synthetic_study.Study, tmp_path: Path
+) -> None:
+    values = {**best.winner.hyperparameters, "lora_alpha": 23.7, "label_smoothing_factor": 0.1}
+    odd = dataclasses.replace(study, winner=study.winner.model_copy(update={"hyperparameters": values}))
+    folder = rewritten(odd, tmp_path).best_config.parent
+    text = (folder / "axolotl.yaml").read_text(encoding="utf-8")
+    assert yaml.safe_load(text)["lora_alpha"] == 24
+    assert "rounded from 23.7" in text
+    assert "label_smoothing_factor 0.1" in text
+    assert json.loads((folder / "transformers.json").read_text())["lora_config"]["lora_alpha"] == 23.7
+
+
+def test_status_shows_every_stage(
+    study: synthetic_study.Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = StudyPaths(tmp_path)
+    progress.start(paths.progress, {"proxy": 68, "target": 16, "finalist": 9})
+    progress.finished(paths.progress, study.targets[3], reused=False)
+    capsys.readouterr()
+    assert main(["status", "--results", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["proxy", "target", "finalist"]
+    assert "1 of 16 trials" in lines[1]
+    assert "(t0003)" in lines[1]
+
+
+def test_status_without_a_study_says_what_to_do(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", "--results", str(tmp_path / "none")]) == 2
+    assert "snakemake" in capfd.readouterr().err
