@@ -223,7 +223,7 @@ def test_the_targets_evidence_moves_the_shares(found: tuple[Regions, Starts]) ->
     assert explored([None], [None]) <= 0.2
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10**6), padding=st.sampled_from([0.0, 0.1]))
 def test_whatever_is_moved_inside_is_inside(seed: int, padding: float) -> None:
     regions = region_pair(padding)
@@ -291,15 +291,15 @@ def test_proposals_are_complete(method: str, tmp_path: Path) -> None:
 
 
 def test_the_guided_search_beats_the_unguided_one(tmp_path: Path) -> None:
-    """Median best loss over five seeds of 16 trials, without starts, on the made-up bowl."""
+    """Median best loss over three seeds of 14 trials, without starts, on the made-up bowl."""
     best: dict[str, list[float]] = {"guided": [], "random": []}
-    for seed in range(1, 6):
+    for seed in range(1, 4):
         study = made.config(seed=seed, target__starts=1, target__explore=0.2)
         regions, starts = made.transferred(study)
         poor = starts.model_copy(update={"starts": starts.starts[-1:]})  # a fixed rate, far off here
-        best["guided"].append(made.best_of(made.run_target(study, tmp_path / f"g{seed}", regions, poor, 16)))
+        best["guided"].append(made.best_of(made.run_target(study, tmp_path / f"g{seed}", regions, poor, 14)))
         blind = made.config(seed=seed, target__starts=1, target__explore=1.0, target__sampler="random")
-        best["random"].append(made.best_of(made.run_target(blind, tmp_path / f"r{seed}", regions, poor, 16)))
+        best["random"].append(made.best_of(made.run_target(blind, tmp_path / f"r{seed}", regions, poor, 14)))
     assert statistics.median(best["guided"]) < statistics.median(best["random"])
 
 
@@ -318,9 +318,9 @@ def test_the_model_learns_within_the_region(tmp_path: Path) -> None:
         target__starts=2,
     )
     regions, starts = made.transferred(study, loss)
-    records = made.run_target(study, tmp_path, regions, starts, 40, loss)
+    records = made.run_target(study, tmp_path, regions, starts, 30, loss)
     losses = [loss(record.spec) for record in records]
-    assert statistics.median(losses[25:]) < statistics.median(losses[2:15])
+    assert statistics.median(losses[18:]) < statistics.median(losses[2:12])
 
 
 def test_history_of_pending_starts_is_enough(found: tuple[Regions, Starts]) -> None:

@@ -23,9 +23,7 @@ def gpt2() -> Any:
 
 
 def gpt_neox() -> Any:
-    config = GPTNeoXConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, **SIZES
-    )
+    config = GPTNeoXConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, **SIZES)
     return GPTNeoXForCausalLM(config)
 
 
@@ -82,7 +80,7 @@ def test_losses_without_an_output_embedding() -> None:
 def test_the_head_sees_completion_positions_only() -> None:
     model, examples = tiny_llama(), random_examples(5)
     seen = []
-    model.lm_head.register_forward_hook(lambda _, inputs, output: seen.append(inputs[0].shape[1]))
+    model.lm_head.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[1]))
     batch = collate(examples, PAD, torch.device("cpu"))
     logits = completion_logits(model, batch, execution())
     assert seen == [len(batch.targets)]

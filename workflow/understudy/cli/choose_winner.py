@@ -12,12 +12,14 @@ from understudy.trial import TrialRecord
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
     parser.add_argument("--selection", type=Path, required=True)
     parser.add_argument("--results", type=Path, nargs="+", required=True, help="the finalists' results")
     parser.add_argument("--output", type=Path, required=True)
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Read, call, write."""
     selection = read_model(arguments.selection, Selection)
     records = [read_model(path, TrialRecord) for path in arguments.results]
     write_json(arguments.output, choose_winner(selection, records))

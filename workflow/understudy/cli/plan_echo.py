@@ -13,6 +13,7 @@ from understudy.trial import ModelCard
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
     parser.add_argument("--settings", type=Path, required=True, help="search.json")
     parser.add_argument("--model", type=Path, required=True, help="the proxy's model.json")
     parser.add_argument("--regions", type=Path, required=True, help="regions.json, for the scale")
@@ -22,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Read, call, write."""
     settings = read_model(arguments.settings, SearchSection)
     model = read_model(arguments.model, ModelCard)
     scale = read_model(arguments.regions, Regions).scale

@@ -12,6 +12,7 @@ from understudy.trial import ModelCard
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
     parser.add_argument("--settings", type=Path, required=True, help="search.json")
     parser.add_argument("--model", type=Path, required=True, help="the proxy's model.json")
     parser.add_argument("--pack", required=True, help="the pack's id, such as random-000")
@@ -21,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Read, call, write."""
     settings = read_model(arguments.settings, SearchSection)
     model = read_model(arguments.model, ModelCard)
     write_json(arguments.output, plan_pack(settings, model, arguments.pack, arguments.first, arguments.count))

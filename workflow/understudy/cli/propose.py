@@ -13,6 +13,7 @@ from understudy.sections import TargetSection
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
     parser.add_argument("--settings", type=Path, required=True, help="target.json")
     parser.add_argument("--number", type=int, required=True, help="the proposal's number, from 0")
     parser.add_argument("--regions", type=Path, required=True)
@@ -22,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Read, call, write."""
     settings = read_model(arguments.settings, TargetSection)
     regions = read_model(arguments.regions, Regions)
     starts = read_model(arguments.starts, Starts)

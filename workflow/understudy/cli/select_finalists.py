@@ -13,6 +13,7 @@ from understudy.trial import TrialRecord
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
     parser.add_argument("--settings", type=Path, required=True, help="finalists.json")
     parser.add_argument("--starts", type=Path, required=True)
     parser.add_argument("--trials", type=Path, nargs="+", required=True, help="the target's results")
@@ -20,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Read, call, write."""
     settings = read_model(arguments.settings, FinalistSection)
     starts = read_model(arguments.starts, Starts)
     records = [read_model(path, TrialRecord) for path in arguments.trials]

@@ -30,4 +30,4 @@ def run(arguments: argparse.Namespace) -> None:
     selection = read_model(arguments.selection, Selection)
     settings = read_model(arguments.settings, FinalistSection)
     spec = finalist_spec(selection, arguments.rank, settings.seed, arguments.seed_index)
-    write_json(arguments.output, train_alone(spec, read_job(arguments, "target")))
+    write_json(arguments.output, train_alone(spec, read_job(arguments)))

@@ -23,4 +23,4 @@ def run(arguments: argparse.Namespace) -> None:
     """Read the pack, train what the store lacks, write the results."""
     process.end_with_parent()
     pack = read_model(arguments.specs, Pack)
-    write_json(arguments.output, train_pack(pack, read_job(arguments, "proxy")))
+    write_json(arguments.output, train_pack(pack, read_job(arguments)))

@@ -23,4 +23,4 @@ def run(arguments: argparse.Namespace) -> None:
     """Read the proposal, train it unless the store has it, write the record."""
     process.end_with_parent()
     spec = read_model(arguments.proposal, Proposal).spec
-    write_json(arguments.output, train_alone(spec, read_job(arguments, "target")))
+    write_json(arguments.output, train_alone(spec, read_job(arguments)))

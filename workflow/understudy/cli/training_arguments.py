@@ -7,7 +7,6 @@ from pathlib import Path
 
 from understudy.files import read_model
 from understudy.sections import TrainingSection
-from understudy.settings import Role
 from understudy.train.trial import Job
 from understudy.trial import DataManifest, Execution, ModelCard, TrialInputs
 
@@ -24,8 +23,8 @@ def add_job_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--progress", type=Path, required=True, help="progress.jsonl")
 
 
-def read_job(arguments: argparse.Namespace, role: Role) -> Job:
-    """The job of a command that trains one role's model."""
+def read_job(arguments: argparse.Namespace) -> Job:
+    """The job that a command's arguments describe."""
     inputs = TrialInputs(
         data=read_model(arguments.manifest, DataManifest),
         model=read_model(arguments.model, ModelCard),

@@ -14,6 +14,7 @@ from understudy.trial import ModelCard
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
     parser.add_argument("--settings", type=Path, required=True, help="transfer.json")
     parser.add_argument("--trials", type=Path, required=True, help="the proxy's trials.parquet")
     parser.add_argument("--proxy-model", type=Path, required=True)
@@ -23,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Read, call, write."""
     settings = read_model(arguments.settings, TransferSection)
     proxy = read_model(arguments.proxy_model, ModelCard)
     target = read_model(arguments.target_model, ModelCard)

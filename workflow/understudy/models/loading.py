@@ -45,7 +45,9 @@ def load_base(card: ModelCard, execution: ResolvedExecution, method: Method) -> 
             f"({card.quantization}); set `models.{card.role}.quantization: none`, or `target.method: lora`"
         )
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     frozen_on_gpu = execution.device == "cuda" and method == "lora"
     dtype = torch.bfloat16 if frozen_on_gpu and execution.dtype == "bfloat16" else torch.float32
     device = torch.device("cuda", torch.cuda.current_device()) if execution.device == "cuda" else torch.device("cpu")

@@ -5,11 +5,12 @@ sequences    uniform and Sobol trials; grid: the grid's
 defaults     published rules for the learning rate, and configurations that are known to be good
 planning     packs of trials, and target configurations run back on the proxy
 scaling      from a value on the proxy to its value on the target, and back
-importance   how much each hyperparameter matters; evidence: where the best trials lie, against chance
+table        the proxy's trial table as configurations; importance: how much each hyperparameter matters
+evidence     where the best trials lie, against chance
 clusters     groups among the best trials; regions: padded boxes around them; starts: first configurations
 transfer     all of this together
 window       which results a proposal sees
-samplers     Optuna's samplers on a study that is rebuilt in memory
+samplers     Optuna's samplers on a study that is rebuilt in memory; quiet: Optuna without its remarks
 guidance     regions at work: where a proposal goes, and how it gets there
 propose      one target trial
 finalists    who is trained again, and who wins

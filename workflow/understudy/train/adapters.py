@@ -28,12 +28,13 @@ def trainable(
     """
     model = _with_adapter(base, spec, settings) if spec.method == "lora" else _as_a_whole(base)
     if execution.gradient_checkpointing:
-        base.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        base.activation_checkpointing_enable()  # type: ignore[operator]
     try:
         yield model
     finally:
         if execution.gradient_checkpointing:
-            base.gradient_checkpointing_disable()  # type: ignore[operator]
+            base.activation_checkpointing_disable()  # type: ignore[operator]
+            base.disable_input_require_grads()  # type: ignore[operator]
         if spec.method == "lora":
             model.unload()  # type: ignore[operator]
 

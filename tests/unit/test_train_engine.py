@@ -1,0 +1,276 @@
+"""Trials and packs: the store, the shared base, failure as data, and what is kept of a finalist."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from training_study import load_tiny, make_job, make_spec
+from transformers import AutoModelForCausalLM
+
+from understudy.artifacts import Finalist, Selection
+from understudy.errors import UserError
+from understudy.files import read_model, write_json
+from understudy.models.loading import load_base
+from understudy.settings import Quantization
+from understudy.store import Store
+from understudy.train.engine import Engine
+from understudy.train.evaluation import completion_losses
+from understudy.train.finalist import finalist_spec
+from understudy.train.pack import train_pack
+from understudy.train.trial import Job, train_trial
+from understudy.trial import Pack, PackResults, TrialRecord, TrialResult, TrialSpec, finalist_seed, trial_digest
+
+HERE = Path(__file__).parent
+
+
+def numbers(record: TrialRecord) -> dict[str, Any]:
+    """All of a result but what it took and where."""
+    return record.result.model_dump(exclude={"cost", "provenance"})
+
+
+def refuse(spec: TrialSpec) -> TrialRecord:
+    raise AssertionError(f"{spec.id} was trained again")
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_a_trial_in_a_pack_is_the_trial_alone(tmp_path: Path, quantization: Quantization) -> None:
+    """To the bit, whatever was trained on the base before it: other ranks, dropout, a divergence."""
+    job = make_job(tmp_path, quantization)
+    specs = (
+        make_spec("r0001", lora_r=8, lora_dropout=0.2, learning_rate=3e-2),
+        make_spec("r0002", learning_rate=1e30, warmup_ratio=0.0),
+        make_spec("r0003", lora_r=3, lora_dropout=0.1, use_rslora=True),
+    )
+    before = weights(load_base(job.inputs.model, job.inputs.execution, "lora"))
+    engine = Engine(job)
+    packed = [engine.train(spec) for spec in specs]
+    assert [record.result.status for record in packed] == ["complete", "diverged", "complete"]
+    assert weights(engine._frozen_base) == before
+    assert numbers(Engine(job).train(specs[2])) == numbers(packed[2])
+
+
+def weights(model: torch.nn.Module) -> dict[str, bytes]:
+    return {name: tensor.contiguous().view(-1).numpy().tobytes() for name, tensor in model.state_dict().items()}
+
+
+def test_a_stored_trial_is_not_trained_again(tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    first = train_trial(make_spec(), job, Engine(job).train)
+    again = make_spec("e0004", origin="echo", parents=("t0001",))
+    record = train_trial(again, job, refuse)
+    assert record.spec == again
+    assert record.result == first.result
+    lines = [json.loads(line) for line in job.progress.read_text().splitlines()]
+    assert [(line["id"], line["reused"]) for line in lines] == [("r0001", False), ("e0004", True)]
+
+
+def test_another_seed_is_another_trial(tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    engine = Engine(job)
+    first = train_trial(make_spec(), job, engine.train)
+    other = train_trial(make_spec(seed=8), job, engine.train)
+    assert other.result.digest != first.result.digest
+    assert other.result.objective != first.result.objective
+
+
+def test_a_stored_pack_needs_no_torch(tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    pack = Pack(id="random-000", specs=(make_spec("r0000"), make_spec("r0001", seed=9)))
+    first = train_pack(pack, job)
+    command = pack_command(tmp_path, job, pack)
+    code = textwrap.dedent(
+        f"""
+        import sys
+        from understudy.cli import main
+        status = main({command!r})
+        sys.exit(status or ("torch" in sys.modules) * 9)
+        """
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert read_model(tmp_path / "results.json", PackResults) == first
+
+
+def pack_command(root: Path, job: Job, pack: Pack) -> list[str]:
+    """The command line that trains a pack, with its files written."""
+    files = {
+        "specs": pack,
+        "model": job.inputs.model,
+        "manifest": job.inputs.data,
+        "execution": {"role": "proxy", "resolved": job.inputs.execution.model_dump()},
+        "training": {"training": job.inputs.training.model_dump()},
+    }
+    for name, content in files.items():
+        write_json(root / f"{name}.json", content)
+    words = ["train-pack", "--output", str(root / "results.json"), "--store", str(job.store)]
+    words += ["--train", str(job.train), "--validation", str(job.validation), "--progress", str(job.progress)]
+    return words + [word for name in files for word in (f"--{name}", str(root / f"{name}.json"))]
+
+
+def test_a_result_says_what_it_took(tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    result = Engine(job).train(make_spec()).result
+    assert result.digest == trial_digest(make_spec(), job.inputs)
+    assert (result.status, result.message, result.steps) == ("complete", None, 6)
+    assert result.objective == result.metrics["eval_loss"] == result.curve[-1].eval_loss
+    assert set(result.metrics) == {"eval_loss", "eval_nats_per_byte", "eval_accuracy", "train_loss"}
+    # one byte is one token, and the end of the completion one more
+    bytes_per_token = 1 - 16 / evaluated_completion_tokens(job)
+    assert result.metrics["eval_loss"] / result.metrics["eval_nats_per_byte"] == pytest.approx(bytes_per_token)
+    evaluated = 2 * sum(len(example.input_ids) for example in Engine(job)._examples.validation)
+    flops = job.inputs.model.parameters * (4 * result.cost.tokens + 2 * evaluated)
+    assert result.cost.flops == pytest.approx(flops)
+    assert result.cost.wall_seconds > 0
+    assert result.cost.gpu_seconds == 0
+    assert result.cost.peak_memory_bytes > 10 * 2**20
+    assert result.provenance["torch"] == torch.__version__
+
+
+def evaluated_completion_tokens(job: Job) -> int:
+    return sum(len(e.input_ids) - e.completion_start for e in Engine(job)._examples.validation)
+
+
+@pytest.mark.parametrize("when", ["training", "evaluation"])
+def test_divergence_is_a_result(tmp_path: Path, when: str) -> None:
+    """A rate of 1e6 on a model whose adapters can overflow; with one step only the evaluation can notice."""
+    job = make_job(tmp_path, evaluations=1)
+    values = {"batch_size": 48} if when == "evaluation" else {"num_train_epochs": 4}
+    spec = make_spec(learning_rate=1e20, warmup_ratio=0.0, weight_decay=0.0, **values)
+    result = Engine(job).train(spec).result
+    assert (result.status, result.objective, result.metrics) == ("diverged", None, {})
+    assert result.message is not None
+    assert "loss was" in result.message
+    assert ("validation" in result.message) == (when == "evaluation")
+    assert Store(job.store).find(result.digest) is not None
+
+
+def test_running_out_of_memory_is_a_result_and_the_next_trial_goes_on(tmp_path: Path) -> None:
+    """A real limit on the process's memory: a batch of 2,048 examples doesn't fit, one of 4 does."""
+    job = make_job(tmp_path, micro_batch_size=4096)
+    code = textwrap.dedent(
+        f"""
+        import sys
+        sys.path.insert(0, {str(HERE)!r})
+        from pathlib import Path
+        from training_study import limit_memory, make_job, make_spec
+        from understudy.files import write_json
+        from understudy.train.engine import Engine
+        engine = Engine(make_job(Path({str(tmp_path)!r}), micro_batch_size=4096))
+        engine.train(make_spec("r0000", batch_size=4))  # all that is loaded late is loaded
+        limit_memory(400)
+        for number, (batch_size, epochs) in enumerate([(2048, 43), (4, 1)], start=1):
+            spec = make_spec(f"r{{number:04d}}", batch_size=batch_size, num_train_epochs=epochs, seed=3)
+            write_json(Path({str(tmp_path)!r}) / f"{{spec.id}}.json", engine.train(spec))
+        """
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    first, second = (read_model(tmp_path / f"r{number:04d}.json", TrialRecord).result for number in (1, 2))
+    assert (first.status, first.objective) == ("out_of_memory", None)
+    assert first.message == "memory ran out in step 1 of 1"
+    assert second.status == "complete"
+    alone = Engine(job).train(make_spec("r0002", batch_size=4, num_train_epochs=1, seed=3))
+    assert second.objective == alone.result.objective
+
+
+@pytest.mark.parametrize("error", [ValueError("boom"), RuntimeError("shapes cannot be multiplied")])
+def test_any_other_error_stays_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    job = make_job(tmp_path)
+
+    def broken(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("understudy.train.engine.train", broken)
+    with pytest.raises(type(error), match=str(error)):
+        train_trial(make_spec(), job, Engine(job).train)
+    assert Store(job.store).find(trial_digest(make_spec(), job.inputs)) is None
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4", "int8"])
+def test_a_finalists_adapter_loads_with_peft(tmp_path: Path, quantization: Quantization) -> None:
+    job = make_job(tmp_path, quantization)
+    engine = Engine(job)
+    result = engine.train(make_spec("f0s0", stage="finalist", lora_dropout=0.2)).result
+    folder = Store(job.store).adapter(result.digest)
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= {path.name for path in folder.iterdir()}
+    base = load_base(job.inputs.model, job.inputs.execution, "lora")
+    model = PeftModel.from_pretrained(base, str(folder))
+    assert validation_loss(model, engine) == pytest.approx(result.objective, rel=1e-6)
+
+
+def test_a_fully_tuned_finalist_loads_with_transformers(tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    engine = Engine(job)
+    spec = make_spec("f0s0", "full", stage="finalist", learning_rate=1e-3)
+    result = engine.train(spec).result
+    folder = Store(job.store).adapter(result.digest)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert validation_loss(model, engine) == pytest.approx(result.objective, rel=1e-6)
+    assert validation_loss(load_tiny(job), engine) != pytest.approx(result.objective, rel=1e-3)
+    assert (folder / "tokenizer.json").exists()
+    # the base on disk and the next trial's copy are untouched
+    assert engine.train(spec).result.objective == result.objective
+    assert result.cost.flops > Engine(job).train(make_spec()).result.cost.flops
+
+
+def validation_loss(model: Any, engine: Engine) -> float:
+    examples = engine._examples
+    losses, tokens = completion_losses(model, examples.validation, examples.pad_token_id, engine.execution)
+    return sum(losses) / sum(tokens)
+
+
+def test_only_finalists_keep_weights(tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    result = Engine(job).train(make_spec(stage="target")).result
+    assert not Store(job.store).adapter(result.digest).exists()
+
+
+def test_a_finalist_without_its_adapter_is_trained_again(tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    spec, engine = make_spec("f1s0", stage="finalist"), Engine(job)
+    first = train_trial(spec, job, engine.train)
+    folder = Store(job.store).adapter(first.result.digest)
+    train_trial(spec, job, refuse)
+    shutil.rmtree(folder)
+    assert numbers(train_trial(spec, job, engine.train)) == numbers(first)
+    assert folder.is_dir()
+
+
+def test_a_diverged_finalist_has_no_adapter_and_is_not_trained_again(tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    spec = make_spec("f1s0", stage="finalist", learning_rate=1e30, warmup_ratio=0.0)
+    record = train_trial(spec, job, Engine(job).train)
+    assert record.result.status == "diverged"
+    assert not Store(job.store).adapter(record.result.digest).exists()
+    assert train_trial(spec, job, refuse) == record
+
+
+def test_finalists_repeat_a_configuration_with_fresh_seeds() -> None:
+    lora, full = make_spec().hyperparameters, make_spec(method="full").hyperparameters
+    selection = Selection(
+        finalists=(
+            Finalist(rank=0, trial=None, origin="default", objective=None, hyperparameters=full),
+            Finalist(rank=1, trial="t0007", origin="refined", objective=1.0, hyperparameters=lora),
+        )
+    )
+    spec = finalist_spec(selection, 1, study_seed=5, seed_index=2)
+    assert (spec.id, spec.stage, spec.origin, spec.method) == ("f1s2", "finalist", "refined", "lora")
+    assert (spec.seed, spec.parents, spec.hyperparameters) == (finalist_seed(5, 2), ("t0007",), lora)
+    default = finalist_spec(selection, 0, study_seed=5, seed_index=2)
+    assert (default.method, default.parents, default.seed) == ("full", (), spec.seed)
+    with pytest.raises(UserError, match="no finalist 2; the selection has 0, 1"):
+        finalist_spec(selection, 2, study_seed=5, seed_index=0)
+
+
+def test_results_carry_nothing_infinite(tmp_path: Path) -> None:
+    """JSON has no NaN: a result that was written can be read."""
+    job = make_job(tmp_path)
+    record = Engine(job).train(make_spec(learning_rate=1e30, warmup_ratio=0.0))
+    assert TrialResult.model_validate_json(record.result.model_dump_json()) == record.result
