@@ -44,7 +44,8 @@ def begin_run():
     """Refuse a second run of the study and a foreign interpreter; note what there is to do."""
     try:
         lock.acquire(PATHS.lock)
-        check_interpreter(PATHS.root)
+        if not workflow.deployment_settings.deployment_method:  # else the jobs have an interpreter of their own
+            check_interpreter(PATHS.root)
     except UnderstudyError as error:
         raise WorkflowError(str(error)) from None
     progress.start(PATHS.progress, graph.totals(STUDY))

@@ -65,7 +65,13 @@ CASES: list[tuple[str, str, Any, str, str]] = [
     ("grid without values", "proxy.grid", {"lora_r": []}, "proxy.grid.lora_r", "at least one value"),
     ("window too wide", "target.window", 5, "target", "at most a quarter"),
     ("two model sources", "models.proxy.model_name_or_path", "x", "models.proxy", "exactly one of"),
-    ("unknown quantization", "models.proxy.quantization", "nf5", "models.proxy.quantization", "'nf4', 'int8' or 'none'"),
+    (
+        "unknown quantization",
+        "models.proxy.quantization",
+        "nf5",
+        "models.proxy.quantization",
+        "'nf4', 'int8' or 'none'",
+    ),
     ("files without a file", "data.task", "files", "data", "needs `files`"),
     ("bad default", "defaults.batch_size", 0, "defaults.batch_size", "at least 1"),
 ]

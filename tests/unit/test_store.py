@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -65,14 +64,19 @@ def record(digest: str) -> TrialRecord:
     return TrialRecord(spec=SPEC, result=TrialResult(digest=digest, status="complete", objective=2.0))
 
 
+def _write_half(path: Path) -> None:
+    with written_whole(path) as beside:
+        beside.write_text("half")
+        raise RuntimeError
+
+
 def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     write_json(path, {"x": 1})
-    with pytest.raises(ValueError, match="NaN|nan|JSON"):
+    with pytest.raises(ValueError, match="JSON compliant"):
         write_json(path, {"x": float("nan")})
-    with pytest.raises(RuntimeError), written_whole(path) as beside:
-        beside.write_text("half")
-        raise RuntimeError
+    with pytest.raises(RuntimeError):
+        _write_half(path)
     assert path.read_text() == '{\n  "x": 1\n}\n'
     assert list(tmp_path.iterdir()) == [path]
 
@@ -121,7 +125,10 @@ def test_the_digest_covers_what_changes_numbers_and_nothing_else() -> None:
 
 def test_a_second_run_is_refused_and_a_killed_one_leaves_no_lock(tmp_path: Path) -> None:
     path = tmp_path / ".lock"
-    code = f"import time; from pathlib import Path; from understudy import lock; lock.acquire(Path({str(path)!r})); print('held', flush=True); time.sleep(60)"
+    code = (
+        "import time; from pathlib import Path; from understudy import lock\n"
+        f"lock.acquire(Path({str(path)!r})); print('held', flush=True); time.sleep(60)"
+    )
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout is not None
@@ -136,7 +143,10 @@ def test_a_second_run_is_refused_and_a_killed_one_leaves_no_lock(tmp_path: Path)
 
 def test_a_worker_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
-    child = f"import os, time; from pathlib import Path; from understudy import process; process.end_with_parent(); Path({str(pid_file)!r}).write_text(str(os.getpid())); time.sleep(60)"
+    child = (
+        "import os, time; from pathlib import Path; from understudy import process\n"
+        f"process.end_with_parent(); Path({str(pid_file)!r}).write_text(str(os.getpid())); time.sleep(60)"
+    )
     code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}], start_new_session=True)"
     parent = subprocess.Popen([sys.executable, "-c", code])
     deadline = time.monotonic() + 20
@@ -156,7 +166,7 @@ def _alive(pid: int) -> bool:
         state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
     except FileNotFoundError:
         return False
-    return state != "Z" and os.path.exists(f"/proc/{pid}")
+    return state != "Z"
 
 
 def test_progress_counts_a_trial_once_and_survives_a_line_cut_off_by_a_kill(tmp_path: Path) -> None:

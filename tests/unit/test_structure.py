@@ -54,7 +54,9 @@ def test_imports_go_downward_only(path: Path) -> None:
             assert part_of(imported) in MAY_IMPORT[part], f"{part} may not import {imported}"
 
 
-@pytest.mark.parametrize("command", ["plan_pack", "propose", "write_settings", "collect_proxy", "choose_winner", "status"])
+@pytest.mark.parametrize(
+    "command", ["plan_pack", "propose", "write_settings", "collect_proxy", "choose_winner", "status"]
+)
 def test_light_commands_start_without_torch(command: str) -> None:
     code = f"import understudy.cli.{command}, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -89,7 +91,9 @@ def test_every_command_that_a_rule_calls_exists() -> None:
     from understudy.cli import COMMANDS
 
     called = {
-        name for path in (ROOT / "rules").glob("*.smk") for name in re.findall(r"-m understudy ([a-z-]+)", path.read_text())
+        name
+        for path in (ROOT / "rules").glob("*.smk")
+        for name in re.findall(r"-m understudy ([a-z-]+)", path.read_text())
     }
     assert called <= set(COMMANDS)
     assert set(COMMANDS) - called == {"status", "schema"}, "for people"

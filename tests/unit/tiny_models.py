@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from understudy.models.tokenizer import train_tokenizer
 from understudy.trial import ModelCard, ResolvedExecution
 
-TEXTS = ("def add(a, b):\n    '''Return the sum of two numbers.'''\n    return a + b\n", "Ä sentence with ünicode – ok.\n" * 3)
+TEXTS = (
+    "def add(a, b):\n    '''Return the sum of two numbers.'''\n    return a + b\n",
+    "Ä sentence with ünicode – ok.\n" * 3,
+)
 EXECUTION = ResolvedExecution(
     device="cpu", threads=1, processes=1, micro_batch_size=32, dtype="float32", gradient_checkpointing=False
 )
@@ -41,7 +45,12 @@ def configs() -> dict[str, Any]:
 
     shared = {"vocab_size": 320, "eos_token_id": 0, "bos_token_id": None, "pad_token_id": 1}
     qwen2 = Qwen2Config(
-        hidden_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=80, **shared
+        hidden_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=80,
+        **shared,
     )
     gpt2 = GPT2Config(n_embd=48, n_layer=2, n_head=4, n_positions=64, **shared)
     return {"llama": llama_config(), "qwen2": qwen2, "gpt2": gpt2}

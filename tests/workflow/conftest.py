@@ -50,7 +50,9 @@ class Study:
     def start(self, *options: str, cores: int = 2) -> subprocess.Popen[str]:
         """Start in a process group of its own."""
         log = (self.folder / "output.txt").open("w") if self.folder.exists() else subprocess.DEVNULL
-        return subprocess.Popen(self.command(*options, cores=cores), stdout=log, stderr=log, text=True, start_new_session=True)
+        return subprocess.Popen(
+            self.command(*options, cores=cores), stdout=log, stderr=log, text=True, start_new_session=True
+        )
 
     def tables(self) -> dict[str, bytes]:
         """The bytes of the trial tables."""
@@ -68,13 +70,13 @@ class Study:
 
     def processes(self) -> list[int]:
         """Living processes that work in the study's folder."""
-        return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _works_in(pid, self.folder)]
+        return [int(path.name) for path in Path("/proc").glob("[0-9]*") if _works_in(path, self.folder)]
 
 
-def _works_in(pid: int, folder: Path) -> bool:
+def _works_in(process: Path, folder: Path) -> bool:
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-        return state != "Z" and Path(os.readlink(f"/proc/{pid}/cwd")) == folder.resolve()
+        state = (process / "stat").read_text().rsplit(")", 1)[1].split()[0]
+        return state != "Z" and (process / "cwd").readlink() == folder.resolve()
     except OSError:
         return False
 

@@ -49,7 +49,7 @@ def test_every_trial_is_in_the_table(finished: Study) -> None:
 def test_one_core_and_two_give_the_same_tables_also_in_a_folder_with_a_difficult_name(
     finished: Study, tmp_path: Path
 ) -> None:
-    study = Study(tmp_path / "it's a \"folder\" of señor Ω", tiny())
+    study = Study(tmp_path / 'it\'s a "folder" of señor Ω', tiny())
     done = study.run(cores=1)
     assert done.returncode == 0, done.stdout
     assert study.tables() == finished.tables()

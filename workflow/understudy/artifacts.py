@@ -149,9 +149,9 @@ class TestResult(_Frozen):
     examples: int
     seeds: int
     winner_loss: Interval
-    default_loss: Interval
-    gain: Interval = Field(description="default minus winner: positive is better")
-    validation_gain: Interval = Field(description="the same on the validation subset of the search")
+    default_loss: Interval | None = Field(description="None where the default configuration failed with every seed")
+    gain: Interval | None = Field(description="default minus winner: positive is better; None likewise")
+    validation_gain: Interval | None = Field(description="the same on the validation subset of the search")
 
 
 class DecodeTrial(_Frozen):

@@ -120,9 +120,7 @@ def _parameter(path: str, name: str, value: Any, problems: dict[str, str]) -> An
         if key in value:
             coerced[key] = _coerced(f"{path}.{key}", name, value[key], problems)
     if isinstance(choices := value.get("choices"), list):
-        coerced["choices"] = [
-            _coerced(f"{listed}[{i}]", name, choice, problems) for i, choice in enumerate(choices)
-        ]
+        coerced["choices"] = [_coerced(f"{listed}[{i}]", name, choice, problems) for i, choice in enumerate(choices)]
     elif name in HYPERPARAMETERS:
         if HYPERPARAMETERS[name].kind in (str, bool):
             problems[path] = "must be a list of choices"

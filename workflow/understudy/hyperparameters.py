@@ -87,11 +87,15 @@ HYPERPARAMETERS: Mapping[str, Hyperparameter] = {
     "weight_decay": Hyperparameter(float, 0.0, "AdamW's decoupled weight decay", minimum=0),
     "warmup_ratio": Hyperparameter(float, 0.03, "share of the steps with a rising rate", minimum=0, maximum=1),
     "lr_scheduler_type": Hyperparameter(str, "linear", "schedule of the learning rate", choices=SCHEDULES),
-    "max_grad_norm": Hyperparameter(float, 1.0, "global norm to which gradients are clipped", minimum=0, exclusive=True),
+    "max_grad_norm": Hyperparameter(
+        float, 1.0, "global norm to which gradients are clipped", minimum=0, exclusive=True
+    ),
     "adam_beta1": Hyperparameter(float, 0.9, "AdamW's first moment decay", minimum=0, maximum=0.9999),
     "adam_beta2": Hyperparameter(float, 0.999, "AdamW's second moment decay", minimum=0, maximum=0.999999),
     "adam_epsilon": Hyperparameter(float, 1e-8, "AdamW's epsilon", minimum=0, exclusive=True),
-    "label_smoothing_factor": Hyperparameter(float, 0.0, "label smoothing of the training loss", minimum=0, maximum=0.9),
+    "label_smoothing_factor": Hyperparameter(
+        float, 0.0, "label smoothing of the training loss", minimum=0, maximum=0.9
+    ),
     "lora_r": Hyperparameter(int, 16, "rank of the adapters", minimum=1, lora_only=True),
     "lora_alpha": Hyperparameter(
         float, 32.0, "LoRA's alpha; the update is scaled by alpha / r", minimum=0, exclusive=True, lora_only=True

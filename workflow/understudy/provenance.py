@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from importlib import metadata
+from pathlib import Path
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "optuna", "polars", "snakemake")
 
@@ -23,7 +24,7 @@ def versions() -> dict[str, str]:
 def processor() -> str:
     """The processor's model name, or the machine's architecture where the system doesn't tell."""
     try:
-        with open("/proc/cpuinfo", encoding="utf-8") as handle:
+        with Path("/proc/cpuinfo").open(encoding="utf-8") as handle:
             for line in handle:
                 if line.startswith("model name"):
                     return line.split(":", 1)[1].strip()

@@ -79,7 +79,6 @@ class TargetSection(Section):
     """For the target's proposals."""
 
     seed: int
-    space: SearchSpace
     window: int
     starts: int
     sampler: Sampler
@@ -128,11 +127,9 @@ def sections(config: StudyConfig) -> dict[str, Section]:
         "execution": ExecutionSection(execution=config.execution),
         "training": TrainingSection(training=config.training),
         "search": SearchSection(**shared, defaults=config.defaults, grid=config.proxy.grid),
-        "transfer": TransferSection(
-            **shared, defaults=config.defaults, transfer=config.transfer, method=target.method
-        ),
+        "transfer": TransferSection(**shared, defaults=config.defaults, transfer=config.transfer, method=target.method),
         "target": TargetSection(
-            **shared,
+            seed=config.seed,
             window=target.window,
             starts=target.starts,
             sampler=target.sampler,

@@ -141,7 +141,7 @@ class TransferSettings(Section):
     padding: float = Field(default=0.1, ge=0, le=1, description="margin of a region, in units of a parameter's range")
     learning_rate_exponent: float | Literal["auto"] = Field(
         default="auto",
-        description="p in the rate's scale (proxy width / target width)^p; `auto` takes the model family's published one",
+        description="p in the rate's scale (proxy width / target width)^p; `auto` takes the family's published one",
     )
 
 

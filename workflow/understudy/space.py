@@ -109,7 +109,7 @@ class Choices(_Frozen):
 
 
 def _shape(value: Any) -> str:
-    if isinstance(value, Choices) or isinstance(value, list | tuple):
+    if isinstance(value, Choices | list | tuple):
         return "choices"
     return "choices" if isinstance(value, Mapping) and "choices" in value else "range"
 

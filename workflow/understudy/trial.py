@@ -53,10 +53,16 @@ class CurvePoint(_Frozen):
 
 
 class Cost(_Frozen):
-    """What a trial took. FLOPs are estimated as 6 (full) or 4 (LoRA) per parameter and processed token,
-    plus 2 per parameter and evaluated token."""
+    """What a trial took.
 
-    tokens: int = 0
+    FLOPs are estimated as 6 (full) or 4 (LoRA: no gradients of the frozen weights) per parameter and processed token,
+    plus 2 per parameter and evaluated token (Kaplan et al. 2020, section 2.1). Adapters, attention scores, padding
+    and recomputed activations are left out; embeddings and the head count for every token, though the head only sees
+    completions. Times leave out loading. The peak is one process's: on GPUs since the trial began, on CPUs since the
+    process did.
+    """
+
+    tokens: int = Field(default=0, description="trained on, prompts included, padding not")
     flops: float = 0.0
     wall_seconds: float = 0.0
     gpu_seconds: float = 0.0

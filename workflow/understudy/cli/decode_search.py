@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> None:
     process.end_with_parent()
     execution = read_model(arguments.execution, Execution).resolved
     process.set_threads(execution.threads)
-    from understudy.data.encoding import encode
+    from understudy.data.encoding import encode_prompt
     from understudy.data.files import read_split
     from understudy.models.loading import load_tokenizer
     from understudy.train import decoding
@@ -39,9 +39,11 @@ def run(arguments: argparse.Namespace) -> None:
     manifest = read_model(arguments.manifest, DataManifest)
     tokenizer = load_tokenizer(card)
     frame = read_split(arguments.validation, section.decode.examples)
-    folder = Store(arguments.store).adapter(winner.digests[0])
-    model = next(trained_models(card, execution, [folder]))
-    examples = encode(frame, tokenizer, manifest.max_length)
-    references = frame["completion"].to_list()
-    trials = decoding.search(model, tokenizer, examples, references, section.decode, execution, section.seed)
-    write_json(arguments.output, DecodeResults(examples=len(examples), trials=trials))
+    prompts = [
+        encode_prompt(prompt, chat, tokenizer, manifest.max_length)
+        for prompt, chat in frame.select("prompt", "chat").iter_rows()
+    ]
+    references = [completion.strip() for completion in frame["completion"]]
+    model = next(trained_models(card, execution, [Store(arguments.store).adapter(winner.digests[0])]))
+    trials = decoding.search(model, tokenizer, prompts, references, section.decode, execution, section.seed)
+    write_json(arguments.output, DecodeResults(examples=len(prompts), trials=trials))

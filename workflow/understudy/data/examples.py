@@ -22,7 +22,7 @@ class Example:
 
     def key(self, seed: int) -> bytes:
         """A pseudo-random sort key that follows from the seed and what the example says."""
-        text = "\x00".join((str(seed), self.prompt, self.completion, self.id))
+        text = "\x00".join((str(seed), self.prompt, self.completion))
         return hashlib.sha256(text.encode()).digest()
 
 

@@ -8,14 +8,15 @@ from typing import Any
 
 import torch
 
+from understudy.models.nf4_kernel import mend
 from understudy.settings import Quantization
 
 
 def import_bitsandbytes() -> Any:
-    """The library, imported without its attempt to fetch a kernel from a hub.
+    """The library with its kernel for CPUs mended, imported without its attempt to fetch another from a hub.
 
-    On CPUs with AVX512-BF16 it would do so wherever the package `kernels` is installed, and warn where it isn't; the
-    kernel belongs to a path that `keep_weights_unpacked` switches off.
+    On CPUs with AVX512-BF16 it would fetch one wherever the package `kernels` is installed, and warn where it isn't;
+    that kernel belongs to a path that `keep_weights_unpacked` switches off.
     """
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     # LLM.int8() says at every product in float32 that it quantizes the input by way of float16
@@ -28,6 +29,7 @@ def import_bitsandbytes() -> Any:
     finally:
         if blocked:
             del sys.modules["kernels"]
+    mend()
     return bitsandbytes
 
 

@@ -40,17 +40,19 @@ def train_tokenizer(corpus: Sequence[str], vocab_size: int, folder: Path) -> Non
     fast.save_pretrained(folder)
 
 
-def tokens_of(corpus: Sequence[str], tokenizer: Any, wanted: int) -> list[int]:
-    """The first `wanted` tokens of the corpus, an end-of-sequence token after each text, over and over if need be.
+def tokens_of(pieces: Sequence[tuple[str, bool]], tokenizer: Any, wanted: int) -> list[int]:
+    """The first `wanted` tokens of some pieces of text, over and over if need be.
 
-    Raises `ValueError` where the corpus is empty.
+    After a piece that says that it is the end of its text comes the end-of-sequence token. Raises `ValueError` where
+    there is no text.
     """
-    if not any(corpus):
-        raise ValueError("the corpus is empty")
+    if not any(text for text, _ in pieces):
+        raise ValueError("there is no text to pretrain on")
     tokens: list[int] = []
     while len(tokens) < wanted:
-        for text in corpus:
-            tokens += [*tokenizer(text, return_attention_mask=False)["input_ids"], tokenizer.eos_token_id]
+        for text, is_end in pieces:
+            tokens += tokenizer(text, return_attention_mask=False)["input_ids"]
+            tokens += [tokenizer.eos_token_id] * is_end
             if len(tokens) >= wanted:
                 break
     return tokens[:wanted]

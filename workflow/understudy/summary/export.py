@@ -106,7 +106,7 @@ def best_document(best: Best) -> dict[str, Any]:
             "unit": "nats per completion token",
             "validation_loss": score.mean if score else None,
             "test_loss": _interval(best.test.winner_loss),
-            "gain_over_default_on_test": _interval(best.test.gain),
+            "gain_over_default_on_test": _interval(best.test.gain) if best.test.gain else None,
         },
     }
     if best.lora:

@@ -22,11 +22,11 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Gain:
-    """Losses in nats per token, and default minus winner."""
+    """Losses in nats per token, and default minus winner; None where there is no default to compare with."""
 
     winner: Interval
-    default: Interval
-    gain: Interval
+    default: Interval | None
+    gain: Interval | None
 
 
 def bootstrap_gain(
@@ -42,11 +42,13 @@ def bootstrap_gain(
 
     `losses` maps a trained model to its (E,) summed losses, all on the same examples with `tokens` completion tokens;
     `winner` and `default` name the models of each configuration's seeds. Examples are resampled jointly for both,
-    seeds for each on its own; where both are one configuration their gain is 0 without uncertainty. The intervals
-    hold for new examples like these and new seeds; with few seeds the latters' share is underestimated.
+    seeds for each on its own. Where both are one configuration their gain is 0 without uncertainty; without a default
+    (all of its seeds failed) there is none. The intervals hold for new examples like these and for new seeds; with
+    few seeds the latters' share is underestimated.
     """
     generator = np.random.default_rng(derive_seed(seed, "bootstrap", "gain"))
-    won, base = (np.array([losses[name] for name in names], dtype=np.float64) for names in (winner, default))
+    won = np.array([losses[name] for name in winner], dtype=np.float64)
+    base = np.array([losses[name] for name in default], dtype=np.float64).reshape(-1, len(tokens))
     counts = np.asarray(tokens, dtype=np.float64)
     same = set(winner) == set(default)
     won_means: list[Floats] = []
@@ -55,11 +57,15 @@ def bootstrap_gain(
         size = min(CHUNK, samples - start)
         weights = generator.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=size).astype(float)
         won_means.append(_resampled(won, counts, weights, generator))
-        base_means.append(won_means[-1] if same else _resampled(base, counts, weights, generator))
-    won_all, base_all = np.concatenate(won_means), np.concatenate(base_means)
-    won_value, base_value = _loss(won, counts), _loss(base, counts)
+        if len(base):
+            base_means.append(won_means[-1] if same else _resampled(base, counts, weights, generator))
+    won_value, won_all = _loss(won, counts), np.concatenate(won_means)
+    winner_interval = _interval(won_value, won_all, confidence)
+    if not len(base):
+        return Gain(winner=winner_interval, default=None, gain=None)
+    base_value, base_all = _loss(base, counts), np.concatenate(base_means)
     return Gain(
-        winner=_interval(won_value, won_all, confidence),
+        winner=winner_interval,
         default=_interval(base_value, base_all, confidence),
         gain=_interval(base_value - won_value, base_all - won_all, confidence),
     )

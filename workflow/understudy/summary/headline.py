@@ -89,7 +89,7 @@ def _configuration(winner: Winner, default: Mapping[str, Value], searched: Seque
     return ["Best configuration", *lines]
 
 
-def _validation(winner: Winner, gain: Interval) -> list[str]:
+def _validation(winner: Winner, gain: Interval | None) -> list[str]:
     scores = {score.rank: score for score in winner.scores}
     seeds = len(scores[winner.rank].objectives) if winner.rank in scores else 0
     lines = [f"Validation loss, mean of {seeds} seeds, in nats per token"]
@@ -97,17 +97,19 @@ def _validation(winner: Winner, gain: Interval) -> list[str]:
         score = scores.get(rank)
         deviation = "" if score is None or score.standard_deviation is None else f" ± {score.standard_deviation:.4f}"
         lines.append(f"  {name:<9}{loss_text(score.mean if score else None)}{deviation}")
-    return [*lines, f"  gain     {interval_text(gain)}"]
+    return [*lines, f"  gain     {interval_text(gain)}"] if gain else lines
 
 
 def _test(test: TestResult, winner_is_default: bool) -> list[str]:
     lines = [f"Test loss, {test.examples} held-out examples, {test.seeds} seeds, in nats per token"]
     for name, loss in (("default", test.default_loss), ("winner", test.winner_loss)):
-        lines.append(f"  {name:<9}{loss_text(loss.value)}   perplexity {math.exp(loss.value):.3f}")
-    ratio = math.exp(-test.gain.value) - 1
+        if loss:
+            lines.append(f"  {name:<9}{loss_text(loss.value)}   perplexity {math.exp(loss.value):.3f}")
+    if test.gain:
+        change = math.expm1(-test.gain.value)
+        lines.append(f"  gain     {interval_text(test.gain)}   perplexity {change * 100:+.2f} %")
     return [
         *lines,
-        f"  gain     {interval_text(test.gain)}   perplexity {ratio * 100:+.2f} %",
         f"  {verdict(test.gain, winner_is_default)}",
         f"  This study has looked at the test split {count_text(test.looks)}.",
     ]

@@ -78,7 +78,7 @@ def _context(findings: Findings) -> dict[str, Any]:
         "values": _beside_default(best, tables["leaderboard"], findings.searched),
         "winner_is_default": best.winner.rank == 0,
         "verdict": wording.verdict(best.test.gain, best.winner.rank == 0),
-        "perplexity_change": math.expm1(-best.test.gain.value),
+        "perplexity_change": math.expm1(-best.test.gain.value) if best.test.gain else 0.0,
         "seeds": _seed_table(best),
         "leaderboard": tables["leaderboard"].to_dicts(),
         "searched": [name for name in findings.searched if name in tables["leaderboard"].columns],

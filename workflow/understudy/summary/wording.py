@@ -70,8 +70,10 @@ def count_text(number: int) -> str:
     return {1: "once", 2: "twice"}.get(number, f"{number} times")
 
 
-def verdict(gain: Interval, winner_is_default: bool) -> str:
+def verdict(gain: Interval | None, winner_is_default: bool) -> str:
     """What an interval of the gain allows to say, in one sentence."""
+    if gain is None:
+        return "The default configuration failed with every seed, so there is no gain to measure."
     if winner_is_default:
         return "The winner is the default configuration itself: the search found nothing better on validation."
     if gain.low > 0:

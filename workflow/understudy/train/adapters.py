@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from understudy.errors import ConfigError
 from understudy.hyperparameters import Value
 from understudy.models.quantization import import_bitsandbytes
 from understudy.settings import TrainingSettings
@@ -61,8 +62,21 @@ def _with_adapter(base: nn.Module, spec: TrialSpec, settings: TrainingSettings) 
     torch.manual_seed(derive_seed(spec.seed, "adapter"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for an attribute by its old name
-        model: nn.Module = get_peft_model(base, lora_config(spec.hyperparameters, settings))
+        try:
+            model: nn.Module = get_peft_model(base, lora_config(spec.hyperparameters, settings))
+        except ValueError as error:
+            if "target modules" not in str(error).lower():
+                raise
+            raise ConfigError("the config", [_no_such_modules(base, settings)]) from error
     return model
+
+
+def _no_such_modules(base: nn.Module, settings: TrainingSettings) -> str:
+    names = sorted({name.rpartition(".")[2] for name, module in base.named_modules() if hasattr(module, "weight")})
+    return (
+        f"training.target_modules: the model has none of {list(settings.target_modules)}; its layers with weights "
+        f"are {', '.join(names)}. Name some of the linear ones, or take `all-linear`"
+    )
 
 
 def _as_a_whole(base: nn.Module) -> nn.Module:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count, islice
 
+import numpy as np
 import torch
 
 from understudy.data.encoding import Encoded
@@ -50,22 +51,18 @@ def micro_batches(batch: Sequence[Encoded], rows: int, rank: int, ranks: int) ->
     together cost least.
     """
     share = sorted(batch, key=lambda example: len(example.input_ids))[rank::ranks]
-    cost, start_of = (
-        [0],
-        [0],
-    )  # of the best way to cut the first `end` examples: its cost, and where its last piece starts
-    for end in range(1, len(share) + 1):
-        length = len(share[end - 1].input_ids)
-        options = [
-            (cost[start] + PASS_COST + (end - start) * length, start) for start in range(max(0, end - rows), end)
-        ]
-        best, start = min(options)
-        cost.append(best)
-        start_of.append(start)
+    cost = np.zeros(len(share) + 1)  # of the best way to cut the first so many examples
+    starts = [0]  # where the last piece of that way starts
+    for end, example in enumerate(share, start=1):
+        begin = np.arange(max(0, end - rows), end)
+        options = cost[begin] + PASS_COST + (end - begin) * len(example.input_ids)
+        best = int(options.argmin())
+        cost[end] = options[best]
+        starts.append(int(begin[best]))
     pieces, end = [], len(share)
     while end > 0:
-        pieces.append(share[start_of[end] : end])
-        end = start_of[end]
+        pieces.append(share[starts[end] : end])
+        end = starts[end]
     return pieces[::-1]
 
 

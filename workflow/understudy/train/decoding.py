@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
+from sacrebleu.metrics import CHRF
+from transformers import GenerationConfig
 
 from understudy.artifacts import DecodeTrial
-from understudy.data.encoding import Encoded
 from understudy.hyperparameters import Value
 from understudy.settings import DecodeSettings
 from understudy.trial import ResolvedExecution, derive_seed
@@ -43,55 +46,34 @@ def configuration(seed: int, index: int) -> dict[str, Value]:
 def search(
     model: Any,
     tokenizer: Any,
-    examples: Sequence[Encoded],
+    prompts: Sequence[list[int]],
     references: Sequence[str],
     settings: DecodeSettings,
     execution: ResolvedExecution,
     seed: int,
 ) -> tuple[DecodeTrial, ...]:
-    """Score `settings.trials` configurations on the same prompts; best chrF first, ties to the earlier one."""
-    trials = [
-        _score(
-            model, tokenizer, examples, references, settings, execution, derive_seed(seed, "decode-run"), index, seed
+    """Score `settings.trials` configurations on the same prompts (tokens); best chrF first, ties to the earlier one."""
+    trials: list[DecodeTrial] = []
+    for index in range(settings.trials):
+        generation = configuration(seed, index)
+        torch.manual_seed(derive_seed(seed, "decode-run"))
+        began = time.perf_counter()
+        completions: list[list[int]] = []
+        for start in range(0, len(prompts), BATCH):
+            chunk = prompts[start : start + BATCH]
+            completions += _complete(model, tokenizer, chunk, generation, settings.max_new_tokens, execution)
+        texts = [tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in completions]
+        trials.append(
+            DecodeTrial(
+                id=f"c{index:02d}",
+                generation=generation,
+                chrf=round(CHRF().corpus_score(texts, [list(references)]).score, 6),
+                exact_match=sum(map(operator.eq, texts, references)) / len(references),
+                mean_new_tokens=sum(map(len, completions)) / len(completions),
+                wall_seconds=time.perf_counter() - began,
+            )
         )
-        for index in range(settings.trials)
-    ]
     return tuple(sorted(trials, key=lambda trial: (-trial.chrf, trial.id)))
-
-
-def _score(
-    model: Any,
-    tokenizer: Any,
-    examples: Sequence[Encoded],
-    references: Sequence[str],
-    settings: DecodeSettings,
-    execution: ResolvedExecution,
-    run_seed: int,
-    index: int,
-    seed: int,
-) -> DecodeTrial:
-    import torch
-    from sacrebleu.metrics import CHRF
-
-    generation = configuration(seed, index)
-    torch.manual_seed(run_seed)
-    began = time.perf_counter()
-    texts: list[str] = []
-    lengths: list[int] = []
-    for start in range(0, len(examples), BATCH):
-        prompts = [example.input_ids[: example.completion_start] for example in examples[start : start + BATCH]]
-        for tokens in _complete(model, tokenizer, prompts, generation, settings.max_new_tokens, execution):
-            texts.append(tokenizer.decode(tokens, skip_special_tokens=True).strip())
-            lengths.append(len(tokens))
-    wanted = [reference.strip() for reference in references]
-    return DecodeTrial(
-        id=f"c{index:02d}",
-        generation=generation,
-        chrf=round(CHRF().corpus_score(texts, [wanted]).score, 6),
-        exact_match=sum(text == reference for text, reference in zip(texts, wanted, strict=True)) / len(wanted),
-        mean_new_tokens=sum(lengths) / len(lengths),
-        wall_seconds=time.perf_counter() - began,
-    )
 
 
 def _complete(
@@ -103,12 +85,7 @@ def _complete(
     execution: ResolvedExecution,
 ) -> list[list[int]]:
     """The new tokens of each prompt, without end-of-sequence and padding."""
-    import torch
-    from transformers import GenerationConfig
-
-    start_token = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    prompts = [prompt or [start_token] for prompt in prompts]  # `text` data has no prompts
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    pad = tokenizer.pad_token_id
     width = max(map(len, prompts))
     ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=execution.device)
     mask = torch.tensor(

@@ -67,7 +67,9 @@ class TestLog:
 
     def losses(self, split: Path, split_sha256: str, limit: int | None) -> Losses:
         """The models' losses on the test split: from the log where it has them, else measured, and counted."""
-        key = digest([sorted(self.trained.digests), split_sha256, limit, self.trained.execution.model_dump(mode="json")])
+        key = digest(
+            [sorted(self.trained.digests), split_sha256, limit, self.trained.execution.model_dump(mode="json")]
+        )
         path = self.folder / f"{key}.json"
         if path.exists():
             return read_model(path, Losses)

@@ -1,0 +1,187 @@
+"""The user's own files: every kind and format, every mistake by line, splits without repeats."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from test_data_stdlib import prepare, rows
+
+from understudy.errors import DataError
+
+PAIRS = [{"prompt": f"Question {i}, with a comma\nand a line?", "completion": f"Änswer {i}"} for i in range(40)]
+SIZES = {"train_examples": 4, "validation_examples": 2, "test_examples": 2}
+
+
+def write(path: Path, items: list[Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(items), encoding="utf-8")
+    elif path.suffix == ".csv":
+        pl.DataFrame(items).write_csv(path)
+    else:
+        pl.DataFrame(items).write_parquet(path)
+    return path
+
+
+def given(path: Path, **more: Any) -> dict[str, Any]:
+    return {"task": "files", "files": {"train": str(path)}, **SIZES, **more}
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet"])
+def test_every_kind_of_file_gives_the_same_examples(suffix: str, tmp_path: Path) -> None:
+    manifest = prepare(tmp_path, **given(write(tmp_path / f"Ünsere 'Daten'{suffix}", PAIRS)))
+    found = rows(tmp_path)
+    assert sorted(zip(found["prompt"], found["completion"], strict=True)) == sorted(
+        (pair["prompt"], pair["completion"]) for pair in PAIRS
+    )
+    assert [manifest.splits[split].examples for split in ("train", "validation", "test")] == [32, 4, 4]
+    assert set(found["group"]) == {f"Ünsere 'Daten'{suffix}"}
+    assert not (tmp_path / "pin.json").exists()
+
+
+FORMATS: dict[str, tuple[dict[str, Any], str, str, bool]] = {
+    "prompt_completion": ({"prompt": "P", "completion": "C"}, "P", "C", False),
+    "text": ({"text": "All of it."}, "", "All of it.", False),
+    "alpaca": ({"instruction": "Add.", "input": "1 {x} 2", "output": "3"}, "", "3", False),
+    "sharegpt": (
+        {
+            "conversations": [
+                {"from": "system", "value": "Be brief."},
+                {"from": "human", "value": "One?"},
+                {"from": "gpt", "value": "Eins."},
+                {"from": "human", "value": "Two?"},
+                {"from": "gpt", "value": "Zwei."},
+                {"from": "human", "value": "Thanks."},
+            ]
+        },
+        "",
+        "Zwei.",
+        True,
+    ),
+    "messages": (
+        {"messages": [{"role": "user", "content": "One?"}, {"role": "assistant", "content": "Eins."}]},
+        "",
+        "Eins.",
+        True,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format(name: str, tmp_path: Path) -> None:
+    row, prompt, completion, chat = FORMATS[name]
+    others = [json.loads(json.dumps(row).replace(completion, f"{completion} {i}")) for i in range(20)]
+    manifest = prepare(tmp_path, **given(write(tmp_path / "d.jsonl", [row, *others]), format=name))
+    found = rows(tmp_path).filter(pl.col("completion") == completion).row(0, named=True)
+    assert found["chat"] == chat
+    if name == "alpaca":
+        assert "### Instruction:\nAdd.\n\n### Input:\n1 {x} 2\n\n### Response:\n" in found["prompt"]
+    elif chat:
+        roles = [turn["role"] for turn in json.loads(found["prompt"])]
+        assert roles == (["system", "user", "assistant", "user"] if name == "sharegpt" else ["user"])
+        assert json.loads(found["prompt"])[-1]["content"] == ("Two?" if name == "sharegpt" else "One?")
+        assert manifest.counts["ignored_turns_after_the_last_answer"] == (21 if name == "sharegpt" else 0)
+    else:
+        assert found["prompt"] == prompt
+
+
+def test_every_bad_line_is_listed_with_its_number(tmp_path: Path) -> None:
+    good = json.dumps(PAIRS[0])
+    bad = ["{", '["a"]', '{"prompt": "a"}', '{"prompt": "a", "completion": 3}', '{"prompt": "a", "completion": "  "}']
+    (tmp_path / "d.jsonl").write_text(
+        "\n".join([good, *bad, "", good, '{"instruction": "a", "output": "b"}']), encoding="utf-8"
+    )
+    with pytest.raises(DataError) as raised:
+        prepare(tmp_path, **given(tmp_path / "d.jsonl"))
+    lines = str(raised.value).splitlines()
+    assert "d.jsonl has 6 rows that can't be used" in lines[0]
+    expected = {
+        2: "isn't valid JSON",
+        3: "must be an object",
+        4: "no key `completion`",
+        5: "`completion` must be a text, but is 3",
+        6: "empty completion",
+        9: "that looks like `data.format: alpaca`",
+    }
+    for line, (number, problem) in zip(lines[1:], expected.items(), strict=False):
+        assert line.strip().startswith(f"line {number}: ")
+        assert problem in line
+
+
+def test_only_the_first_bad_lines_are_shown_and_all_counted(tmp_path: Path) -> None:
+    write(tmp_path / "d.jsonl", [*PAIRS, *({"prompt": str(i)} for i in range(25))])
+    with pytest.raises(DataError, match=r"(?s)has 25 rows.*line 41: .*line 50: .*and 15 more") as raised:
+        prepare(tmp_path, **given(tmp_path / "d.jsonl"))
+    assert "line 51" not in str(raised.value)
+
+
+def test_a_csv_row_is_known_by_its_first_line(tmp_path: Path) -> None:
+    (tmp_path / "d.csv").write_text('prompt,completion\n"two\nlines",a\nb\n', encoding="utf-8")
+    with pytest.raises(DataError, match="line 4: has 1 cells, but the header has 2"):
+        prepare(tmp_path, **given(tmp_path / "d.csv"))
+
+
+@pytest.mark.parametrize(
+    ("turns", "problem"),
+    [
+        ("hello", "must be a list of turns"),
+        ([{"role": "robot", "content": "a"}], "`role: 'robot'`, but it must be one of system, user, assistant"),
+        ([{"role": "user", "content": None}], "turn 1 needs a text `content`"),
+        ([{"role": "user", "content": "a"}], "has no answer"),
+        ([{"role": "assistant", "content": "a"}], "has no answer of the assistant to something"),
+    ],
+)
+def test_bad_chats(turns: Any, problem: str, tmp_path: Path) -> None:
+    write(tmp_path / "d.jsonl", [{"messages": turns}])
+    with pytest.raises(DataError) as raised:
+        prepare(tmp_path, **given(tmp_path / "d.jsonl", format="messages"))
+    assert problem in str(raised.value)
+
+
+def test_repeats_are_counted_and_never_stand_in_two_splits(tmp_path: Path) -> None:
+    write(tmp_path / "train.jsonl", [*PAIRS, *PAIRS[:7]])
+    write(tmp_path / "test.jsonl", [*PAIRS[:3], PAIRS[0], {"prompt": "new", "completion": "new"}])
+    files = {"train": str(tmp_path / "train.jsonl"), "test": str(tmp_path / "test.jsonl")}
+    manifest = prepare(tmp_path, task="files", files=files, **SIZES)
+    found = rows(tmp_path)
+    assert found.select("prompt", "completion").is_unique().all()
+    assert manifest.splits["test"].examples == 4
+    assert manifest.counts["dropped_repeated"] == 1 + 7 + 3
+    assert manifest.counts["found"] == 52
+    assert manifest.counts["kept"] == 41
+    assert set(found.filter(pl.col("split") == "validation")["id"].str.split(":").list.first()) == {"train"}
+
+
+def test_the_cut_does_not_depend_on_the_order_of_lines(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", PAIRS)
+    write(tmp_path / "b.jsonl", PAIRS[:1] + PAIRS[1:][::-1])
+    for name in ("a", "b"):
+        prepare(tmp_path / name, **given(tmp_path / f"{name}.jsonl"))
+    of_a, of_b = (
+        dict(zip(rows(tmp_path / name)["prompt"], rows(tmp_path / name)["split"], strict=True)) for name in "ab"
+    )
+    assert of_a == of_b
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("missing.jsonl", None, r"there is no file .*missing\.jsonl"),
+        ("d.jsnl", "", r"has the ending `\.jsnl`, but data files may be .*did you mean `\.jsonl`\?"),
+        ("d.json", '{"a": 1}', "must be a list of examples, but is a dict"),
+        ("d.json", "[1,", r"can't be read as \.json"),
+        ("d.parquet", "no parquet", r"can't be read as \.parquet"),
+        ("d.jsonl", b"\xff\xfe\x00", r"can't be read as \.jsonl"),
+    ],
+)
+def test_files_that_cannot_be_read(name: str, content: str | bytes | None, problem: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(DataError, match=problem):
+        prepare(tmp_path, **given(tmp_path / name))

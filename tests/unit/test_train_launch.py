@@ -1,0 +1,150 @@
+"""Real processes: two ranks against one, ranks that fail, and ranks whose parent is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import training_study
+from training_study import make_job, make_spec
+
+from understudy.artifacts import Proposal
+from understudy.files import write_json
+from understudy.store import Store
+from understudy.train import launch
+from understudy.train.engine import Engine
+from understudy.train.launch import RankError, train_alone
+from understudy.trial import TrialRecord, TrialSpec, trial_digest
+
+PATIENCE = 60.0  # seconds until a process counts as hanging
+
+
+def curve(record: TrialRecord) -> list[float]:
+    return [value for point in record.result.curve for value in (point.train_loss or 0.0, point.eval_loss)]
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_two_ranks_learn_what_one_learns(tmp_path: Path, method: Any) -> None:
+    """A batch of 5 is shared unevenly, and so are the 16 validation examples' tokens."""
+    values = {"batch_size": 5, "learning_rate": 2e-3, "weight_decay": 0.3, "max_grad_norm": 0.5, "stage": "finalist"}
+    spec = make_spec(method=method, label_smoothing_factor=0.1, **values)
+    alone = Engine(make_job(tmp_path / "one", micro_batch_size=2)).train(spec)
+    job = make_job(tmp_path / "two", micro_batch_size=2, processes=2)
+    together = train_alone(spec, job)
+    assert together.result.status == "complete"
+    assert curve(together) == pytest.approx(curve(alone), rel=1e-5)
+    assert together.result.metrics == pytest.approx(alone.result.metrics, rel=1e-5)
+    assert together.result.cost.tokens == alone.result.cost.tokens
+    store = Store(job.store)
+    assert store.find(together.result.digest) == together
+    assert store.adapter(together.result.digest).is_dir()
+
+
+def test_ranks_agree_that_memory_ran_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only rank 1 runs out of memory; rank 0 must hear of it and not wait forever."""
+    monkeypatch.setattr(launch, "run_rank", training_study.run_rank_short_of_memory)
+    job = make_job(tmp_path, processes=2, micro_batch_size=4096)
+    result = train_alone(make_spec(batch_size=1024, num_train_epochs=21), job).result
+    assert (result.status, result.objective) == ("out_of_memory", None)
+    assert result.message == "memory ran out in step 1 of 1"
+
+
+def test_a_users_mistake_is_told_by_the_command(tmp_path: Path) -> None:
+    job = make_job(tmp_path, "nf4", processes=2)  # found out by the ranks
+    with pytest.raises(RankError, match=r"`target.method: full` trains the weights themselves"):
+        train_alone(make_spec(method="full"), job)
+
+
+def test_ranks_end_when_the_command_is_killed(tmp_path: Path) -> None:
+    with long_training(tmp_path) as (command, ranks):
+        command.kill()
+        command.wait()
+        assert all(ended(pid) for pid in ranks)
+
+
+def test_a_killed_rank_ends_the_command_with_one_message(tmp_path: Path) -> None:
+    with long_training(tmp_path) as (command, ranks):
+        os.kill(ranks[1], signal.SIGKILL)
+        assert command.wait(PATIENCE) == 1
+        assert all(ended(pid) for pid in ranks)
+    said = (tmp_path / "log.txt").read_text()
+    assert "process 1 of 2 of trial t0003 ended with exit code -9" in said
+    assert "nothing was recorded" in said
+    job = make_job(tmp_path, processes=2)
+    assert Store(job.store).find(trial_digest(endless(), job.inputs)) is None
+    assert not (tmp_path / "result.json").exists()
+
+
+def endless() -> TrialSpec:
+    return make_spec("t0003", stage="target", num_train_epochs=100_000)
+
+
+@contextmanager
+def long_training(root: Path) -> Iterator[tuple[subprocess.Popen[bytes], list[int]]]:
+    """The command train-target with a trial that would take hours; yields it and its two ranks in mid-training."""
+    command, ranks = [sys.executable, "-m", "understudy", *target_words(root)], []
+    with (root / "log.txt").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+        deadline = time.monotonic() + PATIENCE
+        try:
+            while len(ranks) < 2 or not all(map(connected, ranks)):
+                assert process.poll() is None, (root / "log.txt").read_text()
+                assert time.monotonic() < deadline, "the ranks don't start"
+                time.sleep(0.2)
+                ranks = ranks_of(process.pid)
+            yield process, ranks
+        finally:
+            for pid in filter(alive, [process.pid, *ranks]):
+                os.kill(pid, signal.SIGKILL)
+
+
+def target_words(root: Path) -> list[str]:
+    """The arguments of train-target, with the files that they name written."""
+    job = make_job(root, processes=2)
+    files = {
+        "proposal": Proposal(number=3, spec=endless(), kind="start", sampler="transfer", visible=(), pending=()),
+        "model": job.inputs.model,
+        "manifest": job.inputs.data,
+        "execution": {"role": "target", "resolved": job.inputs.execution.model_dump()},
+        "training": {"training": job.inputs.training.model_dump()},
+    }
+    for name, content in files.items():
+        write_json(root / f"{name}.json", content)
+    words = ["train-target", "--output", str(root / "result.json"), "--store", str(job.store)]
+    words += ["--train", str(job.train), "--validation", str(job.validation), "--progress", str(job.progress)]
+    return words + [word for name in files for word in (f"--{name}", str(root / f"{name}.json"))]
+
+
+def ranks_of(parent: int) -> list[int]:
+    """The children that multiprocessing started for torchrun's agent, in order of their start."""
+    children: list[int] = []
+    for task in Path(f"/proc/{parent}/task").iterdir():
+        children += map(int, (task / "children").read_text().split())
+    return sorted(pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes())
+
+
+def connected(pid: int) -> bool:
+    """Whether a rank has joined the others: gloo's threads run in it."""
+    return any("gloo" in (task / "comm").read_text() for task in Path(f"/proc/{pid}/task").iterdir())
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def ended(pid: int) -> bool:
+    """Whether a process ends within a few seconds."""
+    deadline = time.monotonic() + 15
+    while alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return not alive(pid)
