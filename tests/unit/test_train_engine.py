@@ -18,9 +18,11 @@ from training_study import load_tiny, make_job, make_spec
 from transformers import AutoModelForCausalLM
 
 from understudy.artifacts import Finalist, Selection
+from understudy.cli import main
 from understudy.errors import ConfigError, UserError
 from understudy.files import read_model, write_json
 from understudy.models.loading import load_base
+from understudy.sections import FinalistSection
 from understudy.settings import Quantization
 from understudy.store import Store
 from understudy.train.engine import Engine
@@ -105,8 +107,13 @@ def test_a_stored_pack_needs_no_torch(tmp_path: Path) -> None:
 
 def pack_command(root: Path, job: Job, pack: Pack) -> list[str]:
     """The command line that trains a pack, with its files written."""
+    return ["train-pack", *job_words(root, job, {"specs": pack})]
+
+
+def job_words(root: Path, job: Job, own: dict[str, Any]) -> list[str]:
+    """The arguments of a training command: the command's own files and a job's, all of them written."""
     files = {
-        "specs": pack,
+        **own,
         "model": job.inputs.model,
         "manifest": job.inputs.data,
         "execution": {"role": "proxy", "resolved": job.inputs.execution.model_dump()},
@@ -114,7 +121,7 @@ def pack_command(root: Path, job: Job, pack: Pack) -> list[str]:
     }
     for name, content in files.items():
         write_json(root / f"{name}.json", content)
-    words = ["train-pack", "--output", str(root / "results.json"), "--store", str(job.store)]
+    words = ["--output", str(root / "results.json"), "--store", str(job.store)]
     words += ["--train", str(job.train), "--validation", str(job.validation), "--progress", str(job.progress)]
     return words + [word for name in files for word in (f"--{name}", str(root / f"{name}.json"))]
 
@@ -290,6 +297,24 @@ def test_finalists_repeat_a_configuration_with_fresh_seeds() -> None:
     assert (default.method, default.parents, default.seed) == ("full", (), spec.seed)
     with pytest.raises(UserError, match="no finalist 2; the selection has 0, 1"):
         finalist_spec(selection, 2, study_seed=5, seed_index=0)
+
+
+def test_the_finalists_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("understudy.process.end_with_parent", lambda: None)  # pytest's process goes on
+    job = make_job(tmp_path)
+    finalist = Finalist(
+        rank=1, trial="t0007", origin="refined", objective=1.0, hyperparameters=make_spec().hyperparameters
+    )
+    own = {
+        "selection": Selection(finalists=(finalist,)),
+        "settings": FinalistSection(seed=5, configurations=1, seeds=2),
+    }
+    words = ["train-finalist", *job_words(tmp_path, job, own), "--rank", "1", "--seed-index", "1"]
+    assert main(words) == 0
+    record = read_model(tmp_path / "results.json", TrialRecord)
+    assert record.spec == finalist_spec(Selection(finalists=(finalist,)), 1, 5, 1)
+    assert Store(job.store).adapter(record.result.digest).is_dir()
+    assert main([*words, "--rank", "4"]) == 2
 
 
 def test_results_carry_nothing_infinite(tmp_path: Path) -> None:

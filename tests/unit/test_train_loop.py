@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from training_study import PAD, execution, make_spec, random_examples, tiny_llama
-from transformers import get_scheduler
+from training_study import EOS, PAD, VOCABULARY, execution, make_spec, random_examples, tiny_llama
+from transformers import GPT2Config, GPT2LMHeadModel, get_scheduler
 
 from understudy.data.encoding import Encoded
 from understudy.settings import TrainingSettings
@@ -200,6 +200,17 @@ def test_the_seed_fixes_everything_whatever_was_drawn_before() -> None:
     torch.rand(5)
     assert losses(run(spec)) == first
     assert losses(run(spec.model_copy(update={"seed": 8}))) != first
+
+
+def test_the_seed_fixes_the_bases_own_dropout() -> None:
+    def trained_after(draws: int) -> list[float]:
+        torch.manual_seed(0)
+        sizes = {"n_embd": 32, "n_layer": 1, "n_head": 4, "n_positions": 64, "vocab_size": VOCABULARY}
+        base = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=EOS, eos_token_id=EOS))  # drops a tenth
+        torch.rand(draws)
+        return losses(run(make_spec(method="full", learning_rate=1e-3), base=base, evaluations=1))
+
+    assert trained_after(5) == trained_after(0)
 
 
 def test_the_base_comes_back_to_the_bit() -> None:

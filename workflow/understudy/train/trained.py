@@ -8,6 +8,7 @@ from typing import Any
 
 from understudy.errors import CorruptFileError
 from understudy.models.loading import load_base
+from understudy.models.quantization import import_bitsandbytes
 from understudy.trial import ModelCard, ResolvedExecution
 
 
@@ -32,6 +33,7 @@ def trained_models(card: ModelCard, execution: ResolvedExecution, folders: Seque
 
 
 def _with_adapter(base: Any, folder: Path) -> Any:
+    import_bitsandbytes()  # before peft, which would import it the wrong way
     from peft import PeftModel
 
     return PeftModel.from_pretrained(base, str(folder))
