@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -31,6 +33,28 @@ def import_bitsandbytes() -> Any:
             del sys.modules["kernels"]
     mend()
     return bitsandbytes
+
+
+@contextmanager
+def peft_for(model: torch.nn.Module) -> Iterator[None]:
+    """Where peft is imported and puts adapters on `model`.
+
+    peft imports bitsandbytes wherever it is installed, which takes a process 1.2 s. A base that isn't quantized
+    doesn't need it, so there it is hidden meanwhile, and peft's memory of not having found it is wiped afterwards.
+    """
+    if getattr(model, "hf_quantizer", None) is not None or "bitsandbytes" in sys.modules:
+        import_bitsandbytes()
+        yield
+        return
+    sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules["bitsandbytes"]
+        from peft import import_utils
+
+        import_utils.is_bnb_available.cache_clear()
+        import_utils.is_bnb_4bit_available.cache_clear()
 
 
 def quantization_config(quantization: Quantization, compute_dtype: torch.dtype) -> Any:

@@ -12,7 +12,7 @@ from torch import nn
 
 from understudy.errors import ConfigError
 from understudy.hyperparameters import Value
-from understudy.models.quantization import import_bitsandbytes
+from understudy.models.quantization import peft_for
 from understudy.settings import TrainingSettings
 from understudy.train.optimizer import arguments_for
 from understudy.trial import ResolvedExecution, TrialSpec, derive_seed
@@ -56,11 +56,10 @@ def lora_config(hyperparameters: Mapping[str, Value], settings: TrainingSettings
 
 
 def _with_adapter(base: nn.Module, spec: TrialSpec, settings: TrainingSettings) -> nn.Module:
-    import_bitsandbytes()  # before peft, which would import it the wrong way
-    from peft import get_peft_model
-
     torch.manual_seed(derive_seed(spec.seed, "adapter"))
-    with warnings.catch_warnings():
+    with peft_for(base), warnings.catch_warnings():
+        from peft import get_peft_model
+
         warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for an attribute by its old name
         try:
             model: nn.Module = get_peft_model(base, lora_config(spec.hyperparameters, settings))

@@ -8,7 +8,7 @@ from typing import Any
 
 from understudy.errors import CorruptFileError
 from understudy.models.loading import load_base
-from understudy.models.quantization import import_bitsandbytes
+from understudy.models.quantization import peft_for
 from understudy.trial import ModelCard, ResolvedExecution
 
 
@@ -33,7 +33,7 @@ def trained_models(card: ModelCard, execution: ResolvedExecution, folders: Seque
 
 
 def _with_adapter(base: Any, folder: Path) -> Any:
-    import_bitsandbytes()  # before peft, which would import it the wrong way
-    from peft import PeftModel
+    with peft_for(base):
+        from peft import PeftModel
 
-    return PeftModel.from_pretrained(base, str(folder))
+        return PeftModel.from_pretrained(base, str(folder))
