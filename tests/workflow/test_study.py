@@ -59,7 +59,7 @@ def test_a_killed_study_goes_on_where_it_was(finished: Study, tmp_path: Path) ->
     study = Study(tmp_path / "killed", tiny())
     study.folder.mkdir()
     seen: dict[str, int] = {}
-    for trials in (4, 12):
+    for trials in (3, 10):
         process = study.start()
         wait_until(lambda wanted=trials: study.finished() >= wanted, 120)
         kill_group(process)
@@ -75,7 +75,7 @@ def test_a_killed_study_goes_on_where_it_was(finished: Study, tmp_path: Path) ->
 
 
 def test_more_trials_train_only_the_new_ones(finished: Study, tmp_path: Path) -> None:
-    study = copy_of(finished, tmp_path / "more", target__trials=4 + 1)
+    study = copy_of(finished, tmp_path / "more", target__trials=4)
     before = study.trained()
     done = study.run()
     assert done.returncode == 0, done.stdout
@@ -88,14 +88,14 @@ def test_more_trials_train_only_the_new_ones(finished: Study, tmp_path: Path) ->
 
 
 def test_more_proxy_trials_leave_the_old_ones_alone(finished: Study, tmp_path: Path) -> None:
-    study = copy_of(finished, tmp_path / "more", proxy__random=3)
+    study = copy_of(finished, tmp_path / "more", proxy__sobol=3)
     before = study.trained()
     done = study.run("results/proxy/trials.parquet")
     assert done.returncode == 0, done.stdout
     assert len(study.trained()) == len(before) + 1
     new = pl.read_parquet(study.results / "proxy" / "trials.parquet")
     old = pl.read_parquet(finished.results / "proxy" / "trials.parquet")
-    assert new.filter(pl.col("id") != "r0002").equals(old)
+    assert new.filter(pl.col("id") != "q0002").equals(old)
 
 
 @pytest.mark.parametrize("case", ["everything forced", "without Snakemake's notes"])

@@ -23,6 +23,6 @@ def run(arguments: argparse.Namespace) -> None:
     card = read_model(arguments.model, ModelCard)
     from understudy.models.execution import detect, resolve
 
-    execution = resolve(section.execution, card, manifest.max_length, detect())
+    execution = resolve(section.execution, card, manifest.max_length, detect(section.execution.device))
     write_json(arguments.output, execution)
     print("\n".join(execution.notes) or "nothing was left to decide")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from understudy.errors import UserError
-from understudy.settings import ExecutionSettings, Role, StageExecution
+from understudy.settings import Device, ExecutionSettings, Role, StageExecution
 from understudy.trial import Execution, ModelCard, ResolvedExecution
 
 CPU_MICRO_BATCH = 32  # at built-in sizes more rows are no faster, and a larger batch than that is rarely searched
@@ -29,8 +29,10 @@ class Hardware:
     bfloat16: bool = False
 
 
-def detect() -> Hardware:
-    """The hardware of this machine."""
+def detect(device: Device) -> Hardware:
+    """The hardware of this machine; nothing is looked for where the config says `cpu`."""
+    if device == "cpu":
+        return Hardware()
     import torch
 
     if not torch.cuda.is_available():
