@@ -48,11 +48,10 @@ class Study:
         return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
 
     def start(self, *options: str, cores: int = 2) -> subprocess.Popen[str]:
-        """Start in a process group of its own."""
-        log = (self.folder / "output.txt").open("w") if self.folder.exists() else subprocess.DEVNULL
-        return subprocess.Popen(
-            self.command(*options, cores=cores), stdout=log, stderr=log, text=True, start_new_session=True
-        )
+        """Start in a process group of its own; what it prints is in `output.txt`."""
+        command = self.command(*options, cores=cores)
+        with (self.folder / "output.txt").open("w") as log:
+            return subprocess.Popen(command, stdout=log, stderr=log, text=True, start_new_session=True)
 
     def tables(self) -> dict[str, bytes]:
         """The bytes of the trial tables."""
