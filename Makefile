@@ -22,8 +22,8 @@ check: $(STAMP)
 	$(BIN)/snakefmt --check workflow/Snakefile rules
 	$(BIN)/mypy
 	$(SNAKEMAKE) --lint
-	$(SNAKEMAKE) --dry-run --quiet all
-	$(BIN)/pytest
+	$(SNAKEMAKE) --dry-run
+	@$(MAKE) --no-print-directory test
 
 format: $(STAMP)
 	$(BIN)/ruff format

@@ -48,7 +48,8 @@ def begin_run():
             check_interpreter(PATHS.root)
     except UnderstudyError as error:
         raise WorkflowError(str(error)) from None
-    progress.start(PATHS.progress, graph.totals(STUDY))
+    workers = (workflow.resource_settings.nodes or workflow.resource_settings.cores or 1) // cores("target")
+    progress.start(PATHS.progress, graph.totals(STUDY), max(1, workers))
     progress.hush(logger)
 
 

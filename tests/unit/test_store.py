@@ -171,7 +171,7 @@ def _alive(pid: int) -> bool:
 
 def test_progress_counts_a_trial_once_and_survives_a_line_cut_off_by_a_kill(tmp_path: Path) -> None:
     path = tmp_path / "progress.jsonl"
-    progress.start(path, {"proxy": 4, "target": 2, "finalist": 0})
+    progress.start(path, {"proxy": 4, "target": 2, "finalist": 0}, workers=2)
     cost = Cost(wall_seconds=2.0)
     for objective in (3.0, 2.5):
         result = TrialResult(digest="d", status="complete", objective=objective, cost=cost)

@@ -287,7 +287,7 @@ def test_status_shows_every_stage(
     study: synthetic_study.Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     paths = StudyPaths(tmp_path)
-    progress.start(paths.progress, {"proxy": 68, "target": 16, "finalist": 9})
+    progress.start(paths.progress, {"proxy": 68, "target": 16, "finalist": 9}, workers=2)
     progress.finished(paths.progress, study.targets[3], reused=False)
     capsys.readouterr()
     assert main(["status", "--results", str(tmp_path)]) == 0

@@ -31,9 +31,9 @@ def hush(logger: logging.Logger) -> None:
     logger.addFilter(lambda record: not str(record.msg).startswith(lines))
 
 
-def start(path: Path, totals: dict[str, int]) -> None:
-    """Note that a run of the workflow begins, and how many trials each stage has in all."""
-    _append(path, {"event": "start", "time": time.time(), "totals": totals})
+def start(path: Path, totals: dict[str, int], workers: int) -> None:
+    """Note that a run of the workflow begins, how many trials each stage has in all, and how many run side by side."""
+    _append(path, {"event": "start", "time": time.time(), "totals": totals, "workers": workers})
 
 
 def finished(path: Path, record: TrialRecord, reused: bool) -> None:
@@ -60,6 +60,7 @@ class State:
     """The progress of a study, read from its log."""
 
     totals: dict[str, int] = field(default_factory=dict)
+    workers: int = 1
     started: float = 0.0
     now: float = 0.0
     trials: dict[str, dict[str, Any]] = field(default_factory=dict)  # by id; the last line of an id counts
@@ -84,20 +85,19 @@ class State:
         fresh = [trial for trial in self.trials.values() if not trial["reused"] and trial["time"] >= self.started]
         if not fresh:
             return None
-        known = {stage: pace for stage in STAGES if (pace := _pace([t for t in fresh if t["stage"] == stage]))}
-        proxy = known.get("proxy") or _pace(fresh) or 0.0
+        by_stage = {stage: [trial for trial in fresh if trial["stage"] == stage] for stage in STAGES}
+        known = {stage: _pace(trials, self.workers) for stage, trials in by_stage.items() if trials}
+        proxy = known.get("proxy") or _pace(fresh, self.workers)
         target = known.get("target") or known.get("finalist") or TARGET_GUESS * proxy
         paces = {"proxy": proxy, "target": target, "finalist": target, **known}
         return sum(max(self.totals.get(stage, 0) - len(self.of(stage)), 0) * pace for stage, pace in paces.items())
 
 
-def _pace(trials: list[dict[str, Any]]) -> float | None:
-    """Seconds from one finished trial to the next, start-up of processes included; a lone trial's own seconds."""
-    if not trials:
-        return None
+def _pace(trials: list[dict[str, Any]], workers: int) -> float:
+    """Seconds from one finished trial to the next, start-up of processes included; at first a guess."""
     times = sorted(trial["time"] for trial in trials)
     own = sum(trial["wall_seconds"] for trial in trials) / len(trials)
-    return own if len(times) < 3 else float((times[-1] - times[0]) / (len(times) - 1))
+    return own / workers if len(times) < 3 else float((times[-1] - times[0]) / (len(times) - 1))
 
 
 def state(path: Path) -> State:
@@ -111,7 +111,7 @@ def state(path: Path) -> State:
         except json.JSONDecodeError:  # a line cut off by a kill
             continue
         if line["event"] == "start":
-            found.started, found.totals = line["time"], line["totals"]
+            found.started, found.totals, found.workers = line["time"], line["totals"], line["workers"]
         else:
             found.trials[line["id"]] = line
     return found

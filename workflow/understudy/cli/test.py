@@ -26,7 +26,7 @@ def run(arguments: argparse.Namespace) -> None:
     execution = read_model(arguments.execution, Execution).resolved
     process.set_threads(execution.threads)
     from understudy.summary.gain import bootstrap_gain
-    from understudy.train.testing import TestLog, Trained
+    from understudy.train.testing import LookLog, Trained
 
     section = read_model(arguments.settings, TestSection)
     manifest = read_model(arguments.manifest, DataManifest)
@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> None:
         max_length=manifest.max_length,
     )
     validation = trained.losses(arguments.validation, manifest.validation_examples)
-    test = TestLog(trained).losses(arguments.test, manifest.splits["test"].sha256, manifest.test_examples)
+    test = LookLog(trained).losses(arguments.test, manifest.splits["test"].sha256, manifest.test_examples)
     gain = partial(
         bootstrap_gain,
         winner=winner.digests,
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
     write_json(
         arguments.output,
         TestResult(
-            looks=TestLog(trained).looks(),
+            looks=LookLog(trained).looks(),
             examples=len(test.tokens),
             seeds=len(winner.digests),
             winner_loss=on_test.winner,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -42,19 +43,22 @@ def peft_for(model: torch.nn.Module) -> Iterator[None]:
     peft imports bitsandbytes wherever it is installed, which takes a process 1.2 s. A base that isn't quantized
     doesn't need it, so there it is hidden meanwhile, and peft's memory of not having found it is wiped afterwards.
     """
-    if getattr(model, "hf_quantizer", None) is not None or "bitsandbytes" in sys.modules:
+    hidden = getattr(model, "hf_quantizer", None) is None and "bitsandbytes" not in sys.modules
+    if hidden:
+        sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
+    else:
         import_bitsandbytes()
-        yield
-        return
-    sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for an attribute by its old name
+            yield
     finally:
-        del sys.modules["bitsandbytes"]
-        from peft import import_utils
+        if hidden:
+            del sys.modules["bitsandbytes"]
+            from peft import import_utils
 
-        import_utils.is_bnb_available.cache_clear()
-        import_utils.is_bnb_4bit_available.cache_clear()
+            import_utils.is_bnb_available.cache_clear()
+            import_utils.is_bnb_4bit_available.cache_clear()
 
 
 def quantization_config(quantization: Quantization, compute_dtype: torch.dtype) -> Any:

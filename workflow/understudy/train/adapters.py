@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -57,10 +56,9 @@ def lora_config(hyperparameters: Mapping[str, Value], settings: TrainingSettings
 
 def _with_adapter(base: nn.Module, spec: TrialSpec, settings: TrainingSettings) -> nn.Module:
     torch.manual_seed(derive_seed(spec.seed, "adapter"))
-    with peft_for(base), warnings.catch_warnings():
+    with peft_for(base):
         from peft import get_peft_model
 
-        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for an attribute by its old name
         try:
             model: nn.Module = get_peft_model(base, lora_config(spec.hyperparameters, settings))
         except ValueError as error:

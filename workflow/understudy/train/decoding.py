@@ -61,7 +61,7 @@ def search(
         completions: list[list[int]] = []
         for start in range(0, len(prompts), BATCH):
             chunk = prompts[start : start + BATCH]
-            completions += _complete(model, tokenizer, chunk, generation, settings.max_new_tokens, execution)
+            completions += complete(model, tokenizer, chunk, generation, settings.max_new_tokens, execution)
         texts = [tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in completions]
         trials.append(
             DecodeTrial(
@@ -76,7 +76,7 @@ def search(
     return tuple(sorted(trials, key=lambda trial: (-trial.chrf, trial.id)))
 
 
-def _complete(
+def complete(
     model: Any,
     tokenizer: Any,
     prompts: Sequence[list[int]],
@@ -84,7 +84,7 @@ def _complete(
     max_new_tokens: int,
     execution: ResolvedExecution,
 ) -> list[list[int]]:
-    """The new tokens of each prompt, without end-of-sequence and padding."""
+    """Generate for a batch of prompts; the new tokens of each, without end-of-sequence and padding."""
     pad = tokenizer.pad_token_id
     width = max(map(len, prompts))
     ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=execution.device)

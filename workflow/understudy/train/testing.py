@@ -54,7 +54,7 @@ class Trained:
         return Losses(by_digest=by_digest, tokens=tokens)
 
 
-class TestLog:
+class LookLog:
     """Evaluations on the test split, kept in the store: each is done once, and counted.
 
     {store}/test/looks.jsonl        a line per evaluation, written before the split is read

@@ -1,0 +1,130 @@
+"""The final test and the decoding search, on trained tiny models."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from training_study import execution, make_job, make_spec, write_split
+
+from understudy.data.encoding import encode_prompt
+from understudy.models.loading import load_base, load_tokenizer
+from understudy.settings import DecodeSettings
+from understudy.store import Store
+from understudy.train import decoding
+from understudy.train.engine import Engine
+from understudy.train.testing import LookLog, Trained
+from understudy.train.trained import trained_models
+from understudy.trial import TrialRecord
+
+
+@pytest.fixture(scope="module")
+def finalists(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trained, list[TrialRecord], Path]:
+    """Two finalists in the store, one of LoRA and one of full fine-tuning, and a test split."""
+    root = tmp_path_factory.mktemp("finalists")
+    job = make_job(root)
+    records = [
+        Engine(job).train(make_spec(id=f"f{number}s0", stage="finalist", method=method))
+        for number, method in enumerate(("lora", "full"))
+    ]
+    write_split(root / "test.parquet", 24, 3)
+    trained = Trained(
+        digests=tuple(record.result.digest for record in records),
+        card=job.inputs.model,
+        execution=execution(),
+        store=Store(job.store),
+        max_length=job.inputs.data.max_length,
+    )
+    return trained, records, root
+
+
+def test_stored_models_have_the_losses_that_they_were_trained_to(
+    finalists: tuple[Trained, list[TrialRecord], Path],
+) -> None:
+    trained, records, root = finalists
+    found = trained.losses(root / "validation.parquet", None)
+    for record in records:
+        mean = sum(found.by_digest[record.result.digest]) / sum(found.tokens)
+        assert mean == pytest.approx(record.result.objective, rel=1e-5)
+
+
+def test_the_test_split_is_read_once_per_question_and_every_question_counts(
+    finalists: tuple[Trained, list[TrialRecord], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained, _, root = finalists
+    split, reads = root / "test.parquet", []
+    measure = Trained.losses
+    monkeypatch.setattr(Trained, "losses", lambda self, *what: reads.append(what) or measure(self, *what))
+
+    log = LookLog(trained)
+    assert log.looks() == 0
+    first = log.losses(split, "sha", None)
+    assert log.losses(split, "sha", None) == first
+    assert (log.looks(), len(reads)) == (1, 1)
+
+    alone = LookLog(replace(trained, digests=trained.digests[:1]))
+    assert alone.losses(split, "sha", None).by_digest.keys() == {trained.digests[0]}
+    log.losses(split, "another sha", None)
+    log.losses(split, "sha", 8)
+    assert (log.looks(), len(reads)) == (4, 4)
+
+
+def test_an_evaluation_that_was_killed_and_repeated_is_one_look(
+    finalists: tuple[Trained, list[TrialRecord], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained, _, root = finalists
+    log, calls = LookLog(replace(trained, store=Store(tmp_path))), []
+    measured = trained.losses(root / "test.parquet", None)
+
+    def killed_at_first(_: Trained, *what: Any) -> Any:
+        calls.append(what)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return measured
+
+    monkeypatch.setattr(Trained, "losses", killed_at_first)
+    with pytest.raises(KeyboardInterrupt):
+        log.losses(root / "test.parquet", "sha", None)
+    assert log.losses(root / "test.parquet", "sha", None) == measured
+    assert (log.looks(), len(calls)) == (1, 2)
+
+
+def test_a_batch_of_prompts_is_completed_as_each_alone(finalists: tuple[Trained, list[TrialRecord], Path]) -> None:
+    trained, _, _ = finalists
+    tokenizer = load_tokenizer(trained.card)
+    model = load_base(trained.card, trained.execution, "lora").eval()
+    prompts = [encode_prompt(text, False, tokenizer, 64) for text in ("open the: ", "of: ", "list of names path: ")]
+    greedy = decoding.configuration(1, 0)
+    together = decoding.complete(model, tokenizer, prompts, greedy, 12, trained.execution)
+    for prompt, completion in zip(prompts, together, strict=True):
+        tokens = list(prompt)
+        for _ in range(12):
+            with torch.no_grad():
+                tokens.append(int(model(torch.tensor([tokens])).logits[0, -1].argmax()))
+            if tokens[-1] == tokenizer.eos_token_id:
+                tokens.pop()
+                break
+        assert completion == tokens[len(prompt) :]
+
+
+def test_the_decoding_search_is_sorted_reproducible_and_prefix_stable(
+    finalists: tuple[Trained, list[TrialRecord], Path],
+) -> None:
+    trained, _, _ = finalists
+    tokenizer = load_tokenizer(trained.card)
+    model = next(trained_models(trained.card, trained.execution, [trained.store.adapter(trained.digests[0])]))
+    prompts = [encode_prompt(text, False, tokenizer, 64) for text in ("open the: ", "list of names: ")]
+
+    def search(trials: int) -> dict[str, tuple[float, dict[str, Any]]]:
+        settings = DecodeSettings(trials=trials, max_new_tokens=8)
+        found = decoding.search(model, tokenizer, prompts, ["the open", "a list"], settings, trained.execution, seed=5)
+        assert [trial.chrf for trial in found] == sorted((trial.chrf for trial in found), reverse=True)
+        return {trial.id: (trial.chrf, trial.generation) for trial in found}
+
+    four = search(4)
+    assert search(4) == four
+    assert search(3).items() <= four.items()
+    assert any(generation["do_sample"] for _, generation in four.values())
