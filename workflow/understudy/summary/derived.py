@@ -91,6 +91,7 @@ def leaderboard(trials: pl.DataFrame, winner: Winner, searched: Sequence[str]) -
 def _finalists(trials: pl.DataFrame, winner: Winner, values: Sequence[str]) -> pl.DataFrame:
     rank = pl.col("id").str.extract(r"^f(\d+)s\d+$").cast(pl.Int64)
     seeds = pl.col("objective").count()
+    name = pl.when(pl.col("rank") == 0).then(pl.lit("default")).otherwise(pl.format("finalist {}", "rank"))
     return (
         trials.filter(pl.col("stage") == "finalist")
         .with_columns(rank.alias("rank"))
@@ -105,7 +106,7 @@ def _finalists(trials: pl.DataFrame, winner: Winner, values: Sequence[str]) -> p
             seeds.cast(pl.Int64).alias("seeds"),
             *(pl.col(name).first() for name in values),
         )
-        .with_columns(pl.format("finalist {}", "rank").alias("name"), (pl.col("rank") == winner.rank).alias("winner"))
+        .with_columns(name.alias("name"), (pl.col("rank") == winner.rank).alias("winner"))
         .sort("mean", "rank", nulls_last=True)
     )
 

@@ -102,7 +102,7 @@ def _context(findings: Findings) -> dict[str, Any]:
 
 def _beside_default(best: Best, leaderboard: pl.DataFrame, searched: tuple[str, ...]) -> list[tuple[str, Any, Any]]:
     """Each searched hyperparameter with the winner's value and the default configuration's."""
-    row = leaderboard.filter(pl.col("name") == "finalist 0").to_dicts()
+    row = leaderboard.filter(pl.col("name") == "default").to_dicts()
     default = row[0] if row else {}
     return [(name, value, default.get(name)) for name, value in best.winner.hyperparameters.items() if name in searched]
 
