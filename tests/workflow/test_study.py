@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import warnings
 from pathlib import Path
 
 import polars as pl
 import pytest
+import torch
 import yaml
 
 from .conftest import Study, kill_group, tiny, wait_until
@@ -30,6 +33,41 @@ def test_a_finished_study_has_nothing_to_do_and_says_what_it_found(finished: Stu
     assert best
     assert (finished.results / "best" / "adapter" / "adapter_config.json").exists()
     assert (finished.results / "report.html").stat().st_size > 10_000
+
+
+def test_the_best_adapter_loads_with_plain_peft_and_has_the_loss_that_is_reported(finished: Study) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from understudy.data.encoding import encode
+    from understudy.data.files import read_split
+
+    winner = json.loads((finished.results / "finalists" / "winner.json").read_text())
+    card = json.loads((finished.results / "models" / "target" / "model.json").read_text())
+    folder = finished.folder / card["path"]
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for an attribute by its old name
+        model = PeftModel.from_pretrained(model, finished.results / "best" / "adapter").eval()
+    data = finished.config["data"]
+    split = read_split(finished.results / "data" / "validation.parquet", data["validation_examples"])
+    loss, tokens = 0.0, 0
+    for example in encode(split, AutoTokenizer.from_pretrained(folder), data["max_length"]):
+        ids = torch.tensor([example.input_ids])
+        labels = ids.clone()
+        labels[:, : example.completion_start] = -100
+        counted = len(example.input_ids) - example.completion_start
+        with torch.no_grad():
+            loss, tokens = loss + counted * float(model(ids, labels=labels).loss), tokens + counted
+    best = json.loads((finished.results / "store" / winner["digests"][0] / "record.json").read_text())
+    assert loss / tokens == pytest.approx(best["result"]["objective"], rel=1e-4)
+
+
+def test_figures_and_tables_stand_in_snakemakes_own_report(finished: Study, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    assert finished.run("--report", str(page)).returncode == 0
+    text = page.read_text()
+    assert all(name in text for name in ("progress.svg", "agreement.svg", "slices.svg", "leaderboard.csv"))
 
 
 def test_every_trial_is_in_the_table(finished: Study) -> None:

@@ -151,7 +151,9 @@ class TargetSettings(Section):
     trials: int = Field(default=16, ge=1, description="full-size trials")
     window: int = Field(default=4, ge=1, description="proposal n sees the results of trials 0 to n - window")
     starts: int = Field(default=6, ge=1, description="first configurations that come from the transfer")
-    sampler: Sampler = Field(default="tpe", description="Optuna's sampler after the starts")
+    sampler: Sampler = Field(
+        default="gp", description="Optuna's sampler after the starts; the Gaussian process is better with few trials"
+    )
     explore: float = Field(default=0.2, ge=0, le=1, description="share of proposals that may leave the regions")
     method: Method = Field(default="lora", description="LoRA, or all of the model's weights")
 
