@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from understudy import process
+from understudy import devices, process
 from understudy.artifacts import DecodeResults, Winner
 from understudy.files import read_model, write_json
 from understudy.sections import DecodeSection
@@ -27,6 +27,7 @@ def run(arguments: argparse.Namespace) -> None:
         return
     process.end_with_parent()
     execution = read_model(arguments.execution, Execution).resolved
+    devices.lease(execution.model_copy(update={"processes": 1}))
     process.set_threads(execution.threads)
     from understudy.data.encoding import encode_prompt
     from understudy.data.files import read_split

@@ -6,7 +6,7 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from understudy import process
+from understudy import devices, process
 from understudy.artifacts import TestResult, Winner
 from understudy.files import read_model, write_json
 from understudy.sections import TestSection
@@ -24,6 +24,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Measure on validation, then on test unless this very evaluation was done before; write the intervals."""
     process.end_with_parent()
     execution = read_model(arguments.execution, Execution).resolved
+    devices.lease(execution.model_copy(update={"processes": 1}))
     process.set_threads(execution.threads)
     from understudy.summary.gain import bootstrap_gain
     from understudy.train.testing import LookLog, Trained

@@ -6,7 +6,7 @@ import logging
 import os
 from typing import Any
 
-from understudy import process
+from understudy import devices, process
 from understudy.errors import UnderstudyError
 from understudy.train.trial import Job, train_trial
 from understudy.trial import TrialRecord, TrialSpec
@@ -22,6 +22,7 @@ def train_alone(spec: TrialSpec, job: Job) -> TrialRecord:
     """The record of one trial, from the store or trained with `execution.processes` processes."""
 
     def train(spec: TrialSpec) -> TrialRecord:
+        devices.lease(job.inputs.execution)
         if job.inputs.execution.processes > 1:
             return _train_on_ranks(spec, job)
         from understudy.train.engine import Engine

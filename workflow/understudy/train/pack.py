@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from understudy import devices
 from understudy.train.trial import Job, train_trial
 from understudy.trial import Pack, PackResults, TrialRecord, TrialSpec
 
@@ -21,6 +22,7 @@ def train_pack(pack: Pack, job: Job) -> PackResults:
     def train(spec: TrialSpec) -> TrialRecord:
         nonlocal engine
         if engine is None:
+            devices.lease(job.inputs.execution)
             from understudy.train.engine import Engine
 
             engine = Engine(job)

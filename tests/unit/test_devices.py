@@ -1,0 +1,76 @@
+"""Leases of GPUs, with real locks and processes; only the list of devices is made up."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from understudy import devices
+
+CODE = """
+import os, sys
+from understudy import devices
+from understudy.trial import ResolvedExecution
+devices.lease(ResolvedExecution(
+    device="cuda", threads=1, processes=int(sys.argv[1]), micro_batch_size=1, dtype="float32",
+    gradient_checkpointing=False,
+))
+print(os.environ["CUDA_VISIBLE_DEVICES"], flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> dict[str, str]:
+    """The environment of a machine with three GPUs."""
+    program = tmp_path / "bin" / "nvidia-smi"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\nprintf 'GPU-a\\nGPU-b\\nGPU-c\\n'\n")
+    program.chmod(0o755)
+    return {**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}", "TMPDIR": str(tmp_path)}
+
+
+@contextmanager
+def trial(processes: int, machine: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", CODE, str(processes)]
+    process = subprocess.Popen(command, env=machine, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def leased(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def test_no_two_trials_share_a_gpu_and_a_killed_one_gives_its_own_back(machine: dict[str, str]) -> None:
+    with trial(2, machine) as first, trial(1, machine) as second:
+        taken = [leased(first), leased(second)]
+        assert sorted(",".join(taken).split(",")) == ["GPU-a", "GPU-b", "GPU-c"]
+        with trial(1, machine) as third:
+            first.kill()
+            assert leased(third) in taken[0].split(",")
+
+
+def test_only_what_the_scheduler_allotted_is_leased(machine: dict[str, str]) -> None:
+    allotted = {**machine, "CUDA_VISIBLE_DEVICES": "2"}
+    with trial(1, allotted) as process:
+        assert leased(process) == "GPU-c"
+    short = subprocess.run(
+        [sys.executable, "-c", CODE, "2"], env=allotted, stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
+    assert "needs 2 GPUs" in short.stderr
+
+
+def test_without_gpus_nothing_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert devices.visible() == []

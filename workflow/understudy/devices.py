@@ -1,0 +1,83 @@
+"""GPUs are leased: two trials on one machine never share one, whatever the scheduler counted.
+
+A lease is an exclusive lock on a file per device, named by its UUID, so that it holds across studies, users' processes
+and containers of one machine that share the folder, and dies with its holder. Snakemake's `gpu` resource only counts.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TextIO
+
+from understudy.errors import UserError
+from understudy.trial import ResolvedExecution
+
+WAIT_SECONDS = 0.5
+
+_held: list[TextIO] = []  # kept open for as long as this process lives
+
+
+def lease(execution: ResolvedExecution) -> None:
+    """Wait for as many free GPUs as the execution has processes, and let this process see only these.
+
+    Call it before CUDA is initialised. On CPUs, and where this process has its lease already, nothing happens.
+    Raises `UserError` where fewer devices are visible than are needed.
+    """
+    if execution.device == "cpu" or _held:
+        return
+    devices = visible()
+    if not devices:  # no nvidia-smi: then whoever started us has to keep trials apart
+        return
+    if len(devices) < execution.processes:
+        raise UserError(
+            f"the trial needs {execution.processes} GPUs, one per process, but only {len(devices)} are visible here; "
+            "lower `processes` or ask the scheduler for more"
+        )
+    folder = Path(tempfile.gettempdir()) / f"understudy-gpus-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    while not (leased := _try(devices, execution.processes, folder)):
+        time.sleep(WAIT_SECONDS)
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(leased)
+
+
+def visible() -> list[str]:
+    """UUIDs of the GPUs that this process may use, in the order of CUDA_VISIBLE_DEVICES where it is set.
+
+    Its indices are taken in PCI order, which is CUDA's own order where all GPUs of a machine are of one kind.
+    """
+    if shutil.which("nvidia-smi") is None:
+        return []
+    query = ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"]
+    listed = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()
+    wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if wanted is None:
+        return listed
+    names = [name.strip() for name in wanted.split(",") if name.strip()]
+    return [listed[int(name)] if name.isdigit() and int(name) < len(listed) else name for name in names]
+
+
+def _try(devices: list[str], count: int, folder: Path) -> list[str]:
+    """Lock `count` free devices, or none. One process at a time looks, so that two can't hold half each."""
+    with (folder / "looking").open("w") as looking, ExitStack() as stack:
+        fcntl.flock(looking, fcntl.LOCK_EX)
+        leased: list[str] = []
+        for device in devices:
+            handle = stack.enter_context((folder / device.replace("/", "_")).open("w"))
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            leased.append(device)
+            _held.append(handle)
+            if len(leased) == count:
+                stack.pop_all()
+                return leased
+        _held.clear()
+    return []
