@@ -24,7 +24,7 @@ from understudy.sections import SearchSection, TargetSection, TransferSection, s
 from understudy.summary.tables import trials_frame
 from understudy.trial import ModelCard, TrialRecord, TrialResult, TrialSpec
 
-CONFIG = Path(__file__).parents[2] / "config" / "config.yaml"
+CONFIG = Path(__file__).parent / "study.yaml"
 BEST_PROXY_RATE = 8e-3
 
 Loss = Callable[[TrialSpec], float]

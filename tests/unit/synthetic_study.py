@@ -54,7 +54,7 @@ from understudy.trial import (
     search_seed,
 )
 
-CONFIG = Path(__file__).parents[2] / "config" / "config.yaml"
+CONFIG = Path(__file__).parent / "study.yaml"
 RATE_FACTOR = 0.42
 PROVENANCE = {"python": "3.11.9", "torch": "2.13.0", "host": "node-a", "hardware": "A CPU with 2 cores"}
 

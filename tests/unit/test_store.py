@@ -139,6 +139,7 @@ def test_a_second_run_is_refused_and_a_killed_one_leaves_no_lock(tmp_path: Path)
         holder.kill()
         holder.communicate()
     lock.acquire(path)
+    lock.release()
 
 
 def test_a_worker_ends_when_its_parent_is_killed(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TextIO
 
 from understudy.errors import UserError
 
-_held: list[TextIO] = []  # kept open for as long as this process lives
+_held: list[TextIO] = []  # kept open for as long as this process lives, or until it releases them
 
 
 def acquire(path: Path) -> None:
@@ -30,3 +30,9 @@ def acquire(path: Path) -> None:
     handle.write(f"{os.getpid()} on {os.uname().nodename}\n")
     handle.flush()
     _held.append(handle)
+
+
+def release() -> None:
+    """Give up every lock that this process holds; its end does the same."""
+    while _held:
+        _held.pop().close()
