@@ -18,7 +18,7 @@ try:
         config, " + ".join(map(str, workflow.configfiles)) or "the config"
     )
 except UnderstudyError as error:
-    raise WorkflowError(str(error)) from None
+    sys.exit(f"understudy: {error}")
 
 PATHS = StudyPaths(Path(STUDY.results))
 SETTINGS = sections(STUDY)
@@ -44,11 +44,15 @@ def begin_run():
     """Refuse a second run of the study and a foreign interpreter; note what there is to do."""
     try:
         lock.acquire(PATHS.lock)
-        if not workflow.deployment_settings.deployment_method:  # else the jobs have an interpreter of their own
+        if (
+            not workflow.deployment_settings.deployment_method
+        ):  # else the jobs have an interpreter of their own
             check_interpreter(PATHS.root)
     except UnderstudyError as error:
         raise WorkflowError(str(error)) from None
-    workers = (workflow.resource_settings.nodes or workflow.resource_settings.cores or 1) // cores("target")
+    workers = (
+        workflow.resource_settings.nodes or workflow.resource_settings.cores or 1
+    ) // cores("target")
     progress.start(PATHS.progress, graph.totals(STUDY), max(1, workers))
     progress.hush(logger)
 
@@ -78,6 +82,26 @@ def inputs_of_training(role):
         "execution": PATHS.execution(role),
         "training": PATHS.settings("training"),
     }
+
+
+def own_data():
+    """The user's data files, so that a changed one is noticed. A missing one is the command's to report."""
+    files = STUDY.data.files.model_dump() if STUDY.data.files else {}
+    return [path for path in files.values() if path and Path(path).exists()]
+
+
+def own_checkpoint(wildcards):
+    """The files of a model that is a local folder, likewise."""
+    folder = Path(getattr(STUDY.models, wildcards.role).model_name_or_path or "")
+    return (
+        sorted(
+            path
+            for suffix in ("json", "safetensors", "bin")
+            for path in folder.glob(f"*.{suffix}")
+        )
+        if folder.name
+        else []
+    )
 
 
 def gpus(role):

@@ -17,6 +17,7 @@ rule write_settings:
 
 rule prepare_data:
     input:
+        own_data(),
         settings=PATHS.settings("data"),
     output:
         train=PATHS.data("train"),
@@ -34,6 +35,7 @@ rule prepare_data:
 
 rule prepare_model:
     input:
+        own_checkpoint,
         settings=PATHS.settings("model-{role}"),
         manifest=PATHS.manifest,
     output:

@@ -73,6 +73,9 @@ CASES: list[tuple[str, str, Any, str, str]] = [
         "'nf4', 'int8' or 'none'",
     ),
     ("files without a file", "data.task", "files", "data", "needs `files`"),
+    ("more finalists than trials", "finalists.configurations", 99, "the whole file", "at most `target.trials`"),
+    ("no proxy trials", "proxy", {"random": 0, "sobol": 0, "defaults": False}, "proxy", "at least one of"),
+    ("nothing to search", "space", {"lora_r": [4, 8]}, "the whole file", "leaves nothing to search"),
     ("bad default", "defaults.batch_size", 0, "defaults.batch_size", "at least 1"),
 ]
 
@@ -86,10 +89,13 @@ def test_a_mistake_is_named_with_its_key_and_what_is_allowed(
     for name in parents:
         section = section[name]
     section[last] = value
+    if where == "the whole file" and path == "space":
+        raw["target"]["method"] = "full"
+        raw["proxy"]["grid"] = {}
     found = problems(raw)
     matching = [text for key, text in found.items() if key.startswith(where) and words in text]
     assert matching, found
-    assert all(key.startswith(path.rsplit(".", 1)[0]) for key in found), found
+    assert all(key.startswith((path.rsplit(".", 1)[0], where)) for key in found), found
 
 
 def test_all_mistakes_are_reported_at_once(raw: dict[str, Any]) -> None:

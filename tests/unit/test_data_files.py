@@ -128,6 +128,25 @@ def test_a_csv_row_is_known_by_its_first_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("content", "problems"),
+    [
+        ('prompt,completion\na\nb,c\n"open,d\ne,f\n', {2: "has 1 cells", 4: "isn't valid CSV: unexpected end of data"}),
+        ('prompt,completion\n"a"b,c\nd,e\nf\n', {2: "isn't valid CSV: ',' expected after", 4: "has 1 cells"}),
+        ('prompt,"completion\na,b\n', {1: "isn't valid CSV: unexpected end of data"}),
+    ],
+)
+def test_a_csv_row_with_a_bad_quote_is_listed_beside_the_others(
+    content: str, problems: dict[int, str], tmp_path: Path
+) -> None:
+    (tmp_path / "d.csv").write_text(content, encoding="utf-8")
+    with pytest.raises(DataError) as raised:
+        prepare(tmp_path, **given(tmp_path / "d.csv"))
+    lines = str(raised.value).splitlines()[1:-1]
+    for line, (number, problem) in zip(lines, problems.items(), strict=True):
+        assert line.strip().startswith(f"line {number}: {problem}")
+
+
+@pytest.mark.parametrize(
     ("turns", "problem"),
     [
         ("hello", "must be a list of turns"),
@@ -156,6 +175,51 @@ def test_repeats_are_counted_and_never_stand_in_two_splits(tmp_path: Path) -> No
     assert manifest.counts["found"] == 52
     assert manifest.counts["kept"] == 41
     assert set(found.filter(pl.col("split") == "validation")["id"].str.split(":").list.first()) == {"train"}
+
+
+@pytest.mark.parametrize("data_format", ["prompt_completion", "messages"])
+def test_rows_with_the_same_prompt_are_cut_into_one_split(data_format: str, tmp_path: Path) -> None:
+    pairs = [{"prompt": f"Question {i // 2}?", "completion": f"Answer {i}"} for i in range(40)]
+    chats = [
+        {"messages": [{"role": "user", "content": p["prompt"]}, {"role": "assistant", "content": p["completion"]}]}
+        for p in pairs
+    ]
+    items: list[Any] = chats if data_format == "messages" else pairs
+    manifest = prepare(tmp_path, **given(write(tmp_path / "d.jsonl", items), format=data_format))
+    splits = rows(tmp_path).group_by("prompt").agg(pl.col("split").n_unique(), pl.len().alias("rows"))
+    assert splits.height == 20
+    assert splits["split"].to_list() == [1] * 20
+    assert splits["rows"].to_list() == [2] * 20
+    assert [manifest.splits[split].examples for split in ("train", "validation", "test")] == [32, 4, 4]
+
+
+def test_rows_of_train_that_share_a_prompt_with_a_held_out_file_are_dropped(tmp_path: Path) -> None:
+    other = [{"prompt": pair["prompt"], "completion": "Another answer"} for pair in PAIRS]
+    bare = [{"prompt": "", "completion": f"Text {i}"} for i in range(12)]
+    parts = {
+        "train": [*PAIRS, *other[:1], *bare[4:]],
+        "validation": [*other[3:6], *other[:1], *bare[2:4]],
+        "test": [*other[:3], *bare[:2]],
+    }
+    files = {name: str(write(tmp_path / f"{name}.jsonl", items)) for name, items in parts.items()}
+    manifest = prepare(tmp_path, task="files", files=files, **SIZES)
+    found = rows(tmp_path).filter(pl.col("prompt") != "")
+    assert found.group_by("prompt").agg(pl.col("split").n_unique())["split"].max() == 1
+    assert [manifest.splits[split].examples for split in ("train", "validation", "test")] == [34 + 8, 3 + 2, 3 + 2]
+    assert manifest.counts["dropped_prompt_held_out"] == 6
+    assert manifest.counts["dropped_repeated"] == 2
+
+
+def test_validation_leaves_out_a_prompt_of_test(tmp_path: Path) -> None:
+    parts = {
+        "train": PAIRS,
+        "validation": [{**PAIRS[0], "completion": "Else"}, *PAIRS[1:4]],
+        "test": PAIRS[:1] + PAIRS[9:12],
+    }
+    files = {name: str(write(tmp_path / f"{name}.jsonl", items)) for name, items in parts.items()}
+    manifest = prepare(tmp_path, task="files", files=files, **SIZES)
+    assert manifest.splits["validation"].examples == 3
+    assert manifest.counts["dropped_prompt_held_out"] == 1
 
 
 def test_the_cut_does_not_depend_on_the_order_of_lines(tmp_path: Path) -> None:

@@ -97,3 +97,13 @@ def test_every_command_that_a_rule_calls_exists() -> None:
     }
     assert called <= set(COMMANDS)
     assert set(COMMANDS) - called == {"status", "schema"}, "for people"
+
+
+@pytest.mark.parametrize(
+    "path", sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("*/README.md")), ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_documents_are_finished_and_their_links_lead_somewhere(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert not re.search(r"@[A-Z]+@", text), "a placeholder was left"
+    for link in re.findall(r"\]\(([^)#]+)\)", text):
+        assert "://" in link or (path.parent / link).exists(), f"{path} links to {link}"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from understudy.errors import ConfigError, nearest
 from understudy.hyperparameters import HYPERPARAMETERS, Value
@@ -49,6 +49,19 @@ class StudyConfig(Section):
     test: TestSettings = Field(default=TestSettings(), description="the evaluation on the held-out split")
     decode: DecodeSettings = Field(default=DecodeSettings(), description="the search for decoding hyperparameters")
     execution: ExecutionSettings = Field(default=ExecutionSettings(), description="where and how trials run")
+
+    @model_validator(mode="after")
+    def _sections_fit_each_other(self) -> StudyConfig:
+        if self.finalists.configurations > self.target.trials:
+            raise ValueError(
+                f"`finalists.configurations` may be at most `target.trials` ({self.target.trials}), "
+                f"but got {self.finalists.configurations}"
+            )
+        if self.target.method == "full" and all(HYPERPARAMETERS[name].lora_only for name in self.space):
+            raise ValueError(
+                f"`target.method: full` leaves nothing to search: `space` holds only LoRA's {', '.join(self.space)}"
+            )
+        return self
 
 
 def load(path: Path) -> StudyConfig:

@@ -26,9 +26,19 @@ def set_terminal(stream: TextIO) -> None:
 
 
 def hush(logger: logging.Logger) -> None:
-    """Drop Snakemake's two lines per job, between which the progress of trials would be lost."""
+    """Drop Snakemake's lines that would bury the commands' own.
+
+    These are two lines per job, and the call of a command that failed with a message (exit codes 1 and 2). A command
+    that was killed has said nothing, so there Snakemake's words stay.
+    """
     lines = ("Select jobs to execute", "Execute ")
-    logger.addFilter(lambda record: not str(record.msg).startswith(lines))
+
+    def is_news(record: logging.LogRecord) -> bool:
+        text = str(record.msg)
+        explained = "RuleException" in text and "returned non-zero exit status" in text
+        return not (text.startswith(lines) or explained)
+
+    logger.addFilter(is_news)
 
 
 def start(path: Path, totals: dict[str, int], workers: int) -> None:

@@ -132,6 +132,12 @@ class ProxySettings(Section):
         default=True, description="run the target's configurations back on the proxy, to measure their agreement"
     )
 
+    @model_validator(mode="after")
+    def _something_to_try(self) -> ProxySettings:
+        if not (self.random or self.sobol or self.grid or self.defaults):
+            raise ValueError("at least one of `random`, `sobol`, `grid` and `defaults` must give a trial")
+        return self
+
 
 class TransferSettings(Section):
     """How the proxy's results become regions and first configurations of the target."""

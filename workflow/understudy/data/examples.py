@@ -25,6 +25,11 @@ class Example:
         text = "\x00".join((str(seed), self.prompt, self.completion))
         return hashlib.sha256(text.encode()).digest()
 
+    def kin(self) -> str:
+        """What examples that must not be parted share: the hash of the prompt, or of the completion without one."""
+        text = f"p{self.prompt}" if self.prompt.strip() else f"c{self.completion}"
+        return hashlib.sha256(text.encode()).hexdigest()
+
 
 @dataclass
 class Found:

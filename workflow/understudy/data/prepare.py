@@ -54,7 +54,8 @@ def _check_sizes(found: Found, settings: DataSettings) -> None:
     ]
     if problems:
         have = "\n  ".join(["there are too few examples:", *problems])
-        raise DataError(f"{have}\n  ask for fewer, give more data, or change the shares that are cut off")
+        kept = " (examples with the same prompt are kept in one split)" if settings.task == "files" else ""
+        raise DataError(f"{have}\n  ask for fewer, give more data, or change the shares that are cut off{kept}")
 
 
 def _write(examples: Sequence[Example], path: Path) -> None:

@@ -47,7 +47,7 @@ def read_rows(path: Path) -> tuple[list[Row], list[Failure]]:
                 rows.append((number, row))
             else:
                 failures.append(Failure(number, row))
-    except (OSError, ValueError, csv.Error, PolarsError) as error:
+    except (OSError, ValueError, PolarsError) as error:
         raise DataError(f"{path} can't be read as {path.suffix.lower()}: {' '.join(str(error).split())}") from error
     return rows, failures
 
@@ -79,14 +79,24 @@ def _json(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
 def _csv(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
     with path.open(encoding="utf-8-sig", newline="") as handle:
         reader = csv.reader(handle, strict=True)
-        header = next(reader, [])
-        number = reader.line_num + 1  # a row may span lines; it is known by its first
-        for cells in reader:
-            if len(cells) == len(header):
+        header: list[str] | None = None
+        while True:
+            number = reader.line_num + 1  # a row may span lines; it is known by its first
+            try:
+                cells = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:  # the reader goes on with the next line
+                yield number, f"isn't valid CSV: {error} (is a quote left open, or not doubled within quotes?)"
+                if header is None:
+                    return
+                continue
+            if header is None:
+                header = cells
+            elif len(cells) == len(header):
                 yield number, dict(zip(header, cells, strict=True))
             elif cells:
                 yield number, f"has {len(cells)} cells, but the header has {len(header)}"
-            number = reader.line_num + 1
 
 
 def _parquet(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from understudy.data.examples import Example
@@ -23,30 +24,40 @@ def assign_groups(sizes: Mapping[str, int], settings: DataSettings, seed: int) -
     comes out just below it; a group larger than the share can only go to train. A held-out split that nothing fits
     takes the smallest group that is left.
     """
-    order = sorted(sizes, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())
-    chosen: dict[str, Split] = {}
-    for split in HELD_OUT:
-        room = shares(settings)[split] * sum(sizes.values())
-        for name in order:
-            if name not in chosen and sizes[name] <= room:
-                chosen[name] = split
-                room -= sizes[name]
-        left = [name for name in order if name not in chosen]
-        if split not in chosen.values() and left:
-            chosen[min(left, key=lambda name: (sizes[name], name))] = split
-    return {name: chosen.get(name, "train") for name in sorted(sizes)}
+    total = sum(sizes.values())
+    return _fill(sizes, {split: shares(settings)[split] * total for split in HELD_OUT}, seed)
 
 
 def cut_off(
     examples: Sequence[Example], wanted: Sequence[Split], settings: DataSettings, seed: int
 ) -> dict[Split, list[Example]]:
-    """Train, and the `wanted` held-out splits cut from it: examples chosen by a hash of the seed and what they say."""
-    order = shuffled(examples, seed)
-    chosen: dict[Split, list[Example]] = {}
-    for split in wanted:
-        count = max(1, round(shares(settings)[split] * len(examples)))
-        chosen[split], order = order[:count], order[count:]
-    return {"train": order, **chosen}
+    """Train, and the `wanted` held-out splits cut from it, by a hash of the seed and the prompt.
+
+    Examples that share a prompt stay together, as groups in `assign_groups` do: many sets answer a prompt in several
+    ways, and a model that was trained on one of the answers must not be judged on another.
+    """
+    rooms = {split: max(1, round(shares(settings)[split] * len(examples))) for split in wanted}
+    split_of = _fill(Counter(example.kin() for example in examples), rooms, seed)
+    chosen: dict[Split, list[Example]] = {split: [] for split in ("train", *wanted)}
+    for example in shuffled(examples, seed):
+        chosen[split_of[example.kin()]].append(example)
+    return chosen
+
+
+def _fill(sizes: Mapping[str, int], rooms: Mapping[Split, float], seed: int) -> dict[str, Split]:
+    """The split of each group, where each split of `rooms` takes at most so many examples, or else its one group."""
+    order = sorted(sizes, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())
+    chosen: dict[str, Split] = {}
+    for split, room in rooms.items():
+        left_over = room
+        for name in order:
+            if name not in chosen and sizes[name] <= left_over:
+                chosen[name] = split
+                left_over -= sizes[name]
+        left = [name for name in order if name not in chosen]
+        if split not in chosen.values() and left:
+            chosen[min(left, key=lambda name: (sizes[name], name))] = split
+    return {name: chosen.get(name, "train") for name in sorted(sizes)}
 
 
 def shuffled(examples: Sequence[Example], seed: int) -> list[Example]:

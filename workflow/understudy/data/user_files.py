@@ -19,18 +19,22 @@ SHOWN = 10  # bad rows that an error lists
 def find(settings: DataSettings, seed: int) -> Found:
     """The examples of every split; held-out splits that aren't given are cut from the training file.
 
-    An example that stands twice counts once, and one that stands in a held-out file is left out of those that come
-    before it in test, validation, train. Raises `DataError` where a file is missing or any row in it is bad.
+    An example that stands twice counts once. One that stands in a held-out file, or shares its prompt with one that
+    does, is left out of the files that come after it in test, validation, train. Raises `DataError` where a file is missing or any row in it is bad.
     """
     given = _given(settings.files)
     found = Found({}, {"format": settings.format})
     seen: set[str] = set()
+    held_out: set[str] = set()
     for split in reversed(given):  # test, validation, train
         path = given[split]
         found.source[split], found.source[f"{split}_sha256"] = str(path), _sha256(path)
         examples = _read(path, split, settings.format, found.counts)
-        found.splits[split], dropped = without_repeats(examples, seen, by_part=False)
+        single, dropped = without_repeats(examples, seen, by_part=False)
         found.counts["dropped_repeated"] += dropped
+        found.splits[split] = [example for example in single if example.kin() not in held_out]
+        found.counts["dropped_prompt_held_out"] += len(single) - len(found.splits[split])
+        held_out |= {example.kin() for example in found.splits[split]}
     wanted = [split for split in HELD_OUT if split not in given]
     found.splits |= cut_off(found.splits["train"], wanted, settings, seed)
     return found

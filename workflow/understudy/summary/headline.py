@@ -15,6 +15,7 @@ from understudy.summary.panels import by_name
 from understudy.summary.wording import (
     agreement_text,
     count_text,
+    few_seeds_text,
     flops_text,
     interval_text,
     loss_text,
@@ -97,7 +98,8 @@ def _validation(winner: Winner, gain: Interval | None) -> list[str]:
         score = scores.get(rank)
         deviation = "" if score is None or score.standard_deviation is None else f" ± {score.standard_deviation:.4f}"
         lines.append(f"  {name:<9}{loss_text(score.mean if score else None)}{deviation}")
-    return [*lines, f"  gain     {interval_text(gain)}"] if gain else lines
+    chosen = "   the winner was chosen on these examples"
+    return [*lines, f"  gain     {interval_text(gain)}{chosen}"] if gain and winner.rank else lines
 
 
 def _test(test: TestResult, winner_is_default: bool) -> list[str]:
@@ -105,12 +107,14 @@ def _test(test: TestResult, winner_is_default: bool) -> list[str]:
     for name, loss in (("default", test.default_loss), ("winner", test.winner_loss)):
         if loss:
             lines.append(f"  {name:<9}{loss_text(loss.value)}   perplexity {math.exp(loss.value):.3f}")
-    if test.gain:
+    if test.gain and not winner_is_default:
         change = math.expm1(-test.gain.value)
         lines.append(f"  gain     {interval_text(test.gain)}   perplexity {change * 100:+.2f} %")
+    caution = few_seeds_text(test.seeds)
     return [
         *lines,
         f"  {verdict(test.gain, winner_is_default)}",
+        *([f"  {caution}"] if caution else []),
         f"  This study has looked at the test split {count_text(test.looks)}.",
     ]
 

@@ -78,6 +78,7 @@ def _context(findings: Findings) -> dict[str, Any]:
         "values": _beside_default(best, tables["leaderboard"], findings.searched),
         "winner_is_default": best.winner.rank == 0,
         "verdict": wording.verdict(best.test.gain, best.winner.rank == 0),
+        "caution": wording.few_seeds_text(best.test.seeds),
         "perplexity_change": math.expm1(-best.test.gain.value) if best.test.gain else 0.0,
         "seeds": _seed_table(best),
         "leaderboard": tables["leaderboard"].to_dicts(),

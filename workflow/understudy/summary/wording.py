@@ -10,6 +10,8 @@ from understudy.settings import Quantization
 from understudy.summary.style import flop_unit
 
 # A convention of this program's, not a standard one: from which rank correlation on each word is used.
+ENOUGH_PAIRS = 10  # below, a resampled rank correlation says next to nothing
+ENOUGH_SEEDS = 3  # below, resampled seeds hardly show how much they differ
 WORDS = ((0.8, "much"), (0.5, "roughly"), (0.2, "only faintly"))
 
 
@@ -83,11 +85,25 @@ def verdict(gain: Interval | None, winner_is_default: bool) -> str:
     return "The gain's interval includes 0: the default may be as good."
 
 
+def few_seeds_text(seeds: int) -> str | None:
+    """What to add to intervals over seeds that are too few to show how much they differ; None from three on."""
+    if seeds >= ENOUGH_SEEDS:
+        return None
+    return (
+        f"With {'1 seed' if seeds == 1 else f'{seeds} seeds'} the intervals hardly hold what another seed would change."
+    )
+
+
 def agreement_text(spearman: tuple[float, float, float] | None, pairs: int) -> str:
     """How alike proxy and target rank the same configurations, in words and a number."""
     if spearman is None:
         return f"Whether the proxy agrees with the target isn't known: {pairs} configuration(s) ran on both."
     value, low, high = spearman
+    if pairs < ENOUGH_PAIRS:
+        return (
+            f"Too few configurations ran on both to tell whether the proxy ranks as the target does: "
+            f"Spearman {value:.2f} from {pairs} pairs."
+        )
     word = next((word for least, word in WORDS if value >= least), None)
     sentence = f"The proxy ranks configurations {word} as the target does"
     if word is None:
