@@ -16,6 +16,7 @@ import yaml
 from understudy.artifacts import Proposal, Regions, Starts
 from understudy.config import StudyConfig, parse
 from understudy.files import digest, write_json
+from understudy.graph import known_defaults
 from understudy.search.planning import plan_pack
 from understudy.search.propose import is_start, propose
 from understudy.search.transfer import transfer
@@ -40,6 +41,17 @@ def config(**changes: Any) -> StudyConfig:
             place = place.setdefault(key, {})
         place[last] = value
     return parse(raw)
+
+
+def unsearched(name: str, defaults: dict[str, float], method: str = "lora") -> StudyConfig:
+    """The shipped config without a hyperparameter in its space and grid, and with more defaults."""
+    base = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
+    return config(
+        space={key: value for key, value in base["space"].items() if key != name},
+        proxy__grid={key: value for key, value in base["proxy"]["grid"].items() if key != name},
+        defaults={**base["defaults"], **defaults},
+        target__method=method,
+    )
 
 
 def card(role: str, hidden_size: int, model_type: str = "llama") -> ModelCard:
@@ -88,24 +100,26 @@ def section(study: StudyConfig, name: str) -> Any:
     return type(made).model_validate_json(made.model_dump_json())
 
 
-def proxy_records(study: StudyConfig, loss: Loss = bowl) -> list[TrialRecord]:
+def proxy_records(study: StudyConfig, loss: Loss = bowl, proxy: ModelCard = PROXY) -> list[TrialRecord]:
     """The proxy stage's made-up trials."""
     settings: SearchSection = section(study, "search")
     grid = math.prod(len(values) for values in study.proxy.grid.values()) if study.proxy.grid else 0
-    counts = {"random": study.proxy.random, "sobol": study.proxy.sobol, "grid": grid, "default": 3}
+    counts = {"random": study.proxy.random, "sobol": study.proxy.sobol, "grid": grid, "default": known_defaults(study)}
     specs = [
         spec
         for origin, count in counts.items()
         if count
-        for spec in plan_pack(settings, PROXY, f"{origin}-000", 0, count).specs
+        for spec in plan_pack(settings, proxy, f"{origin}-000", 0, count).specs
     ]
     return [record(spec, loss) for spec in specs]
 
 
-def transferred(study: StudyConfig, loss: Loss = bowl) -> tuple[Regions, Starts]:
+def transferred(
+    study: StudyConfig, loss: Loss = bowl, proxy: ModelCard = PROXY, target: ModelCard = TARGET
+) -> tuple[Regions, Starts]:
     """Regions and starts of the made-up proxy stage."""
     settings: TransferSection = section(study, "transfer")
-    return transfer(settings, trials_frame(proxy_records(study, loss)), PROXY, TARGET)
+    return transfer(settings, trials_frame(proxy_records(study, loss, proxy)), proxy, target)
 
 
 def next_proposal(study: StudyConfig, folder: Path, number: int, regions: Regions, starts: Starts) -> Proposal:

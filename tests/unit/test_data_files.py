@@ -76,8 +76,10 @@ FORMATS: dict[str, tuple[dict[str, Any], str, str, bool]] = {
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format(name: str, tmp_path: Path) -> None:
     row, prompt, completion, chat = FORMATS[name]
-    others = [json.loads(json.dumps(row).replace(completion, f"{completion} {i}")) for i in range(20)]
-    manifest = prepare(tmp_path, **given(write(tmp_path / "d.jsonl", [row, *others]), format=name))
+    others = [json.dumps(row).replace(completion, f"{completion} {i}") for i in range(20)]
+    for said in ('P"', 'Add."', 'One?"'):  # a prompt of its own for each, as rows with the same one stay together
+        others = [other.replace(f'"{said}', f'"{i} {said}') for i, other in enumerate(others)]
+    manifest = prepare(tmp_path, **given(write(tmp_path / "d.jsonl", [row, *map(json.loads, others)]), format=name))
     found = rows(tmp_path).filter(pl.col("completion") == completion).row(0, named=True)
     assert found["chat"] == chat
     if name == "alpaca":

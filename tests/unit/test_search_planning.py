@@ -15,7 +15,7 @@ from understudy.artifacts import Proposal
 from understudy.cli import main
 from understudy.errors import UserError
 from understudy.files import read_model, write_json
-from understudy.graph import KNOWN_DEFAULTS
+from understudy.graph import known_defaults, proxy_packs
 from understudy.hyperparameters import HYPERPARAMETERS
 from understudy.search.defaults import known_good, learning_rate_rule
 from understudy.search.grid import grid_points, grid_size
@@ -124,12 +124,25 @@ def test_the_published_rule() -> None:
 
 
 @pytest.mark.parametrize("rate", [None, 3e-4, 1e-3, 5e-3])
-def test_there_are_always_three_different_known_good_configurations(rate: float | None) -> None:
+def test_there_are_three_different_known_good_configurations(rate: float | None) -> None:
     defaults = {"lora_r": 32} if rate is None else {"lora_r": 32, "learning_rate": rate}
     found = known_good(made.config().space, defaults, 7e-3, "lora")
-    assert len(found) == KNOWN_DEFAULTS == len({str(item.hyperparameters) for item in found})
+    assert len(found) == known_defaults(made.config()) == 3 == len({str(item.hyperparameters) for item in found})
     assert found[0].hyperparameters["learning_rate"] == (rate or 7e-3)
     assert all(item.hyperparameters["lora_r"] == 32 for item in found)
+
+
+@pytest.mark.parametrize("defaults", [{}, {"learning_rate": 3e-4}])
+def test_a_rate_that_is_not_searched_has_no_fixed_rates(defaults: dict[str, float]) -> None:
+    study = made.unsearched("learning_rate", defaults)
+    (only,) = known_good(study.space, study.defaults, 7e-3, "lora")
+    assert only.hyperparameters["learning_rate"] == defaults.get("learning_rate", 7e-3)
+    assert only.hyperparameters["lora_r"] == study.defaults["lora_r"]
+    assert proxy_packs(study)["default-000"].count == known_defaults(study) == 1
+    specs = plan_pack(made.section(study, "search"), made.PROXY, "default-000", 0, 1).specs
+    assert [spec.id for spec in specs] == ["d00"]
+    with pytest.raises(UserError, match="only 1 of them"):
+        plan_pack(made.section(study, "search"), made.PROXY, "default-000", 0, 2)
 
 
 def test_the_highest_rank_goes_with_the_fixed_rates() -> None:
@@ -175,6 +188,26 @@ def test_an_echo_is_the_proxy_trial_that_a_start_came_from(method: str, tmp_path
             assert {n: spec.hyperparameters[n] for n in shared} == {n: original[n] for n in shared}
             compared += 1
     assert compared >= 2
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("defaults", [{}, {"learning_rate": 5e-3}])
+def test_what_is_not_searched_is_each_models_default(method: str, defaults: dict[str, float], tmp_path: Path) -> None:
+    study = made.unsearched("learning_rate", defaults, method)
+    regions, starts = made.transferred(study)
+    assert regions.scale == {}
+    on_proxy = defaults.get("learning_rate", learning_rate_rule(64, "llama", "lora"))
+    rule = learning_rate_rule(192, "llama", method)  # type: ignore[arg-type]
+    assert starts.default["learning_rate"] == pytest.approx(defaults.get("learning_rate", rule), rel=1e-5)
+    assert {start.hyperparameters["learning_rate"] for start in starts.starts} == {starts.default["learning_rate"]}
+    assert sum(start.origin == "default" for start in starts.starts) <= 1
+    assert all("not searched" in start.reason for start in starts.starts if start.origin == "transferred")
+    made.run_target(study, tmp_path, regions, starts, 9)
+    proposals = [read_model(tmp_path / f"{n:04d}" / "proposal.json", Proposal) for n in range(9)]
+    assert {p.kind for p in proposals} >= {"start", "guided"}
+    assert {p.spec.hyperparameters["learning_rate"] for p in proposals} == {starts.default["learning_rate"]}
+    pack = plan_echo(made.section(study, "search"), made.PROXY, regions.scale, "echo-000", proposals)
+    assert {spec.hyperparameters["learning_rate"] for spec in pack.specs} == {on_proxy}
 
 
 def test_the_commands_write_packs(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -15,6 +16,7 @@ from scipy.stats import ks_2samp
 
 from understudy.artifacts import Regions, Starts
 from understudy.cli import main
+from understudy.config import StudyConfig
 from understudy.errors import UnderstudyError
 from understudy.files import read_model, write_json
 from understudy.search.clusters import embed, group
@@ -22,7 +24,9 @@ from understudy.search.defaults import learning_rate_rule
 from understudy.search.evidence import locate
 from understudy.search.guidance import inside, outside
 from understudy.search.importance import importance_table
-from understudy.search.transfer import transfer
+from understudy.search.planning import plan_echo, plan_pack
+from understudy.search.scaling import scale_rules, scaled
+from understudy.search.transfer import SAME_RATE, transfer
 from understudy.space import Choices, Range
 from understudy.summary.tables import trials_frame
 from understudy.trial import TrialSpec
@@ -190,12 +194,71 @@ def test_the_best_start_comes_first_and_defaults_by_their_evidence() -> None:
     first = starts.starts[0]
     assert first.parents == (regions.regions[0].trials[0],)
     assert first.expected_rank == 1
-    assert starts.default["learning_rate"] == learning_rate_rule(192, "llama", "lora")
+    assert starts.default["learning_rate"] == pytest.approx(learning_rate_rule(192, "llama", "lora"), rel=1e-5)
     identities = [str(sorted(start.hyperparameters.items())) for start in starts.starts]
     assert len(set(identities)) == len(identities)
     # In the made-up bowl both fixed rates are far below the best one: they come after everything else.
     assert [start.parents for start in starts.starts[-2:]] == [("d01",), ("d02",)]
     assert [start.hyperparameters["learning_rate"] for start in starts.starts[-2:]] == [3e-4, 1e-3]
+
+
+def default_is_best(spec: TrialSpec) -> float:
+    return 1.0 if spec.id == "d00" else made.bowl(spec)
+
+
+def check_the_default_is_its_counterparts_image(proxy: int, target: int, study: StudyConfig) -> None:
+    """d00 is the proxy's best trial: its image is the first start, and the default, and comes once."""
+    cards = made.card("proxy", proxy), made.card("target", target)
+    regions, starts = made.transferred(study, default_is_best, *cards)
+    first = starts.starts[0]
+    assert first.parents == ("d00",)
+    assert first.hyperparameters == starts.default
+    assert sum(start.parents == ("d00",) for start in starts.starts) == 1
+    rule = learning_rate_rule(target, "llama", study.target.method)
+    assert starts.default["learning_rate"] == pytest.approx(rule, rel=2e-5)
+    rates = regions.space["learning_rate"]
+    if isinstance(rates, Choices):
+        near = [rate for rate in rates.choices if float(rate) == pytest.approx(rule, rel=1e-4)]
+        assert near == [starts.default["learning_rate"]]
+    proposal = made.next_proposal(study, Path(), 0, regions, starts)
+    (echo,) = plan_echo(made.section(study, "search"), cards[0], regions.scale, "echo-000", [proposal]).specs
+    (own,) = plan_pack(made.section(study, "search"), cards[0], "default-000", 0, 1).specs
+    shared = proposal.spec.hyperparameters
+    assert {name: echo.hyperparameters[name] for name in shared} == {n: own.hyperparameters[n] for n in shared}
+
+
+SMALL = {"proxy__random": 4, "proxy__sobol": 0, "proxy__grid": {}}
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("rates", [{"low": 1e-4, "high": 1e-1, "log": True}, [1e-4, 1e-3, 1e-2]])
+def test_the_default_comes_once_at_widths_whose_rounding_differs(method: str, rates: Any) -> None:
+    study = made.config(**SMALL, target__method=method, space__learning_rate=rates)
+    check_the_default_is_its_counterparts_image(32, 64, study)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(16, 8192), st.integers(16, 8192), st.sampled_from(["lora", "full"]))
+def test_the_default_comes_once_at_any_width(proxy: int, target: int, method: str) -> None:
+    check_the_default_is_its_counterparts_image(proxy, target, made.config(**SMALL, target__method=method))
+
+
+@pytest.mark.parametrize("proxy", range(16, 2049, 127))
+@pytest.mark.parametrize("target", [64, 896, 4096])
+def test_the_rule_is_scaled_and_stays_itself(proxy: int, target: int) -> None:
+    """Tolerance is wide enough at every border of rounding: many widths, without a transfer."""
+    scale = scale_rules(made.card("proxy", proxy), made.card("target", target), "lora", "auto")
+    image = scaled(learning_rate_rule(proxy, "llama", "lora"), scale["learning_rate"].factor)
+    assert image == pytest.approx(learning_rate_rule(target, "llama", "lora"), rel=SAME_RATE)
+
+
+def test_models_of_different_exponents_have_different_defaults() -> None:
+    study = made.config(**SMALL)
+    cards = made.card("proxy", 64), made.card("target", 192, "qwen2")
+    _, starts = made.transferred(study, default_is_best, *cards)
+    assert starts.default["learning_rate"] == learning_rate_rule(192, "qwen2", "lora")
+    assert starts.starts[0].parents == ("d00",)
+    assert starts.starts[0].hyperparameters != starts.default
 
 
 def test_a_fixed_rate_that_did_well_is_tried_early() -> None:

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from understudy.config import StudyConfig
 from understudy.progress import STAGES
 
-KNOWN_DEFAULTS = 3  # the published rule, 3e-4 and 1e-3; see search/defaults.py
-
 
 @dataclass(frozen=True)
 class PackRange:
@@ -24,11 +22,19 @@ class PackRange:
         return range(self.first, self.first + self.count)
 
 
+def known_defaults(config: StudyConfig) -> int:
+    """How many known-good configurations there are: the default, and where the rate is searched two fixed rates.
+
+    What they are is in `search/defaults.py`.
+    """
+    return 3 if "learning_rate" in config.space else 1
+
+
 def proxy_packs(config: StudyConfig) -> dict[str, PackRange]:
     """The packs of the proxy search by id, such as `sobol-001`. More trials of one origin leave the others alone."""
     proxy = config.proxy
     counts = {
-        "default": KNOWN_DEFAULTS if proxy.defaults else 0,
+        "default": known_defaults(config) if proxy.defaults else 0,
         "random": proxy.random,
         "sobol": proxy.sobol,
         "grid": math.prod(len(values) for values in proxy.grid.values()) if proxy.grid else 0,

@@ -45,7 +45,7 @@ def cut_off(
 
 
 def _fill(sizes: Mapping[str, int], rooms: Mapping[Split, float], seed: int) -> dict[str, Split]:
-    """The split of each group, where each split of `rooms` takes at most so many examples, or else its one group."""
+    """The split of each group, where each split in `rooms` has room for so many examples: see `assign_groups`."""
     order = sorted(sizes, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())
     chosen: dict[str, Split] = {}
     for split, room in rooms.items():

@@ -20,7 +20,8 @@ def find(settings: DataSettings, seed: int) -> Found:
     """The examples of every split; held-out splits that aren't given are cut from the training file.
 
     An example that stands twice counts once. One that stands in a held-out file, or shares its prompt with one that
-    does, is left out of the files that come after it in test, validation, train. Raises `DataError` where a file is missing or any row in it is bad.
+    does, is left out of the files that come after it in test, validation, train. Raises `DataError` where a file is
+    missing or any row in it is bad.
     """
     given = _given(settings.files)
     found = Found({}, {"format": settings.format})

@@ -64,13 +64,16 @@ def with_rate(defaults: Mapping[str, Value], rate: float) -> dict[str, Value]:
 
 
 def known_good(space: Space, defaults: Mapping[str, Value], rate: float, method: Method) -> list[KnownGood]:
-    """The default configuration and two fixed rates at the highest rank: always three, all different.
+    """The default configuration and, where the rate is searched, two fixed ones at the highest rank; all different.
 
-    `rate` is the published rule's. For full fine-tuning the fixed rates are a tenth, as in the rule.
+    So there are three, or one alone: what isn't searched is the default's in every trial. `rate` is the published
+    rule's. For full fine-tuning the fixed rates are a tenth, as in the rule.
     """
     known = with_rate(defaults, rate)
     given = "the config's rate" if "learning_rate" in defaults else f"the published rule's rate {rate:g}"
     found = [KnownGood(complete({}, known, method), f"the default configuration, with {given}")]
+    if "learning_rate" not in space:
+        return found
     rank = highest_rank(space, known)
     for fixed in FIXED_RATES:
         fixed = fixed if method == "lora" else float(rounded(fixed / LORA_FACTOR))

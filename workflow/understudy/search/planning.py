@@ -78,10 +78,10 @@ def plan_echo(
     pack: str,
     proposals: Sequence[Proposal],
 ) -> Pack:
-    """The specs that run target configurations on the proxy, each value divided by its scale.
+    """The specs that run target configurations on the proxy, each searched value divided by its scale.
 
-    What a fully fine-tuned target lacks (the adapter's settings) comes from the defaults. A start that is the image of
-    a proxy trial comes out as that trial's own configuration, whose result the store has.
+    What isn't searched, and what a fully fine-tuned target lacks (the adapter's settings), is the proxy default's. A
+    start that is the image of a proxy trial comes out as that trial's own configuration, whose result the store has.
     """
     known = with_rate(settings.defaults, learning_rate_rule(model.hidden_size, model.model_type, "lora"))
     specs = tuple(
@@ -89,10 +89,15 @@ def plan_echo(
             id=trial_id("e", proposal.number),
             stage="proxy",
             origin="echo",
-            hyperparameters=complete(to_proxy(proposal.spec.hyperparameters, scale), known, "lora"),
+            hyperparameters=complete(to_proxy(_searched(settings, proposal), scale), known, "lora"),
             seed=search_seed(settings.seed),
             parents=(proposal.spec.id,),
         )
         for proposal in sorted(proposals, key=lambda proposal: proposal.number)
     )
     return Pack(id=pack, specs=specs)
+
+
+def _searched(settings: SearchSection, proposal: Proposal) -> dict[str, Value]:
+    """A proposal's values of what is searched."""
+    return {name: value for name, value in proposal.spec.hyperparameters.items() if name in settings.space}

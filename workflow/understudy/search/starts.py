@@ -21,13 +21,26 @@ NEAR = 0.05  # weighted distance in unit coordinates below which a further start
 
 @dataclass(frozen=True)
 class Image:
-    """What makes a proxy trial's configuration the target's."""
+    """What makes a proxy trial's configuration the target's.
+
+    Only what is `searched` is taken from the trial and scaled; everything else is the target default's.
+    """
 
     scale: Mapping[str, ScaleRule]
     method: Method
+    searched: Space
+    default: Mapping[str, Value]
 
     def of(self, trial: Seen) -> dict[str, Value]:
-        return complete(to_target(trial.values, self.scale, self.method), {}, self.method)
+        values = {name: value for name, value in trial.values.items() if name in self.searched}
+        return complete(to_target(values, self.scale, self.method), self.default, self.method)
+
+    @property
+    def rate_reason(self) -> str:
+        """Where an image's learning rate comes from."""
+        if "learning_rate" in self.searched:
+            return self.scale["learning_rate"].rule
+        return "not searched, so the default's"
 
 
 def make_starts(
@@ -63,13 +76,12 @@ def make_starts(
 
 
 def _transferred(trial: Seen, image: Image, what: str) -> Start:
-    rate = image.scale["learning_rate"]
     return Start(
         hyperparameters=image.of(trial),
         origin="transferred",
         parents=(trial.id,),
         expected_rank=trial.rank,
-        reason=f"{what}: loss {trial.score:.4f}, rank {trial.rank} on the proxy; learning rate: {rate.rule}",
+        reason=f"{what}: loss {trial.score:.4f}, rank {trial.rank} on the proxy; learning rate: {image.rate_reason}",
     )
 
 

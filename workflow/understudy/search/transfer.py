@@ -8,12 +8,12 @@ from collections.abc import Mapping
 
 import polars as pl
 
-from understudy.artifacts import Regions, Starts
+from understudy.artifacts import Regions, ScaleRule, Starts
 from understudy.search.clusters import embed, group
 from understudy.search.defaults import known_good, learning_rate_rule
 from understudy.search.importance import importance_table
 from understudy.search.regions import Frame, gather_evidence, make_regions
-from understudy.search.scaling import scale_rules, scaled_space
+from understudy.search.scaling import scale_rules, scaled, scaled_space
 from understudy.search.starts import Image, make_starts
 from understudy.search.table import seen_trials
 from understudy.sections import TransferSection
@@ -21,6 +21,7 @@ from understudy.space import Space, widen
 from understudy.trial import ModelCard
 
 FEWEST_TOP = 3
+SAME_RATE = 2e-5  # relative; above what rounding two rates to 6 digits can do, far below what matters
 
 
 def transfer(
@@ -39,9 +40,9 @@ def transfer(
     evidence = gather_evidence(space, top, [*complete[len(top) :], *bad], importance, settings.seed)
 
     scale = scale_rules(proxy, target, method, options.learning_rate_exponent)
-    image = Image(scale, method)
-    rate = learning_rate_rule(target.hidden_size, target.model_type, method, options.learning_rate_exponent)
+    rate = _default_rate(settings, proxy, target, scale)
     known = known_good(settings.space, settings.defaults, rate, method)
+    image = Image(scale, method, settings.space, known[0].hyperparameters)
     held = [*(item.hyperparameters for item in known), *(image.of(trial) for trial in top)]
     wide = widen(scaled_space(space, scale, method), list(held))
 
@@ -55,11 +56,27 @@ def transfer(
         threshold=top[-1].score,
         median_objective=statistics.median(trial.score for trial in complete),
         default_objective=next((trial.objective for trial in complete if trial.id == "d00"), None),
-        scale=scale,
+        scale={name: rule for name, rule in scale.items() if name in settings.space},
         space=wide,
         regions=regions,
     )
     return found, starts
+
+
+def _default_rate(
+    settings: TransferSection, proxy: ModelCard, target: ModelCard, scale: Mapping[str, ScaleRule]
+) -> float:
+    """The published rule's rate on the target.
+
+    Where that is the proxy's rate after scaling, it is so to the last digit: the default and its counterpart's image
+    are then one configuration, however either is rounded. They differ where the exponents of the models do.
+    """
+    rule = learning_rate_rule(
+        target.hidden_size, target.model_type, settings.method, settings.transfer.learning_rate_exponent
+    )
+    on_proxy = learning_rate_rule(proxy.hidden_size, proxy.model_type, "lora")  # as the proxy's trials were planned
+    image = scaled(on_proxy, scale["learning_rate"].factor)
+    return image if math.isclose(image, rule, rel_tol=SAME_RATE) else rule
 
 
 def _weights(importance: Mapping[str, float], space: Space) -> dict[str, float]:
