@@ -14,9 +14,7 @@ from understudy.paths import StudyPaths
 from understudy.sections import sections
 
 try:
-    STUDY = parse_study(
-        config, " + ".join(map(str, workflow.configfiles)) or "the config"
-    )
+    STUDY = parse_study(config, " + ".join(map(str, workflow.configfiles)) or "the config")
 except UnderstudyError as error:
     sys.exit(f"understudy: {error}")
 
@@ -44,16 +42,12 @@ def begin_run():
     """Refuse a second run of the study and a foreign interpreter; note what there is to do."""
     try:
         lock.acquire(PATHS.lock)
-        if (
-            not workflow.deployment_settings.deployment_method
-        ):  # else the jobs have an interpreter of their own
+        if not workflow.deployment_settings.deployment_method:  # else jobs have an interpreter of their own
             check_interpreter(PATHS.root)
     except UnderstudyError as error:
         raise WorkflowError(str(error)) from None
-    workers = (
-        workflow.resource_settings.nodes or workflow.resource_settings.cores or 1
-    ) // cores("target")
-    progress.start(PATHS.progress, graph.totals(STUDY), max(1, workers))
+    slots = workflow.resource_settings.nodes or workflow.resource_settings.cores or 1
+    progress.start(PATHS.progress, graph.totals(STUDY), max(1, slots // cores("target")))
     progress.hush(logger)
 
 
@@ -94,11 +88,7 @@ def own_checkpoint(wildcards):
     """The files of a model that is a local folder, likewise."""
     folder = Path(getattr(STUDY.models, wildcards.role).model_name_or_path or "")
     return (
-        sorted(
-            path
-            for suffix in ("json", "safetensors", "bin")
-            for path in folder.glob(f"*.{suffix}")
-        )
+        sorted(path for suffix in ("json", "safetensors", "bin") for path in folder.glob(f"*.{suffix}"))
         if folder.name
         else []
     )
@@ -138,9 +128,7 @@ def all_target_results():
 
 def all_finalist_results():
     """The finalists' results, rank by rank."""
-    return [
-        PATHS.finalist_result(rank, seed) for rank, seed in graph.finalist_runs(STUDY)
-    ]
+    return [PATHS.finalist_result(rank, seed) for rank, seed in graph.finalist_runs(STUDY)]
 
 
 def before_proposal(wildcards):
