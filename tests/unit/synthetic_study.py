@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from understudy.artifacts import (
     Box,
@@ -30,7 +31,7 @@ from understudy.artifacts import (
     TestResult,
     Winner,
 )
-from understudy.config import StudyConfig, load
+from understudy.config import StudyConfig, parse
 from understudy.files import digest, write_json
 from understudy.hyperparameters import Value, complete
 from understudy.paths import StudyPaths
@@ -308,7 +309,7 @@ def _interval(value: float, half: float) -> Interval:
 
 def make(seed: int = 7) -> Study:
     """A study of 52 proxy trials, their 16 echoes, 16 target trials and 9 finalist runs."""
-    config = load(CONFIG)
+    config = parse(yaml.safe_load(CONFIG.read_text(encoding="utf-8")))
     generator = np.random.default_rng(seed)
     default = complete({"learning_rate": 1.2e-3}, config.defaults, "lora")
     proxy = _proxy(config, generator)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from understudy.errors import ConfigError, nearest
@@ -62,17 +60,6 @@ class StudyConfig(Section):
                 f"`target.method: full` leaves nothing to search: `space` holds only LoRA's {', '.join(self.space)}"
             )
         return self
-
-
-def load(path: Path) -> StudyConfig:
-    """Read and validate a YAML file; raise `ConfigError`."""
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(str(path), [f"can't be read: {error.strerror}"]) from error
-    except yaml.YAMLError as error:
-        raise ConfigError(str(path), [f"isn't valid YAML: {' '.join(str(error).split())}"]) from error
-    return parse(raw, str(path))
 
 
 def parse(raw: Any, source: str = "the config") -> StudyConfig:
