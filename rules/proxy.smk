@@ -8,6 +8,7 @@ rule plan_pack:
     input:
         settings=PATHS.settings("search"),
         model=PATHS.model("proxy"),
+        execution=PATHS.execution("proxy"),
     output:
         PATHS.pack_specs("{pack}"),
     log:
@@ -16,16 +17,20 @@ rule plan_pack:
         "../envs/understudy.yaml"
     params:
         first=lambda wildcards: PROXY_PACKS[wildcards.pack].first,
-        number=lambda wildcards: PROXY_PACKS[wildcards.pack].count,
+        block=lambda wildcards: PROXY_PACKS[wildcards.pack].block,
+        index=lambda wildcards: PROXY_PACKS[wildcards.pack].index,
+        size=STUDY.proxy.pack_size,
     shell:
-        "exec python -m understudy plan-pack --settings {input.settings:q} --model {input.model:q} --pack {wildcards.pack}"
-        " --first {params.first} --count {params.number} --output {output:q} --log {log:q}"
+        "exec python -m understudy plan-pack --settings {input.settings:q} --model {input.model:q}"
+        " --execution {input.execution:q} --pack {wildcards.pack} --first {params.first} --block {params.block}"
+        " --index {params.index} --size {params.size} --output {output:q} --log {log:q}"
 
 
 rule plan_echo:
     input:
         settings=PATHS.settings("search"),
         model=PATHS.model("proxy"),
+        execution=PATHS.execution("proxy"),
         regions=PATHS.regions,
         proposals=proposals_of_echo,
     output:
@@ -35,8 +40,9 @@ rule plan_echo:
     conda:
         "../envs/understudy.yaml"
     shell:
-        "exec python -m understudy plan-echo --settings {input.settings:q} --model {input.model:q} --regions {input.regions:q}"
-        " --pack {wildcards.echo} --proposals {input.proposals:q} --output {output:q} --log {log:q}"
+        "exec python -m understudy plan-echo --settings {input.settings:q} --model {input.model:q}"
+        " --execution {input.execution:q} --regions {input.regions:q} --pack {wildcards.echo}"
+        " --proposals {input.proposals:q} --output {output:q} --log {log:q}"
 
 
 rule train_pack:

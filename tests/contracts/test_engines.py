@@ -68,7 +68,8 @@ def test_every_record_is_in_the_store(trained: Trained) -> None:
 
 def test_every_trial_is_in_the_progress(trained: Trained) -> None:
     lines = [json.loads(line) for line in trained.job.progress.read_text().splitlines()]
-    assert [line["id"] for line in lines][: len(SPECS)] == [spec.id for spec in SPECS]
+    first = [line["id"] for line in lines][: len(SPECS)]
+    assert sorted(first) == [spec.id for spec in SPECS]  # in the order in which they ended
 
 
 def test_a_complete_trial_has_an_objective_and_a_whole_curve(trained: Trained) -> None:

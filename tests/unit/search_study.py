@@ -16,14 +16,23 @@ import yaml
 from understudy.artifacts import Proposal, Regions, Starts
 from understudy.config import StudyConfig, parse
 from understudy.files import digest, write_json
-from understudy.graph import known_defaults
+from understudy.graph import PackRange, known_defaults
 from understudy.search.planning import plan_pack
 from understudy.search.propose import is_start, propose
 from understudy.search.transfer import transfer
 from understudy.search.window import History, read_history
 from understudy.sections import SearchSection, TargetSection, TransferSection, sections
 from understudy.summary.tables import trials_frame
-from understudy.trial import ModelCard, TrialRecord, TrialResult, TrialSpec
+from understudy.trial import (
+    CurvePoint,
+    ModelCard,
+    Pack,
+    Packing,
+    ResolvedExecution,
+    TrialRecord,
+    TrialResult,
+    TrialSpec,
+)
 
 CONFIG = Path(__file__).parent / "study.yaml"
 BEST_PROXY_RATE = 8e-3
@@ -71,6 +80,15 @@ def card(role: str, hidden_size: int, model_type: str = "llama") -> ModelCard:
 
 
 PROXY, TARGET = card("proxy", 64), card("target", 192)
+EXECUTION = ResolvedExecution(
+    device="cpu",
+    threads=1,
+    processes=1,
+    micro_batch_size=32,
+    dtype="float32",
+    gradient_checkpointing=False,
+    packing=Packing(trials=8, tokens=1024, dense=True),
+)
 FACTOR = (64 / 192) ** 0.781
 
 
@@ -94,10 +112,23 @@ def record(spec: TrialSpec, loss: Loss = bowl, status: str | None = None) -> Tri
     )
 
 
+def stopped(record: TrialRecord, excess: float) -> TrialRecord:
+    """The trial as halving leaves it: no objective, and a last loss above what it would have had."""
+    loss = (record.result.objective or 0.0) + excess
+    point = CurvePoint(step=1, tokens=100, train_loss=None, eval_loss=loss, learning_rate=1e-3)
+    lost = {"status": "stopped", "objective": None, "curve": (point,), "message": "not among the best"}
+    return record.model_copy(update={"result": record.result.model_copy(update=lost)})
+
+
 def section(study: StudyConfig, name: str) -> Any:
     """A command's settings as it reads them: through JSON."""
     made = sections(study)[name]
     return type(made).model_validate_json(made.model_dump_json())
+
+
+def planned(settings: SearchSection, origin: str, first: int, count: int, proxy: ModelCard = PROXY) -> Pack:
+    """A pack of trials `first` to `first + count - 1`."""
+    return plan_pack(settings, proxy, EXECUTION, f"{origin}-000", PackRange(origin, first, count, 0, count))
 
 
 def proxy_records(study: StudyConfig, loss: Loss = bowl, proxy: ModelCard = PROXY) -> list[TrialRecord]:
@@ -106,10 +137,7 @@ def proxy_records(study: StudyConfig, loss: Loss = bowl, proxy: ModelCard = PROX
     grid = math.prod(len(values) for values in study.proxy.grid.values()) if study.proxy.grid else 0
     counts = {"random": study.proxy.random, "sobol": study.proxy.sobol, "grid": grid, "default": known_defaults(study)}
     specs = [
-        spec
-        for origin, count in counts.items()
-        if count
-        for spec in plan_pack(settings, proxy, f"{origin}-000", 0, count).specs
+        spec for origin, count in counts.items() if count for spec in planned(settings, origin, 0, count, proxy).specs
     ]
     return [record(spec, loss) for spec in specs]
 

@@ -12,7 +12,8 @@ import yaml
 
 from understudy import config, reference
 from understudy.errors import ConfigError
-from understudy.sections import sections
+from understudy.sections import SearchSection, sections
+from understudy.space import Choices
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = [ROOT / "config" / "config.yaml", *sorted((ROOT / "config" / "examples").glob("*.yaml"))]
@@ -77,6 +78,34 @@ CASES: list[tuple[str, str, Any, str, str]] = [
     ("no proxy trials", "proxy", {"random": 0, "sobol": 0, "defaults": False}, "proxy", "at least one of"),
     ("nothing to search", "space", {"lora_r": [4, 8]}, "the whole file", "leaves nothing to search"),
     ("bad default", "defaults.batch_size", 0, "defaults.batch_size", "at least 1"),
+    ("list as a number", "defaults.batch_size", [8], "defaults.batch_size", "must be a whole number"),
+    ("modules where they were", "training.target_modules", ["q_proj"], "training", "write `lora_target_modules` under"),
+    ("no modules", "defaults.lora_target_modules", " ", "defaults.lora_target_modules", "at least one layer's name"),
+    ("no modules in a list", "space.lora_target_modules", [[]], "space.lora_target_modules[0]", "at least one"),
+    ("a stray comma", "defaults.lora_target_modules", "q_proj,", "defaults.lora_target_modules", "'q_proj,'"),
+    ("blanks between modules", "defaults.lora_target_modules", "q v", "defaults.lora_target_modules", "separated by"),
+    ("all and one", "defaults.lora_target_modules", "all-linear,q", "defaults.lora_target_modules", "`all-linear`, or"),
+    ("modules as numbers", "defaults.lora_target_modules", [1], "defaults.lora_target_modules", "[1]"),
+    ("modules in a range", "space.lora_target_modules", {"low": 1, "high": 2}, "space.lora_target_modules", "choices"),
+    ("modules twice", "space.lora_target_modules", ["b,a", ["a", "b"]], "space.lora_target_modules", "differ"),
+    ("brackets that don't fit a pack", "proxy.halving", {"bracket": 9}, "proxy", "set `pack_size: 18 or 27`"),
+    ("a rung for one trial", "proxy.halving", {"rungs": 4}, "proxy", "down to one before the last of 4 rungs"),
+    ("a bracket of one", "proxy.halving", {"bracket": 1}, "proxy.halving.bracket", "greater than or equal to 2"),
+    ("a factor of one", "proxy.halving", {"reduction_factor": 1}, "proxy.halving.reduction_factor", "equal to 2"),
+    ("no rungs", "proxy.halving", {"rungs": 0}, "proxy.halving.rungs", "equal to 1"),
+    ("an unknown metric", "proxy.halving", {"metric": "loss"}, "proxy.halving.metric", "'eval_loss'"),
+    ("an unknown key of halving", "proxy.halving", {"rung": 1}, "proxy.halving.rung", "did you mean `rungs`?"),
+    ("packs of the target", "execution.target.pack_trials", 4, "execution.target.pack_trials", "unknown key"),
+    ("no pack trials", "execution.proxy.pack_trials", 0, "execution.proxy", "at least 1"),
+    (
+        "packs without packing",
+        "execution.proxy",
+        {"packed": False, "pack_tokens": 4096},
+        "execution.proxy",
+        "goes with `packed: true`",
+    ),
+    ("packs below an example", "execution.proxy.pack_tokens", 95, "the whole file", "up to 96 tokens"),
+    ("attention dropout of 1", "defaults.attention_dropout", 1, "defaults.attention_dropout", "at most 0.95"),
 ]
 
 
@@ -120,6 +149,68 @@ def test_transfer_settings_leave_the_proxy_alone(raw: dict[str, Any]) -> None:
     raw["transfer"]["padding"] = 0.3
     after = sections(config.parse(raw))
     assert [name for name in before if before[name] != after[name]] == ["study", "transfer"]
+
+
+def test_modules_have_one_spelling_as_text_or_list(raw: dict[str, Any]) -> None:
+    raw["defaults"]["lora_target_modules"] = ["v_proj", "q_proj", "v_proj"]
+    raw["space"]["lora_target_modules"] = ["all-linear", ["v_proj", "q_proj"], " self_attn.o_proj ,down_proj", "q_proj"]
+    raw["proxy"]["grid"]["lora_target_modules"] = ["all-linear", ["up_proj", "gate_proj"]]
+    jsonschema.validate(raw, _tolerant_of_yaml_exponents(config.schema()))
+    study = config.parse(raw)
+    assert study.defaults["lora_target_modules"] == "q_proj,v_proj"
+    assert study.space["lora_target_modules"] == Choices(
+        choices=("all-linear", "q_proj,v_proj", "down_proj,self_attn.o_proj", "q_proj")
+    )
+    assert study.proxy.grid["lora_target_modules"] == ("all-linear", "gate_proj,up_proj")
+
+
+HALVING: list[tuple[int, dict[str, int], int]] = [
+    # size of a pack, settings, size of a bracket
+    (18, {}, 9),
+    (9, {"rungs": 2, "reduction_factor": 3}, 9),
+    (20, {}, 10),
+    (16, {}, 8),
+    (26, {}, 13),
+    (17, {}, 17),
+    (4, {}, 4),
+    (16, {"rungs": 3, "reduction_factor": 2}, 8),
+    (6, {"rungs": 1, "reduction_factor": 2}, 2),
+    (20, {"bracket": 5}, 5),
+]
+
+
+@pytest.mark.parametrize(("pack_size", "halving", "bracket"), HALVING)
+def test_halving_is_one_line(raw: dict[str, Any], pack_size: int, halving: dict[str, int], bracket: int) -> None:
+    raw["proxy"] |= {"pack_size": pack_size, "halving": halving}
+    jsonschema.validate(raw, _tolerant_of_yaml_exponents(config.schema()))
+    section = sections(config.parse(raw))["search"]
+    assert isinstance(section, SearchSection)
+    assert section.halving is not None
+    assert section.halving.bracket == bracket
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"proxy": {"pack_size": 2, "halving": {}}}, "make brackets of at least 4 trials (`pack_size` is 2)"),
+        ({"proxy": {"pack_size": 1, "halving": {"rungs": 1}}}, "at least 2 trials"),
+        ({"proxy": {"random": 8, "sobol": 9, "grid": {}, "halving": {}}}, "`random` 8, `sobol` 9, `grid` 0"),
+        ({"proxy": {"halving": {}}, "execution": {"proxy": {"packed": False}}}, "`execution.proxy.packed` is false"),
+        ({"proxy": {"halving": {}}, "execution": {"proxy": {"gradient_checkpointing": True}}}, "one after the other"),
+    ],
+)
+def test_halving_that_could_stop_nothing_is_refused(raw: dict[str, Any], changes: dict[str, Any], words: str) -> None:
+    for section, values in changes.items():
+        raw[section] |= values
+    (text,) = problems(raw).values()
+    assert words in text
+
+
+def test_halving_changes_the_plan_of_packs_alone(raw: dict[str, Any]) -> None:
+    before = sections(config.parse(raw))
+    raw["proxy"]["halving"] = {}
+    after = sections(config.parse(raw))
+    assert [name for name in before if before[name] != after[name]] == ["study", "search"]
 
 
 def test_schema_and_reference_are_up_to_date() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,23 @@ import pytest
 from tiny_models import card
 
 from understudy.errors import UserError
-from understudy.models.execution import GIB, Hardware, estimate, resolve
+from understudy.models import hardware
+from understudy.models.estimates import (
+    CPU_PACK_TOKENS,
+    HEAD_BYTES,
+    estimate,
+    frozen_bytes,
+    packed_token_bytes,
+    trial_bytes,
+)
+from understudy.models.execution import resolve
+from understudy.models.hardware import GIB, Hardware
 from understudy.settings import ExecutionSettings
-from understudy.trial import ModelCard
+from understudy.trial import ModelCard, Packing
 
-CPU = Hardware()
-H100 = Hardware(gpus=2, memory_bytes=80 * GIB, bfloat16=True)
-V100 = Hardware(gpus=1, memory_bytes=16 * GIB, bfloat16=False)
+CPU = Hardware(host_bytes=16 * GIB, cores=4)
+H100 = Hardware(gpus=2, memory_bytes=80 * GIB, bfloat16=True, host_bytes=256 * GIB, cores=32)
+V100 = Hardware(gpus=1, memory_bytes=16 * GIB, bfloat16=False, host_bytes=64 * GIB, cores=8)
 
 
 def llama(
@@ -50,6 +61,7 @@ def test_on_a_cpu() -> None:
         "micro_batch_size": 32,
         "dtype": "float32",
         "gradient_checkpointing": False,
+        "packing": None,
     }
     assert [note.split(":")[0] for note in made.notes] == ["device", "target.dtype", "target.micro_batch_size"]
 
@@ -92,3 +104,130 @@ def test_the_estimate_is_a_power_of_two_that_follows_what_it_depends_on() -> Non
     assert rows(EIGHT, dtype="float32") <= rows(EIGHT)
     assert rows(EIGHT, memory=1) == 1
     assert rows(SMALL, length=96) == 64
+
+
+def packing(model: ModelCard, machine: Hardware, length: int = 96, **proxy: Any) -> tuple[Packing, list[str]]:
+    made = resolve(settings(proxy=proxy), model.model_copy(update={"role": "proxy"}), length, machine)
+    assert made.resolved.packing is not None
+    notes = [note.removeprefix("proxy.") for note in made.notes if note.startswith(("proxy.pack", "proxy.dense"))]
+    return made.resolved.packing, notes
+
+
+DENSE = "dense weights beside the quantized ones"
+TINY = llama(0.0002, 64, 2, "nf4")
+HALF = llama(0.5, 896, 24, "nf4")
+
+
+def test_the_target_and_a_proxy_without_packs_have_no_packing() -> None:
+    assert resolve(settings(), SMALL, 96, H100).resolved.packing is None
+    off = resolve(settings(proxy={"packed": False}), TINY.model_copy(update={"role": "proxy"}), 96, CPU)
+    assert off.resolved.packing is None
+    assert not any("pack" in note for note in off.notes)
+
+
+def test_packs_on_a_cpu() -> None:
+    found, notes = packing(TINY, CPU)
+    assert found == Packing(trials=64, tokens=CPU_PACK_TOKENS, dense=True)
+    assert [note.split(":")[0] for note in notes] == [
+        DENSE,
+        "pack_tokens",
+        "pack_trials",
+    ]
+    assert "4 jobs of 1 of 4 cores" in notes[2]
+    assert packing(TINY, CPU, length=8192)[0].tokens == 8192
+    assert packing(llama(0.5, 896, 24), CPU)[0].dense is False
+
+
+def on_host(size: float, **proxy: Any) -> Packing:
+    return packing(HALF, Hardware(host_bytes=int(size * GIB), cores=4), **proxy)[0]
+
+
+def test_packs_hold_less_where_there_is_less_memory() -> None:
+    trials = [on_host(size).trials for size in (1, 16, 64, 200, 4000)]
+    assert trials == sorted(trials)
+    assert (trials[0], trials[-1]) == (1, 64)
+    assert all(count & (count - 1) == 0 for count in trials)
+    assert len(set(trials)) >= 3
+    assert on_host(64, threads=4).trials > on_host(64).trials
+    assert on_host(63.5) == on_host(64)
+
+
+@pytest.mark.parametrize("model", [TINY, HALF, llama(3, 2048, 36, "nf4")])
+@pytest.mark.parametrize("machine", [H100, V100])
+def test_packs_on_a_gpu_fit_by_their_own_estimate(model: ModelCard, machine: Hardware) -> None:
+    found, notes = packing(model, machine, length=512)
+    dtype = "bfloat16" if machine.bfloat16 else "float32"
+    dense = model.parameters * (2 if machine.bfloat16 else 4) if found.dense else 0
+    states, tokens = found.trials * trial_bytes(model), found.tokens * packed_token_bytes(model, dtype)
+    taken = frozen_bytes(model, dtype) + dense + HEAD_BYTES + states + tokens
+    usable = 0.8 * machine.memory_bytes
+    assert taken <= usable
+    assert found.tokens == 65_536 or taken + tokens > usable, "twice the tokens would have fitted"
+    assert found.trials == 64 or 4 * states > usable - taken + tokens + states
+    assert 512 <= found.tokens <= 65_536
+    assert any("MiB per token" in note for note in notes)
+
+
+def test_a_base_that_does_not_fit_gets_the_least() -> None:
+    found, _ = packing(EIGHT, V100, length=500)
+    assert found == Packing(trials=1, tokens=500, dense=False)
+
+
+def test_dense_weights_are_held_where_they_are_small() -> None:
+    assert packing(TINY, H100)[0].dense
+    assert packing(HALF, H100)[0].dense
+    assert not packing(llama(3, 2048, 36, "nf4"), H100)[0].dense
+    assert not packing(HALF, CPU)[0].dense
+    assert not packing(llama(0.0002, 64, 2), H100)[0].dense
+
+
+def test_what_is_given_for_packs_is_kept() -> None:
+    found, notes = packing(TINY, H100, pack_trials=5, pack_tokens=700)
+    assert (found.trials, found.tokens) == (5, 700)
+    assert [note.split(":")[0] for note in notes] == [DENSE]
+    assert on_host(128, pack_tokens=8000).trials < on_host(128, pack_tokens=100).trials
+
+
+def test_an_adapter_of_rank_64_is_no_larger_than_estimated() -> None:
+    """Against PEFT, on a real Llama of a usual shape."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = LlamaConfig(
+        hidden_size=64, intermediate_size=224, num_hidden_layers=2, num_attention_heads=4, vocab_size=300
+    )
+    with torch.device("meta"), warnings.catch_warnings(action="ignore"):  # peft reads what transformers deprecates
+        model = get_peft_model(LlamaForCausalLM(shape), LoraConfig(r=64, target_modules="all-linear"))
+    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    estimated = trial_bytes(llama(0.0002, 64, 2)) / 16
+    assert trained <= estimated <= 1.3 * trained
+
+
+def group_files(folder: Path, monkeypatch: pytest.MonkeyPatch, own: str, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        (folder / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "groups" / name).write_text(text + "\n")
+    (folder / "own").write_text(own)
+    monkeypatch.setattr(hardware, "CGROUPS", folder / "groups")
+    monkeypatch.setattr(hardware, "OWN_GROUPS", folder / "own")
+
+
+def test_a_control_groups_limits_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware.os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
+    new = {"job/step/memory.max": "max", "job/memory.max": str(GIB), "job/step/cpu.max": "150000 100000"}
+    group_files(tmp_path / "2", monkeypatch, "0::/job/step\n", new)
+    found = hardware.detect("cpu")
+    assert (found.gpus, found.host_bytes, found.cores) == (0, GIB, 2)
+    old = {"memory/a/memory.limit_in_bytes": str(2 * GIB), "memory/memory.limit_in_bytes": str(2**62)}
+    old |= {"cpu,cpuacct/a/other": "", "cpu/a/cpu.cfs_quota_us": "300000", "cpu/a/cpu.cfs_period_us": "100000"}
+    group_files(tmp_path / "1", monkeypatch, "5:memory:/a\n4:cpu,cpuacct:/a\n", old)
+    assert (hardware.host_bytes(), hardware.cores()) == (2 * GIB, 3)
+
+
+def test_without_limits_the_machine_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    group_files(tmp_path, monkeypatch, "0::/\n", {})
+    machine = hardware.os.sysconf("SC_PHYS_PAGES") * hardware.os.sysconf("SC_PAGE_SIZE")
+    assert hardware.host_bytes() == machine
+    monkeypatch.setattr(hardware, "OWN_GROUPS", tmp_path / "none")
+    assert (hardware.host_bytes(), hardware.cores() >= 1) == (machine, True)

@@ -19,12 +19,18 @@ from understudy.graph import known_defaults, proxy_packs
 from understudy.hyperparameters import HYPERPARAMETERS
 from understudy.search.defaults import known_good, learning_rate_rule
 from understudy.search.grid import grid_points, grid_size
-from understudy.search.planning import plan_echo, plan_pack
+from understudy.search.planning import plan_echo
 from understudy.search.scaling import scale_rules, to_proxy, to_target
 from understudy.search.sequences import sobol, uniform
 from understudy.search.values import rounded
 from understudy.space import Choices, Range
-from understudy.trial import Pack, derive_seed, search_seed
+from understudy.trial import Execution, Pack, TrialSpec, derive_seed, search_seed
+
+
+def steps(spec: TrialSpec) -> float:
+    """Optimizer steps, up to a factor."""
+    return float(spec.hyperparameters["num_train_epochs"]) / int(spec.hyperparameters["batch_size"])
+
 
 LINE: dict[str, Range | Choices] = {
     name: Range(low=0.0, high=1.0) for name in ("weight_decay", "warmup_ratio", "lora_dropout")
@@ -64,8 +70,8 @@ def test_uniform_covers_the_space_evenly() -> None:
 def test_packs_are_slices_of_one_list() -> None:
     settings = made.section(made.config(), "search")
     for origin, count in (("random", 9), ("sobol", 9), ("grid", 8), ("default", 3)):
-        whole = plan_pack(settings, made.PROXY, f"{origin}-000", 0, count).specs
-        part = plan_pack(settings, made.PROXY, f"{origin}-001", 2, count - 2).specs
+        whole = made.planned(settings, origin, 0, count).specs
+        part = made.planned(settings, origin, 2, count - 2).specs
         assert part == whole[2:]
         assert {spec.seed for spec in whole} == {search_seed(settings.seed)}
         assert {spec.origin for spec in whole} == {origin}
@@ -74,16 +80,13 @@ def test_packs_are_slices_of_one_list() -> None:
 
 def test_ids_count_per_origin() -> None:
     settings = made.section(made.config(), "search")
-    ids = [
-        plan_pack(settings, made.PROXY, f"{origin}-000", 1, 1).specs[0].id
-        for origin in ("random", "sobol", "grid", "default")
-    ]
+    ids = [made.planned(settings, origin, 1, 1).specs[0].id for origin in ("random", "sobol", "grid", "default")]
     assert ids == ["r0001", "q0001", "g0001", "d01"]
 
 
 def test_whole_numbers_survive_the_settings_file() -> None:
     settings = made.section(made.config(space__lora_r={"low": 4, "high": 64, "log": True}), "search")
-    ranks = [spec.hyperparameters["lora_r"] for spec in plan_pack(settings, made.PROXY, "random-000", 0, 20).specs]
+    ranks = [spec.hyperparameters["lora_r"] for spec in made.planned(settings, "random", 0, 20).specs]
     assert all(type(rank) is int for rank in ranks)
     assert len(set(ranks)) > 8
 
@@ -94,23 +97,23 @@ def test_the_grid_is_the_product_of_its_axes() -> None:
     assert [tuple(point.values()) for point in points] == list(itertools.product([1e-3, 3e-3, 1e-2, 3e-2], [4, 32]))
     assert grid_size(study.proxy.grid) == len(points) == 8
     assert (grid_size({}), grid_points({})) == (0, [])
-    specs = plan_pack(made.section(study, "search"), made.PROXY, "grid-000", 0, 8).specs
+    specs = made.planned(made.section(study, "search"), "grid", 0, 8).specs
     assert specs[3].hyperparameters["learning_rate"] == 3e-3
     assert specs[3].hyperparameters["lora_alpha"] == study.defaults["lora_alpha"]
 
 
 def test_what_the_grid_leaves_out_is_the_known_default() -> None:
     study = made.config(proxy__grid={"lora_r": [4, 8]})
-    specs = plan_pack(made.section(study, "search"), made.PROXY, "grid-000", 0, 2).specs
+    specs = made.planned(made.section(study, "search"), "grid", 0, 2).specs
     assert {spec.hyperparameters["learning_rate"] for spec in specs} == {learning_rate_rule(64, "llama", "lora")}
 
 
 def test_too_many_trials_and_unknown_origins_are_refused() -> None:
     settings = made.section(made.config(), "search")
     with pytest.raises(UserError, match="only 3 of them"):
-        plan_pack(settings, made.PROXY, "grid-000", 5, 8)
+        made.planned(settings, "grid", 5, 8)
     with pytest.raises(UserError, match="valid are random, sobol"):
-        plan_pack(settings, made.PROXY, "sobel-000", 0, 8)
+        made.planned(settings, "sobel", 0, 8)
 
 
 def test_the_published_rule() -> None:
@@ -139,10 +142,10 @@ def test_a_rate_that_is_not_searched_has_no_fixed_rates(defaults: dict[str, floa
     assert only.hyperparameters["learning_rate"] == defaults.get("learning_rate", 7e-3)
     assert only.hyperparameters["lora_r"] == study.defaults["lora_r"]
     assert proxy_packs(study)["default-000"].count == known_defaults(study) == 1
-    specs = plan_pack(made.section(study, "search"), made.PROXY, "default-000", 0, 1).specs
+    specs = made.planned(made.section(study, "search"), "default", 0, 1).specs
     assert [spec.id for spec in specs] == ["d00"]
     with pytest.raises(UserError, match="only 1 of them"):
-        plan_pack(made.section(study, "search"), made.PROXY, "default-000", 0, 2)
+        made.planned(made.section(study, "search"), "default", 0, 2)
 
 
 def test_the_highest_rank_goes_with_the_fixed_rates() -> None:
@@ -176,7 +179,8 @@ def test_an_echo_is_the_proxy_trial_that_a_start_came_from(method: str, tmp_path
     study = made.config(target__method=method)
     regions, starts = made.transferred(study)
     proposals = [made.next_proposal(study, tmp_path, n, regions, starts) for n in range(5)]
-    pack = plan_echo(made.section(study, "search"), made.PROXY, regions.scale, "echo-000", proposals[::-1])
+    settings = made.section(study, "search")
+    pack = plan_echo(settings, made.PROXY, made.EXECUTION, regions.scale, "echo-000", proposals[::-1])
     originals = {record.spec.id: record.spec for record in made.proxy_records(study)}
     assert [spec.id for spec in pack.specs] == [f"e{n:04d}" for n in range(5)]
     compared = 0
@@ -206,7 +210,7 @@ def test_what_is_not_searched_is_each_models_default(method: str, defaults: dict
     proposals = [read_model(tmp_path / f"{n:04d}" / "proposal.json", Proposal) for n in range(9)]
     assert {p.kind for p in proposals} >= {"start", "guided"}
     assert {p.spec.hyperparameters["learning_rate"] for p in proposals} == {starts.default["learning_rate"]}
-    pack = plan_echo(made.section(study, "search"), made.PROXY, regions.scale, "echo-000", proposals)
+    pack = plan_echo(made.section(study, "search"), made.PROXY, made.EXECUTION, regions.scale, "echo-000", proposals)
     assert {spec.hyperparameters["learning_rate"] for spec in pack.specs} == {on_proxy}
 
 
@@ -215,13 +219,18 @@ def test_the_commands_write_packs(tmp_path: Path) -> None:
     regions, starts = made.transferred(study)
     write_json(tmp_path / "search.json", made.section(study, "search"))
     write_json(tmp_path / "model.json", made.PROXY)
+    write_json(tmp_path / "execution.json", Execution(role="proxy", resolved=made.EXECUTION))
     write_json(tmp_path / "regions.json", regions)
     write_json(tmp_path / "p0.json", made.next_proposal(study, tmp_path, 0, regions, starts))
     common = ["--settings", str(tmp_path / "search.json"), "--model", str(tmp_path / "model.json")]
+    common += ["--execution", str(tmp_path / "execution.json")]
     output = tmp_path / "specs.json"
-    words = ["plan-pack", *common, "--pack", "random-001", "--first", "4", "--count", "2", "--output", str(output)]
+    words = ["plan-pack", *common, "--pack", "random-001", "--output", str(output)]
+    words += ["--first", "0", "--block", "6", "--index", "1", "--size", "4"]
     assert main(words) == 0
-    assert [spec.id for spec in read_model(output, Pack).specs] == ["r0004", "r0005"]
+    block = made.planned(made.section(study, "search"), "random", 0, 6).specs
+    shortest = sorted(block, key=lambda spec: (steps(spec), -int(spec.id[1:])))[:2]
+    assert list(read_model(output, Pack).specs) == sorted(shortest, key=lambda spec: spec.id)
     words = ["plan-echo", *common, "--regions", str(tmp_path / "regions.json"), "--pack", "echo-000", "--proposals"]
     assert main([*words, str(tmp_path / "p0.json"), "--output", str(output)]) == 0
     assert [spec.id for spec in read_model(output, Pack).specs] == ["e0000"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,13 @@ from understudy.search.clusters import embed, group
 from understudy.search.defaults import learning_rate_rule
 from understudy.search.evidence import locate
 from understudy.search.guidance import inside, outside
-from understudy.search.importance import importance_table
-from understudy.search.planning import plan_echo, plan_pack
+from understudy.search.importance import importance_table, standings
+from understudy.search.planning import plan_echo
 from understudy.search.scaling import scale_rules, scaled
 from understudy.search.transfer import SAME_RATE, transfer
 from understudy.space import Choices, Range
 from understudy.summary.tables import trials_frame
-from understudy.trial import TrialSpec
+from understudy.trial import TrialRecord, TrialSpec
 
 
 def two_bowls(spec: TrialSpec) -> float:
@@ -58,12 +59,109 @@ def test_importance_of_a_choice_without_an_order() -> None:
     assert importance_table(frame, study.space, 1).row(0)[0] == "lr_scheduler_type"
 
 
+def test_layers_and_attention_dropout_are_searched_like_everything_else() -> None:
+    """The proxy prefers two layers; importance, regions and starts say so, in the one spelling."""
+    modules = ["all-linear", ["v_proj", "q_proj"], "down_proj"]
+    study = made.config(
+        space__lora_target_modules=modules, space__attention_dropout={"low": 0.0, "high": 0.3}, proxy__sobol=40
+    )
+
+    def loss(spec: TrialSpec) -> float:
+        values = spec.hyperparameters
+        return 2 + float(values["lora_target_modules"] != "q_proj,v_proj") + 2 * float(values["attention_dropout"])
+
+    frame = trials_frame(made.proxy_records(study, loss))
+    assert set(frame["lora_target_modules"]) == {"all-linear", "down_proj", "q_proj,v_proj"}
+    table = importance_table(frame, study.space, 1)
+    assert table["parameter"].head(2).to_list() == ["lora_target_modules", "attention_dropout"]
+    regions, starts = made.transferred(study, loss)
+    assert all(region.boxes["lora_target_modules"].choices == ("q_proj,v_proj",) for region in regions.regions)
+    assert regions.space["lora_target_modules"] == study.space["lora_target_modules"]
+    assert "q_proj,v_proj" in {start.hyperparameters["lora_target_modules"] for start in starts.starts}
+    full = made.config(space__lora_target_modules=modules, target__method="full")
+    assert "lora_target_modules" not in made.transferred(full)[0].space
+
+
 def test_diverged_trials_enter_the_importance_as_the_worst() -> None:
     """With equal losses everywhere, only which trials diverged can say that the learning rate matters."""
     study = made.config()
     frame = trials_frame(made.proxy_records(study, lambda _: 2.0))
     assert frame.filter(pl.col("status") == "diverged").height >= 3
     assert importance_table(frame, study.space, 1)["parameter"][0] == "learning_rate"
+
+
+def halved(records: list[TrialRecord], share: float = 0.2, excess: float = 0.3) -> list[TrialRecord]:
+    """What halving leaves of a stage: all but the best of the searched trials are stopped, at a higher loss."""
+    ranked = sorted(
+        (r for r in records if r.spec.origin != "default" and r.result.objective is not None),
+        key=lambda r: (r.result.objective, r.spec.id),
+    )
+    stopped = {r.spec.id for r in ranked[math.ceil(share * len(ranked)) :]}
+    return [made.stopped(r, excess) if r.spec.id in stopped else r for r in records]
+
+
+def test_stopped_trials_enter_the_importance_by_their_last_loss() -> None:
+    """What ran in full says too little; with the others' last losses the importance is as without halving."""
+    study = made.config()
+    whole = trials_frame(made.proxy_records(study))
+    frame = trials_frame(halved(made.proxy_records(study), share=0.15))
+    assert frame.filter(pl.col("status") == "stopped").height > 25
+    found, expected = (dict(importance_table(table, study.space, 1).rows()) for table in (frame, whole))
+    assert found["learning_rate"] == pytest.approx(expected["learning_rate"], abs=0.1)
+    assert list(found)[:2] == list(expected)[:2]
+
+
+def test_the_standing_of_a_trial() -> None:
+    rows = pl.DataFrame(
+        {
+            "status": ["complete", "stopped", "diverged", "complete", "stopped", "out_of_memory", "stopped"],
+            "objective": [2.0, None, None, 3.0, None, None, None],
+            "last_eval_loss": [2.0, 2.5, 9.0, 3.0, 2.5, None, None],
+        }
+    )
+    assert standings(rows) == [1.0, 2.5, 6.5, 4.0, 2.5, 6.5, 5.0]
+
+
+def test_halving_leaves_the_top_and_the_regions_as_they_are() -> None:
+    study = made.config()
+    settings, records = made.section(study, "transfer"), made.proxy_records(study)
+    whole, starts = transfer(settings, trials_frame(records), made.PROXY, made.TARGET)
+    kept = transfer(settings, trials_frame(halved(records, share=0.4)), made.PROXY, made.TARGET)
+    assert kept[0].stopped > 15
+    assert (kept[0].trials, kept[0].complete + kept[0].stopped) == (whole.trials, whole.complete)
+    assert (kept[0].top, kept[0].threshold) == (whole.top, whole.threshold)
+    assert [region.trials for region in kept[0].regions] == [region.trials for region in whole.regions]
+    assert [region.boxes.keys() for region in kept[0].regions] == [region.boxes.keys() for region in whole.regions]
+    assert kept[1].starts[0] == starts.starts[0]
+    distances = [re.findall(r"(?:distance|variation) [\d.]+", found.model_dump_json()) for found in (whole, kept[0])]
+    assert distances[0] == distances[1] != [], "the stopped trials are among the others"
+
+
+def test_only_trials_that_ran_in_full_are_top_and_bad_ones_are_not_though_they_did() -> None:
+    """What was never halved, such as a default, isn't among the best only because it has a final loss."""
+    study = made.config(transfer__top_fraction=0.5)
+    records = made.proxy_records(study, lambda spec: 9.0 if spec.origin == "default" else made.bowl(spec))
+    regions, starts = transfer(made.section(study, "transfer"), trials_frame(halved(records)), made.PROXY, made.TARGET)
+    named = {trial for region in regions.regions for trial in region.trials}
+    complete = {r.spec.id for r in halved(records) if r.result.status == "complete"}
+    assert named == complete - {"d00", "d01", "d02"}
+    assert regions.top == len(named) < regions.complete < 0.5 * regions.trials
+    rates = [start.hyperparameters["learning_rate"] for start in starts.starts]
+    assert rates.index(3e-4) >= len(starts.starts) - 2, "worse than the median of all, so a fixed rate comes last"
+
+
+def test_a_fixed_rate_is_compared_with_the_stopped_trials_too() -> None:
+    """Worse than half of the few that went on, but better than half of all: no reason to come last."""
+    study = made.config()
+    records = made.proxy_records(study)
+    searched = [r for r in halved(records) if r.spec.origin != "default"]
+    fair = max(r.result.objective for r in searched if r.result.objective is not None) + 0.01
+    records = made.proxy_records(study, lambda spec: fair if spec.origin == "default" else made.bowl(spec))
+    kept = halved(records)
+    assert sum(r.result.status == "stopped" for r in kept) > len(kept) / 2
+    _, starts = transfer(made.section(study, "transfer"), trials_frame(kept), made.PROXY, made.TARGET)
+    rates = [start.hyperparameters["learning_rate"] for start in starts.starts]
+    assert rates.index(3e-4) < len(starts.starts) - 2
 
 
 def test_importance_is_empty_where_nothing_can_be_said() -> None:
@@ -221,8 +319,9 @@ def check_the_default_is_its_counterparts_image(proxy: int, target: int, study: 
         near = [rate for rate in rates.choices if float(rate) == pytest.approx(rule, rel=1e-4)]
         assert near == [starts.default["learning_rate"]]
     proposal = made.next_proposal(study, Path(), 0, regions, starts)
-    (echo,) = plan_echo(made.section(study, "search"), cards[0], regions.scale, "echo-000", [proposal]).specs
-    (own,) = plan_pack(made.section(study, "search"), cards[0], "default-000", 0, 1).specs
+    settings = made.section(study, "search")
+    (echo,) = plan_echo(settings, cards[0], made.EXECUTION, regions.scale, "echo-000", [proposal]).specs
+    (own,) = made.planned(settings, "default", 0, 1, cards[0]).specs
     shared = proposal.spec.hyperparameters
     assert {name: echo.hyperparameters[name] for name in shared} == {n: own.hyperparameters[n] for n in shared}
 

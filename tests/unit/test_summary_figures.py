@@ -10,6 +10,7 @@ import pytest
 import synthetic_study
 from matplotlib.figure import Figure
 
+from understudy.space import Choices
 from understudy.summary import derived, figures, panels, style
 from understudy.summary.tables import costs_frame, curves_frame, trials_frame
 from understudy.trial import TrialRecord
@@ -113,6 +114,27 @@ def test_regions_are_shaded_where_they_are(study: synthetic_study.Study) -> None
     assert spans == [pytest.approx(box) for box in boxes]
     choices = next(a for a in all_figures(study, study.records, IMPORTANCE)["slices"].axes if a.get_title() == "lora_r")
     assert [patch.get_x() for patch in choices.patches] == [-0.5, 0.5, -0.5, 0.5, 1.5]
+
+
+def test_layers_stand_below_each_other_under_their_panel(study: synthetic_study.Study) -> None:
+    names = ("all-linear", "down_proj,q_proj")
+    records = [
+        r.model_copy(
+            update={
+                "spec": r.spec.model_copy(
+                    update={"hyperparameters": {**r.spec.hyperparameters, "lora_target_modules": names[i % 2]}}
+                )
+            }
+        )
+        for i, r in enumerate(study.records)
+    ]
+    space = {"lora_target_modules": Choices(choices=names)}
+    drawn = panels.slices(
+        trials_frame(records), study.regions.model_copy(update={"space": space, "regions": ()}), list(space)
+    )
+    axes = next(axes for axes in drawn.axes if axes.get_title() == "lora_target_modules")
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["all-linear", "down_proj\nq_proj"]
+    assert sum(len(points.get_offsets()) for points in axes.collections) > 20
 
 
 @pytest.mark.parametrize(("flops", "unit"), [(0, "FLOP"), (950, "FLOP"), (2.9e12, "TFLOP"), (1e21, "ZFLOP")])

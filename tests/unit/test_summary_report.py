@@ -171,6 +171,26 @@ def test_a_target_stage_without_a_loss_is_reported(study: synthetic_study.Study,
     assert "18 diverged" in paths.headline.read_text(encoding="utf-8")
 
 
+def test_stopped_proxy_trials_are_named_and_are_no_failures(study: synthetic_study.Study, tmp_path: Path) -> None:
+    """Their losses aren't in the figures, their cost is in the table, and no number of the winner's changes."""
+    lost = {"status": "stopped", "objective": None, "metrics": {}}
+    halved = [r.spec.origin in ("random", "sobol") and r.result.status == "complete" for r in study.proxy]
+    proxy = [
+        r.model_copy(update={"result": r.result.model_copy(update=lost)}) if stop else r
+        for r, stop in zip(study.proxy, halved, strict=True)
+    ]
+    regions = study.regions.model_copy(update={"stopped": sum(halved), "complete": 12})
+    paths = rewritten(dataclasses.replace(study, proxy=proxy, regions=regions), tmp_path)
+    headline, report = (path.read_text(encoding="utf-8") for path in (paths.headline, paths.report))
+    assert sum(halved) > 30
+    assert f"trials complete, {sum(halved)} stopped early" in headline
+    assert f"{sum(halved)} were stopped early by halving, 12 have a final loss" in report
+    assert "of those that ran in full" in report
+    costs = pl.read_csv(paths.table("cost_per_stage", "csv"))
+    assert costs.filter(pl.col("stage") == "proxy")["trials"].item() == sum(r.spec.origin != "echo" for r in proxy)
+    assert pl.read_csv(paths.table("importance", "csv"))["stage"].unique().sort().to_list() == ["proxy", "target"]
+
+
 def test_the_best_config_loads(study: synthetic_study.Study, paths: StudyPaths) -> None:
     document = yaml.safe_load(paths.best_config.read_text(encoding="utf-8"))
     assert document["hyperparameters"] == study.winner.hyperparameters
@@ -242,7 +262,7 @@ def test_batches_are_split_exactly(
 
 def test_transformers_and_peft_take_the_export(best: export.Best, tmp_path: Path) -> None:
     from peft import LoraConfig
-    from transformers import TrainingArguments
+    from transformers import AutoConfig, GPT2Config, LlamaConfig, TrainingArguments
 
     exported = export.transformers_arguments(best)
     values = best.winner.hyperparameters
@@ -251,6 +271,11 @@ def test_transformers_and_peft_take_the_export(best: export.Best, tmp_path: Path
     assert arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps == values["batch_size"]
     assert arguments.get_warmup_steps(1000) == pytest.approx(1000 * float(values["warmup_ratio"]), abs=1)
     assert arguments.lr_scheduler_type.value == values["lr_scheduler_type"]
+    for kind in (LlamaConfig, GPT2Config):
+        kind().save_pretrained(tmp_path)
+        AutoConfig.from_pretrained(tmp_path, **exported["auto_config"])  # taken, or without a word left alone
+    LlamaConfig(attention_dropout=0.1).save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path, **exported["auto_config"]).attention_dropout == 0.0
     adapter = LoraConfig(**exported["lora_config"])
     assert (adapter.r, adapter.lora_alpha, adapter.use_rslora) == (values["lora_r"], values["lora_alpha"], False)
 
@@ -268,6 +293,31 @@ def test_exports_follow_quantization_revision_and_method(best: export.Best) -> N
     assert export.llamafactory(full)["finetuning_type"] == "full"
     assert "lora_config" not in export.transformers_arguments(full)
     assert export.best_document(full)["checkpoint"] == "weights"
+
+
+def test_layers_and_attention_dropout_are_written_as_each_program_wants_them(
+    best: export.Best, study: synthetic_study.Study, tmp_path: Path
+) -> None:
+    exported = export.axolotl(best), export.llamafactory(best), export.transformers_arguments(best)
+    assert exported[0]["lora_target_linear"]
+    assert exported[1]["lora_target"] == "all"
+    assert exported[2]["lora_config"]["target_modules"] == "all-linear"
+    values = {**best.winner.hyperparameters, "lora_target_modules": "q_proj,v_proj", "attention_dropout": 0.1}
+    odd = dataclasses.replace(study, winner=study.winner.model_copy(update={"hyperparameters": values}))
+    folder = rewritten(odd, tmp_path).best_config.parent
+    axolotl, factory, best_config = (
+        yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8"))
+        for name in ("axolotl", "llamafactory", "config")
+    )
+    assert "lora_target_linear" not in axolotl
+    assert axolotl["lora_target_modules"] == ["q_proj", "v_proj"]
+    assert axolotl["overrides_of_model_config"] == {"attention_dropout": 0.1}
+    assert factory["lora_target"] == "q_proj,v_proj"
+    assert "the study had 0.1" in (folder / "llamafactory.yaml").read_text(encoding="utf-8")
+    assert best_config["hyperparameters"]["lora_target_modules"] == "q_proj,v_proj"
+    arguments = json.loads((folder / "transformers.json").read_text())
+    assert arguments["lora_config"]["target_modules"] == ["q_proj", "v_proj"]
+    assert arguments["auto_config"] == {"attention_dropout": 0.1}
 
 
 def test_a_fractional_alpha_is_rounded_and_said(

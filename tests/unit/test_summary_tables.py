@@ -86,6 +86,16 @@ def test_only_complete_trials_have_an_objective_and_missing_values_are_null(stud
     assert row["metric_bits_per_byte"] is None
 
 
+def test_a_stopped_trial_keeps_its_curve_and_its_last_loss(study: synthetic_study.Study) -> None:
+    points = study.targets[0].result.curve[:2]
+    lost = changed(study.targets[0], status="stopped", objective=None, metrics={}, curve=points)
+    bare = changed(study.targets[1], status="stopped", objective=None, metrics={}, curve=())
+    rows = trials_frame([lost, bare, *study.targets[2:]]).select("objective", "last_eval_loss").rows()
+    assert rows[:2] == [(None, points[1].eval_loss), (None, None)]
+    assert rows[2] == (study.targets[2].result.objective, study.targets[2].result.curve[-1].eval_loss)
+    assert curves_frame([lost])["eval_loss"].to_list() == [point.eval_loss for point in points]
+
+
 def test_an_empty_study_has_typed_tables() -> None:
     assert trials_frame([]).schema["parents"] == pl.List(pl.String)
     assert len(curves_frame([])) == len(costs_frame([])) == len(provenance_frame([])) == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 import subprocess
@@ -60,7 +59,7 @@ def test_a_trial_in_a_pack_is_the_trial_alone(tmp_path: Path, quantization: Quan
     engine = Engine(job)
     packed = [engine.train(spec) for spec in specs]
     assert [record.result.status for record in packed] == ["complete", "diverged", "complete"]
-    assert weights(engine._frozen_base) == before
+    assert weights(engine.frozen_base) == before
     assert numbers(Engine(job).train(specs[2])) == numbers(packed[2])
 
 
@@ -136,7 +135,7 @@ def test_a_result_says_what_it_took(tmp_path: Path) -> None:
     # one byte is one token, and the end of the completion one more
     bytes_per_token = 1 - 16 / evaluated_completion_tokens(job)
     assert result.metrics["eval_loss"] / result.metrics["eval_nats_per_byte"] == pytest.approx(bytes_per_token)
-    evaluated = 2 * sum(len(example.input_ids) for example in Engine(job)._examples.validation)
+    evaluated = 2 * sum(len(example.input_ids) for example in Engine(job).examples.validation)
     flops = job.inputs.model.parameters * (4 * result.cost.tokens + 2 * evaluated)
     assert result.cost.flops == pytest.approx(flops)
     assert result.cost.wall_seconds > 0
@@ -146,7 +145,7 @@ def test_a_result_says_what_it_took(tmp_path: Path) -> None:
 
 
 def evaluated_completion_tokens(job: Job) -> int:
-    return sum(len(e.input_ids) - e.completion_start for e in Engine(job)._examples.validation)
+    return sum(len(e.input_ids) - e.completion_start for e in Engine(job).examples.validation)
 
 
 @pytest.mark.parametrize("when", ["training", "evaluation"])
@@ -234,7 +233,7 @@ def test_a_fully_tuned_finalist_loads_with_transformers(tmp_path: Path) -> None:
 
 
 def validation_loss(model: Any, engine: Engine) -> float:
-    examples = engine._examples
+    examples = engine.examples
     losses, tokens = completion_losses(model, examples.validation, examples.pad_token_id, engine.execution)
     return sum(losses) / sum(tokens)
 
@@ -250,10 +249,8 @@ def test_bfloat16_learns_about_the_same(tmp_path: Path, quantization: Quantizati
 
 def test_unknown_target_modules_are_the_users_mistake(tmp_path: Path) -> None:
     job = make_job(tmp_path)
-    settings = job.inputs.training.model_copy(update={"target_modules": ("query",)})
-    wrong = dataclasses.replace(job, inputs=job.inputs.model_copy(update={"training": settings}))
-    with pytest.raises(ConfigError, match=r"none of .'query'.; its layers with weights are .*q_proj"):
-        Engine(wrong).train(make_spec())
+    with pytest.raises(ConfigError, match=r"lora_target_modules: .* named query; its linear layers are .*q_proj"):
+        Engine(job).train(make_spec(lora_target_modules="q_proj,query"))
 
 
 def test_only_finalists_keep_weights(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ EVERYTHING = {
 def run(spec: TrialSpec, evaluations: int = 9, base: Any = None, **changes: Any) -> History:
     """Train on a fresh tiny model and return what happened."""
     settings, history = TrainingSettings(evaluations=evaluations), History()
-    with trainable(base or tiny_llama(), spec, settings, execution(**changes)) as model:
+    with trainable(base or tiny_llama(), spec, execution(**changes)) as model:
         train(model, spec, EXAMPLES, execution(**changes), settings, Ranks(), history)
     return history
 
@@ -176,16 +176,28 @@ def count_calls(module: nn.Module) -> list[int]:
         ("adam_beta2", 0.5),
         ("adam_epsilon", 1e-2),
         ("label_smoothing_factor", 0.0),
+        ("attention_dropout", 0.3),
         ("lora_r", 5),
         ("lora_alpha", 9.0),
         ("lora_dropout", 0.3),
         ("use_rslora", True),
+        ("lora_target_modules", "q_proj,v_proj"),
     ],
 )
 def test_every_hyperparameter_matters(name: str, value: Any) -> None:
     spec = make_spec(**EVERYTHING)
     changed = spec.model_copy(update={"hyperparameters": {**spec.hyperparameters, name: value}})
     assert losses(run(changed, evaluations=1)) != pytest.approx(losses(run(spec, evaluations=1)), rel=1e-5)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_attention_dropout_is_the_hyperparameters_and_not_the_checkpoints(method: Any) -> None:
+    values = {**EVERYTHING, "learning_rate": 2e-3}
+    without, some = (make_spec(method=method, **values, attention_dropout=rate) for rate in (0.0, 0.3))
+    plain, dropped = losses(run(without)), losses(run(some))
+    assert losses(run(without, base=tiny_llama(attention_dropout=0.1))) == plain
+    assert losses(run(some, base=tiny_llama(attention_dropout=0.1))) == dropped
+    assert dropped != pytest.approx(plain, rel=1e-4)
 
 
 @pytest.mark.parametrize("changes", [{"num_train_epochs": 1}, {"fidelity": 0.5}])
@@ -247,7 +259,7 @@ def test_an_infinite_rate_diverges_at_once_and_keeps_the_finite_curve() -> None:
         TrainingSettings(evaluations=13),
     )
     with (
-        trainable(tiny_llama(), spec, settings, execution()) as model,
+        trainable(tiny_llama(), spec, execution()) as model,
         pytest.raises(DivergedError, match=r"in step|after step"),
     ):
         train(model, spec, EXAMPLES, execution(), settings, Ranks(), history)

@@ -15,7 +15,6 @@ from training_study import make_spec, tiny_llama
 from transformers import TrainingArguments, get_scheduler
 
 from understudy.hyperparameters import HYPERPARAMETERS, SCHEDULES
-from understudy.settings import TrainingSettings
 from understudy.train.adapters import lora_config
 from understudy.train.gradients import Gradients
 from understudy.train.optimizer import LIBRARY_NAMES, arguments_for, make_optimizer, make_schedule, warmup_steps
@@ -47,11 +46,11 @@ def test_arguments_carry_every_value() -> None:
 
 
 def test_lora_config_carries_every_value() -> None:
-    spec = make_spec(lora_r=6, lora_alpha=12.5, lora_dropout=0.3, use_rslora=True)
-    config = lora_config(spec.hyperparameters, TrainingSettings(target_modules=("q_proj", "v_proj")))
+    spec = make_spec(lora_r=6, lora_alpha=12.5, lora_dropout=0.3, use_rslora=True, lora_target_modules="v_proj, q_proj")
+    config = lora_config(spec.hyperparameters)
     assert (config.r, config.lora_alpha, config.lora_dropout, config.use_rslora) == (6, 12.5, 0.3, True)
     assert config.target_modules == {"q_proj", "v_proj"}
-    assert lora_config(spec.hyperparameters, TrainingSettings()).target_modules == "all-linear"
+    assert lora_config(make_spec().hyperparameters).target_modules == "all-linear"
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.03, 0.1, 0.30000000000000004, 0.999])

@@ -42,6 +42,7 @@ def execution(**changes: Any) -> ResolvedExecution:
         "micro_batch_size": 64,
         "dtype": "float32",
         "gradient_checkpointing": False,
+        "packing": {"trials": 8, "tokens": 2048, "dense": True},
     }
     return ResolvedExecution.model_validate({**plain, **changes})
 

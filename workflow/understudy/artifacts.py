@@ -54,6 +54,7 @@ class Regions(_Frozen):
     format_version: Literal[1] = FORMAT_VERSION
     trials: int = Field(description="proxy trials seen")
     complete: int = Field(description="of them with an objective")
+    stopped: int = Field(default=0, description="of them stopped by halving")
     top: int = Field(description="of them counted as top")
     threshold: float = Field(description="largest objective among the top trials")
     median_objective: float

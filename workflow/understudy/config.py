@@ -24,6 +24,11 @@ from understudy.settings import (
 )
 from understudy.space import Parameter, Range
 
+MOVED = {
+    "training.target_modules": "is a hyperparameter now; write `lora_target_modules` under `defaults`, or search it in "
+    "`space`"
+}
+
 
 class StudyConfig(Section):
     """A whole study."""
@@ -61,6 +66,26 @@ class StudyConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _packs_fit(self) -> StudyConfig:
+        how, halving = self.execution.proxy, self.proxy.halving
+        if halving is not None and not how.packed:
+            raise ValueError(
+                "`proxy.halving` compares trials that train at the same time, but `execution.proxy.packed` is false; "
+                "leave one of the two out"
+            )
+        if halving is not None and how.gradient_checkpointing:
+            raise ValueError(
+                "`proxy.halving` compares trials that train at the same time, but with "
+                "`execution.proxy.gradient_checkpointing` they train one after the other; leave one of the two out"
+            )
+        if how.pack_tokens != "auto" and how.pack_tokens < self.data.max_length:
+            raise ValueError(
+                f"`execution.proxy.pack_tokens` must hold an example, which has up to {self.data.max_length} tokens "
+                f"(`data.max_length`), but got {how.pack_tokens}"
+            )
+        return self
+
 
 def parse(raw: Any, source: str = "the config") -> StudyConfig:
     """Validate a config that is already a mapping; raise `ConfigError` with all problems at once."""
@@ -82,6 +107,9 @@ def schema() -> dict[str, Any]:
     made["title"] = "understudy study"
     made["$defs"]["Range"]["properties"].pop("integer")
     values = made["$defs"]["Choices"]["properties"]["choices"]
+    grid = made["$defs"]["ProxySettings"]["properties"]["grid"]["additionalProperties"]
+    for value in (values["items"], grid["items"], made["properties"]["defaults"]["additionalProperties"]):
+        value["anyOf"].append({"type": "array", "items": {"type": "string"}, "minItems": 1})  # names of layers
     made["properties"]["space"]["additionalProperties"]["oneOf"].append({**values, "title": "Choices, in short"})
     return made
 
@@ -139,7 +167,7 @@ def _coerced(path: str, name: str, value: Any, problems: dict[str, str]) -> Any:
         return HYPERPARAMETERS[name].coerce(value)
     except ValueError as error:
         problems[path] = str(error)
-        return value
+        return value if isinstance(value, str | int | float) else str(value)  # pydantic need not complain as well
 
 
 def _grid(grid: Mapping[str, Any], space: Any, problems: dict[str, str]) -> dict[str, Any]:
@@ -167,7 +195,8 @@ def _validation_problems(error: ValidationError) -> dict[str, str]:
         path = _path(item["loc"])
         if item["type"] == "extra_forbidden":
             valid = list(_keys_at(item["loc"][:-1]))
-            problems[path] = f"unknown key{nearest(str(item['loc'][-1]), valid)} (known here: {', '.join(valid)})"
+            unknown = f"unknown key{nearest(str(item['loc'][-1]), valid)} (known here: {', '.join(valid)})"
+            problems[path] = MOVED.get(path, unknown)
         elif item["type"] == "missing":
             problems[path] = "is missing"
         elif item["type"] == "value_error":

@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from understudy.config import StudyConfig
 from understudy.progress import STAGES
 
+BLOCK = 4  # packs whose trials are dealt out together, so that trials of similar length share a pack
+
 
 @dataclass(frozen=True)
 class PackRange:
-    """A pack's trials: `count` of its origin, from number `first`."""
+    """A pack's place: the `index`-th of the packs of `size` that a block of its origin's trials is dealt to.
+
+    The block has `block` trials from number `first`. Which of them are the pack's, `search/planning.py` decides.
+    """
 
     origin: str
     first: int
-    count: int
+    block: int
+    index: int
+    size: int
+
+    @property
+    def count(self) -> int:
+        """Trials of the pack."""
+        return min(self.size, self.block - self.index * self.size)
 
     @property
     def numbers(self) -> range:
-        return range(self.first, self.first + self.count)
+        """Numbers of its trials, where the block's are dealt in order."""
+        start = self.first + self.index * self.size
+        return range(start, start + self.count)
 
 
 def known_defaults(config: StudyConfig) -> int:
@@ -37,7 +50,7 @@ def proxy_packs(config: StudyConfig) -> dict[str, PackRange]:
         "default": known_defaults(config) if proxy.defaults else 0,
         "random": proxy.random,
         "sobol": proxy.sobol,
-        "grid": math.prod(len(values) for values in proxy.grid.values()) if proxy.grid else 0,
+        "grid": proxy.grid_size,
     }
     packs: dict[str, PackRange] = {}
     for origin, count in counts.items():
@@ -64,5 +77,9 @@ def totals(config: StudyConfig) -> dict[str, int]:
 
 
 def _split(origin: str, count: int, size: int) -> dict[str, PackRange]:
-    starts = range(0, count, size)
-    return {f"{origin}-{i:03d}": PackRange(origin, first, min(size, count - first)) for i, first in enumerate(starts)}
+    """Packs of `size` of an origin, the last one maybe smaller. More trials change none before the last block."""
+    packs: dict[str, PackRange] = {}
+    for i in range(-(-count // size)):
+        first = i // BLOCK * BLOCK * size
+        packs[f"{origin}-{i:03d}"] = PackRange(origin, first, min(BLOCK * size, count - first), i % BLOCK, size)
+    return packs

@@ -6,6 +6,7 @@ place per library, in `understudy.train`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from understudy.errors import nearest
 
 Value = float | int | str | bool
 
+ALL_LINEAR = "all-linear"
 SCHEDULES = ("constant", "constant_with_warmup", "cosine", "inverse_sqrt", "linear", "polynomial")
 
 
@@ -29,9 +31,12 @@ class Hyperparameter:
     exclusive: bool = False  # whether the minimum itself is out
     choices: tuple[str, ...] = ()
     lora_only: bool = False
+    modules: bool = False  # whether a text names layers; a list of names will do as well
 
     def coerce(self, value: object) -> Value:
         """Return `value` in this hyperparameter's kind; raise `ValueError` saying what is allowed."""
+        if self.modules:
+            return _module_names(value)
         converted = _convert(self.kind, value)
         if converted is None:
             raise ValueError(f"must be {_KIND_NAMES[self.kind]}, but got {value!r}")
@@ -49,7 +54,9 @@ class Hyperparameter:
         return above and (self.maximum is None or value <= self.maximum)
 
     def bounds_text(self) -> str:
-        """The valid interval in words."""
+        """The valid values in words, where they aren't `choices`."""
+        if self.modules:
+            return f"`{ALL_LINEAR}`, or names separated by commas"
         parts = []
         if self.minimum is not None:
             parts.append(f"{'greater than' if self.exclusive else 'at least'} {self.minimum:g}")
@@ -78,6 +85,27 @@ def _convert(kind: type, value: object) -> Value | None:
     return number
 
 
+def _module_names(value: object) -> str:
+    """`all-linear`, or layers' names in their one spelling: sorted, none twice, separated by commas without blanks."""
+    names = value.split(",") if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        names = []
+    found = sorted({name.strip() for name in names})
+    if found == [ALL_LINEAR]:
+        return ALL_LINEAR
+    if not found or not all(re.fullmatch(r"(\w+\.)*\w+", name) for name in found):
+        raise ValueError(
+            f"must be `{ALL_LINEAR}`, or at least one layer's name, separated by commas like `q_proj,v_proj`, "
+            f"but got {value!r}"
+        )
+    return ",".join(found)
+
+
+def target_modules(value: Value) -> str | list[str]:
+    """A value of `lora_target_modules` as peft takes it: `all-linear`, or the names."""
+    return ALL_LINEAR if value == ALL_LINEAR else str(value).split(",")
+
+
 HYPERPARAMETERS: Mapping[str, Hyperparameter] = {
     "learning_rate": Hyperparameter(float, 2e-4, "peak learning rate of AdamW", minimum=0, exclusive=True),
     "batch_size": Hyperparameter(int, 16, "examples per optimizer step, over all processes", minimum=1),
@@ -96,6 +124,9 @@ HYPERPARAMETERS: Mapping[str, Hyperparameter] = {
     "label_smoothing_factor": Hyperparameter(
         float, 0.0, "label smoothing of the training loss", minimum=0, maximum=0.9
     ),
+    "attention_dropout": Hyperparameter(
+        float, 0.0, "the base's dropout on attention weights, whatever its checkpoint says", minimum=0, maximum=0.95
+    ),
     "lora_r": Hyperparameter(int, 16, "rank of the adapters", minimum=1, lora_only=True),
     "lora_alpha": Hyperparameter(
         float, 32.0, "LoRA's alpha; the update is scaled by alpha / r", minimum=0, exclusive=True, lora_only=True
@@ -104,6 +135,9 @@ HYPERPARAMETERS: Mapping[str, Hyperparameter] = {
         float, 0.05, "dropout on the adapters' input", minimum=0, maximum=0.95, lora_only=True
     ),
     "use_rslora": Hyperparameter(bool, False, "scale by alpha / sqrt(r) instead (Kalajdzievski 2023)", lora_only=True),
+    "lora_target_modules": Hyperparameter(
+        str, ALL_LINEAR, "linear layers that get an adapter", lora_only=True, modules=True
+    ),
 }
 
 

@@ -85,10 +85,13 @@ class State:
         scored = [trial for trial in finished if trial["objective"] is not None]
         best = min(scored, key=lambda trial: (trial["objective"], trial["id"]), default=None)
         best_text = f"best {best['objective']:.4f} ({best['id']})" if best else "no loss yet"
-        done = f"{len(finished):>3} of {max(self.totals.get(stage, 0), len(finished))}"
+        done = f"{len(finished):>3} of {max(self.totals.get(stage, 0), len(finished))} trials"
+        stopped = sum(trial["status"] == "stopped" for trial in finished)
+        if stopped:
+            done += f" ({stopped} stopped early)"
         left = self.seconds_left()
         left_text = "" if left is None else f" · about {_clock(left)} left"
-        return f"{stage:<8} {done} trials · {best_text:<22} · {_clock(self.now - self.started)} passed{left_text}"
+        return f"{stage:<8} {done} · {best_text:<22} · {_clock(self.now - self.started)} passed{left_text}"
 
     def seconds_left(self) -> float | None:
         """An estimate from the pace of this run's trials, in each stage for itself."""

@@ -14,8 +14,10 @@ from understudy.settings import (
     DataSettings,
     DecodeSettings,
     ExecutionSettings,
+    HalvingSettings,
     Method,
     ModelSettings,
+    ProxySettings,
     Role,
     Sampler,
     Section,
@@ -63,6 +65,7 @@ class SearchSection(Section):
     space: SearchSpace
     defaults: dict[str, Value]
     grid: dict[str, tuple[Value, ...]]
+    halving: HalvingSettings | None = None
 
 
 class TransferSection(Section):
@@ -126,7 +129,9 @@ def sections(config: StudyConfig) -> dict[str, Section]:
         **{f"model-{role}": _model(config, role) for role in ("proxy", "target")},
         "execution": ExecutionSection(execution=config.execution),
         "training": TrainingSection(training=config.training),
-        "search": SearchSection(**shared, defaults=config.defaults, grid=config.proxy.grid),
+        "search": SearchSection(
+            **shared, defaults=config.defaults, grid=config.proxy.grid, halving=_halving(config.proxy)
+        ),
         "transfer": TransferSection(**shared, defaults=config.defaults, transfer=config.transfer, method=target.method),
         "target": TargetSection(
             seed=config.seed,
@@ -149,3 +154,8 @@ def _model(config: StudyConfig, role: Role) -> ModelSection:
     model: ModelSettings = getattr(config.models, role)
     threads = getattr(config.execution, role).threads
     return ModelSection(seed=config.seed, cache=config.cache, role=role, model=model, threads=threads)
+
+
+def _halving(proxy: ProxySettings) -> HalvingSettings | None:
+    """With the bracket's size decided."""
+    return proxy.halving and proxy.halving.model_copy(update={"bracket": proxy.bracket})

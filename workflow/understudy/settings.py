@@ -5,6 +5,7 @@ The descriptions become the JSON schema that editors complete from, and `config/
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -19,6 +20,7 @@ Quantization = Literal["nf4", "int8", "none"]
 DataFormat = Literal["prompt_completion", "alpaca", "sharegpt", "messages", "text"]
 Sampler = Literal["tpe", "gp", "random"]
 Method = Literal["lora", "full"]
+HalvingMetric = Literal["eval_loss", "eval_nats_per_byte", "eval_accuracy", "train_loss"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -112,10 +114,41 @@ class ModelsSettings(Section):
 class TrainingSettings(Section):
     """What all trials have in common."""
 
-    target_modules: Literal["all-linear"] | tuple[str, ...] = Field(
-        default="all-linear", description="layers that get an adapter, as in peft"
-    )
     evaluations: int = Field(default=4, ge=1, description="validation points on a trial's learning curve")
+
+
+class HalvingSettings(Section):
+    """Successive halving: after a part of their steps, only the best trials of a bracket go on."""
+
+    rungs: int = Field(
+        default=2,
+        ge=1,
+        le=10,
+        description="how often trials are stopped; the last time after 1/reduction_factor of the steps",
+    )
+    reduction_factor: int = Field(
+        default=3,
+        ge=2,
+        description="one of so many trials goes on, and each rung has so many times the last one's steps",
+    )
+    metric: HalvingMetric = Field(default="eval_loss", description="what trials are compared by")
+    bracket: int | None = Field(
+        default=None,
+        ge=2,
+        description="trials that are compared with each other, a divisor of `pack_size`; by default the one nearest "
+        "to reduction_factor^rungs",
+    )
+
+    def bracket_in(self, pack_size: int) -> int:
+        """The bracket's size; by default the divisor of `pack_size` that is nearest, in ratio, to the ideal one.
+
+        reduction_factor^rungs trials leave exactly one after the last rung.
+        """
+        if self.bracket is not None:
+            return self.bracket
+        ideal = self.reduction_factor**self.rungs
+        divisors = (size for size in range(1, pack_size + 1) if pack_size % size == 0)
+        return min(divisors, key=lambda size: (max(size / ideal, ideal / size), -size))
 
 
 class ProxySettings(Section):
@@ -131,12 +164,53 @@ class ProxySettings(Section):
     echo: bool = Field(
         default=True, description="run the target's configurations back on the proxy, to measure their agreement"
     )
+    halving: HalvingSettings | None = Field(
+        default=None, description="stop bad trials early; `{}` switches it on. Defaults and echoes always run in full"
+    )
 
     @model_validator(mode="after")
     def _something_to_try(self) -> ProxySettings:
         if not (self.random or self.sobol or self.grid or self.defaults):
             raise ValueError("at least one of `random`, `sobol`, `grid` and `defaults` must give a trial")
         return self
+
+    @model_validator(mode="after")
+    def _halving_can_happen(self) -> ProxySettings:
+        if self.halving is None:
+            return self
+        bracket, factor, rungs = self.bracket, self.halving.reduction_factor, self.halving.rungs
+        if self.pack_size % bracket:
+            below, above = self.pack_size // bracket * bracket, -(-self.pack_size // bracket) * bracket
+            ways = f"{below} or {above}" if below else str(above)
+            raise ValueError(
+                f"`pack_size` must be a multiple of `halving.bracket`, since a bracket is trained by one job, but got "
+                f"{self.pack_size} and {bracket}; set `pack_size: {ways}`, or leave `bracket` out"
+            )
+        if bracket <= factor ** (rungs - 1):
+            enough = factor ** (rungs - 1) + 1
+            raise ValueError(
+                f"with `halving.reduction_factor: {factor}` a bracket of {bracket} trials is down to one before the "
+                f"last of {rungs} rungs; lower `halving.rungs`, or make brackets of at least {enough} trials "
+                f"(`pack_size` is {self.pack_size})"
+            )
+        counts = {"random": self.random, "sobol": self.sobol, "grid": self.grid_size}
+        if max(counts.values()) < bracket:
+            given = ", ".join(f"`{name}` {count}" for name, count in counts.items())
+            raise ValueError(
+                f"`halving` would stop nothing: brackets of {bracket} trials of one origin are compared, but there are "
+                f"only {given}; ask for more of one, lower `halving.bracket`, or leave `halving` out"
+            )
+        return self
+
+    @property
+    def bracket(self) -> int:
+        """Trials that are compared with each other; 0 without halving."""
+        return self.halving.bracket_in(self.pack_size) if self.halving else 0
+
+    @property
+    def grid_size(self) -> int:
+        """How many trials the grid has."""
+        return math.prod(len(values) for values in self.grid.values()) if self.grid else 0
 
 
 class TransferSettings(Section):
@@ -215,11 +289,34 @@ class StageExecution(Section):
         return self
 
 
+class ProxyExecution(StageExecution):
+    """How the proxy's trials run; the packed ones share a base, each as if it were alone."""
+
+    packed: bool = Field(default=True, description="train many trials at the same time on one base, where that can be")
+    pack_trials: int | Literal["auto"] = Field(
+        default="auto", description="trials in training at the same time; `auto` takes what memory holds, at most 64"
+    )
+    pack_tokens: int | Literal["auto"] = Field(
+        default="auto", description="tokens of all trials that go through the base at once; `auto` likewise"
+    )
+
+    @model_validator(mode="after")
+    def _packs_make_sense(self) -> ProxyExecution:
+        for name, value in (("pack_trials", self.pack_trials), ("pack_tokens", self.pack_tokens)):
+            if value == "auto":
+                continue
+            if value < 1:
+                raise ValueError(f"`{name}` must be at least 1, but got {value}")
+            if not self.packed:
+                raise ValueError(f"`{name}` goes with `packed: true`, but got {name}: {value} and packed: false")
+        return self
+
+
 class ExecutionSettings(Section):
     """Where trials run."""
 
     device: Device = Field(default="auto", description="`auto` takes the GPU where there is one")
-    proxy: StageExecution = Field(default=StageExecution(), description="the proxy's trials")
+    proxy: ProxyExecution = Field(default=ProxyExecution(), description="the proxy's trials")
     target: StageExecution = Field(default=StageExecution(), description="the target's trials")
 
     @model_validator(mode="after")

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from understudy.files import digest
 from understudy.hyperparameters import Value
-from understudy.settings import Method, Quantization, Role, Split, TrainingSettings
+from understudy.settings import HalvingMetric, Method, Quantization, Role, Split, TrainingSettings
 
 FORMAT_VERSION: Final = 1
-ENGINE_VERSION = 1  # raise it when a change to training, tokenisation or evaluation can change a number
+ENGINE_VERSION = 2  # raise it when a change to training, tokenisation or evaluation can change a number
 
 Stage = Literal["proxy", "target", "finalist"]
 Origin = Literal["random", "sobol", "grid", "default", "echo", "transferred", "refined"]
@@ -79,6 +80,9 @@ class TrialResult(_Frozen):
     metrics: dict[str, float] = Field(default_factory=dict)
     curve: tuple[CurvePoint, ...] = ()
     steps: int = 0
+    rung_scores: tuple[float, ...] = Field(
+        default=(), description="what successive halving compared at each rung that was reached; smaller is better"
+    )
     message: str | None = Field(default=None, description="why, where the status isn't `complete`")
     cost: Cost = Cost()
     provenance: dict[str, str] = Field(default_factory=dict)
@@ -91,12 +95,28 @@ class TrialRecord(_Frozen):
     result: TrialResult
 
 
+class Halving(_Frozen):
+    """Successive halving (Jamieson & Talwalkar 2016) within a pack.
+
+    At each rung the best 1 / `reduction_factor` of a bracket's trials, rounded up, go on and the others stop.
+    """
+
+    rungs: tuple[float, ...] = Field(description="shares of a trial's own steps, ascending, each below 1")
+    reduction_factor: int
+    metric: HalvingMetric
+    brackets: tuple[tuple[str, ...], ...] = Field(description="ids of the trials that are compared with each other")
+
+
 class Pack(_Frozen):
-    """The trials that one job trains, in order."""
+    """The trials that one job trains."""
 
     format_version: Literal[1] = FORMAT_VERSION
     id: str
     specs: tuple[TrialSpec, ...]
+    solo: dict[str, str] = Field(
+        default_factory=dict, description="trials that are trained alone, by id, and what the packed engine can't do"
+    )
+    halving: Halving | None = None
 
 
 class PackResults(_Frozen):
@@ -105,6 +125,7 @@ class PackResults(_Frozen):
     format_version: Literal[1] = FORMAT_VERSION
     id: str
     records: tuple[TrialRecord, ...]
+    notes: tuple[str, ...] = Field(default=(), description="what went otherwise than planned, such as a split")
 
 
 class SplitFile(_Frozen):
@@ -146,6 +167,14 @@ class ModelCard(_Frozen):
     quantization: Quantization
 
 
+class Packing(_Frozen):
+    """How the trials of a pack share a device."""
+
+    trials: int = Field(description="trials that are in training at the same time")
+    tokens: int = Field(description="tokens that go through the base at once, of all trials together")
+    dense: bool = Field(description="whether a quantized base's weights are held dequantized as well")
+
+
 class ResolvedExecution(_Frozen):
     """How one stage's trials run, with nothing left to decide."""
 
@@ -155,6 +184,7 @@ class ResolvedExecution(_Frozen):
     micro_batch_size: int
     dtype: Literal["float32", "bfloat16"]
     gradient_checkpointing: bool
+    packing: Packing | None = Field(default=None, description="None: trials are trained alone")
 
 
 class Execution(_Frozen):
@@ -197,6 +227,16 @@ def trial_digest(spec: TrialSpec, inputs: TrialInputs) -> str:
             "training": inputs.training.model_dump(mode="json"),
         }
     )
+
+
+def halved_digest(digests: Mapping[str, str], id: str, halving: Halving) -> str:
+    """The store entry of a trial that its bracket may stop; one that isn't stopped has its plain entry.
+
+    `digests` has the plain ones of the pack's trials by id. Whether a trial stops depends on its bracket's members.
+    """
+    bracket = next(bracket for bracket in halving.brackets if id in bracket)
+    rule = halving.model_dump(mode="json", exclude={"brackets"})
+    return digest({"trial": digests[id], "halving": rule, "bracket": [digests[member] for member in bracket]})
 
 
 def derive_seed(seed: int, *labels: str | int) -> int:

@@ -21,7 +21,8 @@ def run(arguments: argparse.Namespace) -> None:
     section = read_model(arguments.settings, ExecutionSection)
     manifest = read_model(arguments.manifest, DataManifest)
     card = read_model(arguments.model, ModelCard)
-    from understudy.models.execution import detect, resolve
+    from understudy.models.execution import resolve
+    from understudy.models.hardware import detect
 
     execution = resolve(section.execution, card, manifest.max_length, detect(section.execution.device))
     write_json(arguments.output, execution)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 import polars as pl
 
@@ -11,8 +14,8 @@ from understudy.search.quiet import quiet_optuna
 from understudy.space import Space, widen
 from understudy.trial import derive_seed
 
-FEWEST = 4  # complete trials below which nothing is said
-BAD = ("diverged", "out_of_memory", "stopped")
+FEWEST = 4  # complete or stopped trials below which nothing is said
+BAD = ("diverged", "out_of_memory")
 SCHEMA = {"parameter": pl.String, "importance": pl.Float64}
 
 
@@ -21,19 +24,36 @@ def importance_table(frame: pl.DataFrame, space: Space, seed: int) -> pl.DataFra
 
     `frame` is the trial table of one stage. The importance is the share of the variance that a random forest's
     marginal over one hyperparameter explains (fANOVA, Hutter et al. 2014, by optuna and scikit-learn), in unit
-    coordinates. The objective enters as its rank, so that one loss out of scale can't decide everything; trials that
-    diverged, ran out of memory or were stopped share the worst rank. Empty below four complete trials, or where all
-    are equally good.
+    coordinates. The objective enters as its rank, so that one loss out of scale can't decide everything: a trial that
+    halving stopped goes by its last validation loss, and those that diverged or ran out of memory share the worst rank.
+    Empty below four trials that are complete or stopped, or where all are equally good.
     """
-    rows = frame.filter(pl.col("status").is_in(["complete", *BAD])).sort("id")
-    complete = pl.col("status") == "complete"
-    ranks = rows.select(pl.when(complete).then(pl.col("objective")).fill_null(float("inf")).rank().alias("rank"))
+    rows = frame.filter(pl.col("status").is_in(["complete", "stopped", *BAD])).sort("id")
+    ranks = standings(rows)
     names = [name for name in space if name in rows.columns and rows[name].null_count() == 0]
-    if rows.filter(complete).height < FEWEST or ranks["rank"].n_unique() < 2 or not names:
+    judged = rows.filter(pl.col("status").is_in(["complete", "stopped"])).height
+    if judged < FEWEST or len(set(ranks)) < 2 or not names:
         return pl.DataFrame(schema=SCHEMA)
-    shares = _fanova(rows.select(names).to_dicts(), ranks["rank"].to_list(), {n: space[n] for n in names}, seed)
+    shares = _fanova(rows.select(names).to_dicts(), ranks, {n: space[n] for n in names}, seed)
     table = pl.DataFrame({"parameter": list(shares), "importance": list(shares.values())}, schema=SCHEMA)
     return table.sort(["importance", "parameter"], descending=[True, False])
+
+
+def standings(rows: pl.DataFrame) -> list[float]:
+    """Each trial's rank from 1 for the best; equals share the mean of their ranks.
+
+    A trial that was stopped goes by the last validation loss that was seen of it. What failed is worst.
+    """
+    keys = [_standing(row) for row in rows.select("status", "objective", "last_eval_loss").to_dicts()]
+    places = {key: place for place, key in enumerate(sorted(set(keys)))}
+    return pl.Series([places[key] for key in keys], dtype=pl.Int64).rank().to_list()
+
+
+def _standing(row: Mapping[str, Any]) -> tuple[bool, float]:
+    if row["status"] in BAD:
+        return True, 0.0
+    loss = row["objective"] if row["status"] == "complete" else row["last_eval_loss"]
+    return False, math.inf if loss is None or math.isnan(loss) else loss
 
 
 def _fanova(configurations: list[dict[str, Value]], targets: list[float], space: Space, seed: int) -> dict[str, float]:

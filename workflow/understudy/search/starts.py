@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -51,20 +50,21 @@ def make_starts(
     image: Image,
     space: Space,
     weights: Mapping[str, float],
+    middling: float,
 ) -> Starts:
     """All starts in order, without duplicates; the target takes as many as it is told to.
 
     The best region's best trial comes first; then the other regions' bests and the known-good configurations, in the
     order of their proxy trials' objectives (without one: last); then the rest of the top trials, the regions taking
-    turns, where they differ from what is there. A fixed rate that did worse than the proxy's median comes after all.
+    turns, where they differ from what is there. A fixed rate that did worse than the proxy's `middling` loss
+    comes after all.
 
     `known` are the target's known-good configurations, the default first. Their counterparts are d00, d01, … .
     """
     by_id = {trial.id: trial for trial in complete_trials}
     bests = [_transferred(by_id[region.trials[0]], image, f"best trial of region {region.id}") for region in regions]
-    median = statistics.median(trial.score for trial in complete_trials)
     fixed = [_known(number, item, by_id) for number, item in enumerate(known)]
-    early = [start for start, objective in fixed if objective is None or objective <= median or start is fixed[0][0]]
+    early = [start for start, objective in fixed if objective is None or objective <= middling or start is fixed[0][0]]
     late = [start for start, objective in fixed if start not in early]
     second = sorted([*bests[1:], *early], key=lambda start: _evidence(start, by_id))
     rest = [_transferred(trial, image, reason) for trial, reason in _in_turns(top, regions)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import polars as pl
@@ -13,13 +15,23 @@ from understudy.search.importance import BAD
 
 @dataclass(frozen=True)
 class Seen:
-    """A finished proxy trial. `rank` counts from 1 among the complete ones; both None for a bad one."""
+    """A finished proxy trial.
+
+    `rank` counts from 1 among the complete ones; both are None for others. `last_loss` is the last one that was seen.
+    """
 
     id: str
     origin: str
     values: dict[str, Value]
     objective: float | None
     rank: int | None
+    last_loss: float | None = None
+
+    @property
+    def known(self) -> float:
+        """The objective, or else the last validation loss; infinite where there is neither."""
+        losses = (self.objective, self.last_loss)
+        return next((loss for loss in losses if loss is not None and not math.isnan(loss)), math.inf)
 
     @property
     def score(self) -> float:
@@ -28,8 +40,26 @@ class Seen:
         return self.objective
 
 
-def seen_trials(frame: pl.DataFrame) -> tuple[list[Seen], list[Seen]]:
-    """The complete trials, best first, and the bad ones. `frame` has no echoes: those are made from the target's.
+@dataclass(frozen=True)
+class SeenTrials:
+    """The complete trials, best first; those that halving stopped; those that diverged or ran out of memory."""
+
+    complete: list[Seen]
+    stopped: list[Seen]
+    bad: list[Seen]
+
+    @property
+    def judged(self) -> list[Seen]:
+        """The complete and the stopped ones, by what is known of their losses."""
+        return sorted([*self.complete, *self.stopped], key=lambda trial: (trial.known, trial.rank is None, trial.id))
+
+    @property
+    def everyone(self) -> list[Seen]:
+        return [*self.complete, *self.stopped, *self.bad]
+
+
+def seen_trials(frame: pl.DataFrame) -> SeenTrials:
+    """The trials of a table by what became of them. `frame` has no echoes: those are made from the target's.
 
     Raises `UnderstudyError` where no trial is complete.
     """
@@ -45,8 +75,12 @@ def seen_trials(frame: pl.DataFrame) -> tuple[list[Seen], list[Seen]]:
             f"{', '.join(f'{count} {status}' for status, count in counts.items()) or 'none was planned'}. "
             "Narrow `space.learning_rate`, or raise `proxy.random` and `proxy.sobol`"
         )
-    bad = searched.filter(pl.col("status").is_in(BAD)).to_dicts()
-    return complete, [Seen(row["id"], row["origin"], _values(row), None, None) for row in bad]
+    return SeenTrials(complete, _without_objective(searched, ["stopped"]), _without_objective(searched, BAD))
+
+
+def _without_objective(searched: pl.DataFrame, statuses: Sequence[str]) -> list[Seen]:
+    rows = searched.filter(pl.col("status").is_in(statuses)).to_dicts()
+    return [Seen(row["id"], row["origin"], _values(row), None, None, row["last_eval_loss"]) for row in rows]
 
 
 def _values(row: dict[str, Value | None]) -> dict[str, Value]:

@@ -33,11 +33,13 @@ def transfer(
     """
     options, method = settings.transfer, settings.method
     searched = table.filter(pl.col("origin") != "echo")
-    complete, bad = seen_trials(searched)
-    space = widen(settings.space, [trial.values for trial in (*complete, *bad)])
-    top = complete[: max(FEWEST_TOP, math.ceil(options.top_fraction * len(complete)))]
+    seen = seen_trials(searched)
+    complete = seen.complete
+    space = widen(settings.space, [trial.values for trial in seen.everyone])
+    best = seen.judged[: math.ceil(options.top_fraction * len(seen.judged))]
+    top = complete[: max(FEWEST_TOP, sum(trial.objective is not None for trial in best))]
     importance = dict(importance_table(searched, settings.space, settings.seed).rows())
-    evidence = gather_evidence(space, top, [*complete[len(top) :], *bad], importance, settings.seed)
+    evidence = gather_evidence(space, top, seen.everyone[len(top) :], importance, settings.seed)
 
     scale = scale_rules(proxy, target, method, options.learning_rate_exponent)
     rate = _default_rate(settings, proxy, target, scale)
@@ -48,10 +50,12 @@ def transfer(
 
     grouping = group(embed(space, [trial.values for trial in top], importance), options.max_regions)
     regions = make_regions(Frame(space, wide, scale, options.padding), top, grouping, evidence)
-    starts = make_starts(complete, top, regions, known, image, wide, _weights(importance, wide))
+    middling = statistics.median(trial.known for trial in seen.judged)
+    starts = make_starts(complete, top, regions, known, image, wide, _weights(importance, wide), middling)
     found = Regions(
         trials=searched.height,
         complete=len(complete),
+        stopped=len(seen.stopped),
         top=len(top),
         threshold=top[-1].score,
         median_objective=statistics.median(trial.score for trial in complete),

@@ -18,9 +18,10 @@ CAPTIONS = {
     ),
     "slices": (
         "Slices",
-        "Every search trial's loss above the best of its own stage, against one hyperparameter at a time; the target's "
-        "configurations run back on the proxy are among the proxy's. Values are as used: where a rule rescales them, "
-        "the proxy's lie apart from the target's. Shaded: the regions that the transfer found, in target values.",
+        "The loss of every search trial that ran in full, above the best of its own stage, against one hyperparameter "
+        "at a time; the target's configurations run back on the proxy are among the proxy's. Values are as used: where "
+        "a rule rescales them, the proxy's lie apart from the target's. Shaded: the regions that the transfer found, "
+        "in target values.",
     ),
     "curves": (
         "Learning curves",

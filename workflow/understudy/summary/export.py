@@ -3,7 +3,7 @@
 config.yaml        everything, under the names of this program (written last: it stands for the whole folder)
 axolotl.yaml       the same for Axolotl
 llamafactory.yaml  the same for LLaMA-Factory
-transformers.json  arguments of transformers' `TrainingArguments` and peft's `LoraConfig`
+transformers.json  arguments of transformers' `TrainingArguments` and `AutoConfig`, and of peft's `LoraConfig`
 adapter/           the winner's adapter of its best seed; weights/ after full fine-tuning
 """
 
@@ -22,6 +22,7 @@ from understudy.artifacts import DecodeResults, Interval, TestResult, Winner
 from understudy.config import StudyConfig
 from understudy.errors import CorruptFileError
 from understudy.files import write_json, write_text
+from understudy.hyperparameters import ALL_LINEAR, target_modules
 from understudy.settings import Quantization
 from understudy.store import Store
 from understudy.trial import DataManifest, ModelCard, ResolvedExecution
@@ -109,9 +110,6 @@ def best_document(best: Best) -> dict[str, Any]:
             "gain_over_default_on_test": _interval(best.test.gain) if best.test.gain else None,
         },
     }
-    if best.lora:
-        modules = best.config.training.target_modules
-        document["target_modules"] = modules if isinstance(modules, str) else list(modules)
     if best.decode.trials:
         document["generation"] = _plain(best.decode.trials[0].generation)
     if best.winner.digests:
@@ -124,7 +122,7 @@ def wanted_yaml(best: Best) -> str:
     document = best_document(best)
     model = document["base_model"]
     names = {name: model[name] for name in ("name", "revision", "quantization") if model[name] is not None}
-    wanted = {key: document[key] for key in ("method", "hyperparameters", "target_modules") if key in document}
+    wanted = {key: document[key] for key in ("method", "hyperparameters")}
     return _yaml({"base_model": names} | wanted)
 
 
@@ -144,13 +142,14 @@ def axolotl(best: Best) -> dict[str, Any]:
         config["revision_of_model"] = best.card.revision
     config |= _axolotl_loading(best.card.quantization)
     if best.lora:
-        modules = best.config.training.target_modules
+        modules = target_modules(values["lora_target_modules"])
         config |= {"adapter": "qlora" if best.card.quantization == "nf4" else "lora"}
         config |= {"lora_r": values["lora_r"], "lora_alpha": _whole(values["lora_alpha"])}
         config |= {"lora_dropout": values["lora_dropout"]}
-        config |= {"lora_target_linear": True} if modules == "all-linear" else {"lora_target_modules": list(modules)}
+        config |= {"lora_target_linear": True} if modules == ALL_LINEAR else {"lora_target_modules": modules}
         config |= {"peft_use_rslora": values["use_rslora"]}
     return config | {
+        "overrides_of_model_config": {"attention_dropout": values["attention_dropout"]},
         "sequence_len": best.manifest.max_length,
         "sample_packing": False,
         "train_on_inputs": False,
@@ -164,7 +163,10 @@ def axolotl(best: Best) -> dict[str, Any]:
 
 
 def llamafactory(best: Best) -> dict[str, Any]:
-    """A LLaMA-Factory config without `dataset`, `template` and `output_dir`; LoRA's alpha is rounded, as it must be."""
+    """A LLaMA-Factory config without `dataset`, `template` and `output_dir`; LoRA's alpha is rounded, as it must be.
+
+    It has no key for the dropout on attention weights.
+    """
     values = _plain(best.winner.hyperparameters)
     _, per_device, accumulated = batching(values["batch_size"], best.execution)
     config: dict[str, Any] = {"model_name_or_path": best.base_model}
@@ -172,12 +174,12 @@ def llamafactory(best: Best) -> dict[str, Any]:
         config["model_revision"] = best.card.revision
     config |= {"stage": "sft", "do_train": True, "finetuning_type": "lora" if best.lora else "full"}
     if best.lora:
-        modules = best.config.training.target_modules
+        modules = values["lora_target_modules"]
         config |= {
             "lora_rank": values["lora_r"],
             "lora_alpha": _whole(values["lora_alpha"]),
             "lora_dropout": values["lora_dropout"],
-            "lora_target": "all" if modules == "all-linear" else ",".join(modules),
+            "lora_target": "all" if modules == ALL_LINEAR else modules,
             "use_rslora": values["use_rslora"],
         }
     if best.card.quantization != "none":
@@ -194,7 +196,7 @@ def llamafactory(best: Best) -> dict[str, Any]:
 
 
 def transformers_arguments(best: Best) -> dict[str, Any]:
-    """Keyword arguments by class: `TrainingArguments` of transformers 5, `LoraConfig` of peft.
+    """Keyword arguments of transformers 5's `TrainingArguments` and `AutoConfig.from_pretrained`, peft's `LoraConfig`.
 
     In transformers 5 a `warmup_steps` below 1 is the share of the steps; a share of 1 is given as 0.999999.
     """
@@ -208,17 +210,17 @@ def transformers_arguments(best: Best) -> dict[str, Any]:
             "warmup_steps": min(values["warmup_ratio"], 0.999999),
             "optim": "adamw_torch",
             "bf16": best.execution.dtype == "bfloat16",
-        }
+        },
+        "auto_config": {"attention_dropout": values["attention_dropout"]},
     }
     if best.lora:
-        modules = best.config.training.target_modules
         arguments["lora_config"] = {
             "task_type": "CAUSAL_LM",
             "r": values["lora_r"],
             "lora_alpha": values["lora_alpha"],
             "lora_dropout": values["lora_dropout"],
             "use_rslora": values["use_rslora"],
-            "target_modules": modules if isinstance(modules, str) else list(modules),
+            "target_modules": target_modules(values["lora_target_modules"]),
         }
     return arguments
 
@@ -227,14 +229,15 @@ def write_best(best: Best, store: Store, folder: Path) -> None:
     """Fill `results/best/`; `config.yaml` comes last."""
     processes = batching(int(best.winner.hyperparameters["batch_size"]), best.execution)[0]
     notes = [f"The batch sizes are for {processes} process(es).", *_rounding_note(best)]
-    smoothing = best.winner.hyperparameters["label_smoothing_factor"]
+    smoothing, dropout = (best.winner.hyperparameters[name] for name in ("label_smoothing_factor", "attention_dropout"))
     left_out = [f"Not carried over: label_smoothing_factor {smoothing:g}."] if smoothing else []
     write_text(
         folder / "axolotl.yaml",
         _yaml(axolotl(best), "For Axolotl; add `datasets` and `output_dir`.", *notes, *left_out),
     )
     wanted = "For LLaMA-Factory; add `dataset`, `template` and `output_dir`."
-    write_text(folder / "llamafactory.yaml", _yaml(llamafactory(best), wanted, *notes))
+    left_out = [f"It takes attention_dropout from the checkpoint's config.json; the study had {dropout:g}."]
+    write_text(folder / "llamafactory.yaml", _yaml(llamafactory(best), wanted, *notes, *left_out))
     write_json(folder / "transformers.json", transformers_arguments(best))
     if best.winner.digests:
         _replace_checkpoint(store.adapter(best.winner.digests[0]), folder)

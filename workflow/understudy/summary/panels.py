@@ -23,6 +23,7 @@ from understudy.summary.style import nothing, robust_limits, single
 from understudy.summary.wording import value_text
 
 COLUMNS = 4
+ROOM = 28  # letters of 7 points that fit below a panel
 FLATTEST = 0.01  # nats per token that the axis of a slice spans at least
 GOLDEN = 0.6180339887498949  # multiples of it spread evenly over the unit interval: jitter without a random number
 STAGES = (("proxy", style.PROXY, "o", -0.2), ("target", style.TARGET, "s", 0.2))
@@ -78,14 +79,20 @@ def _slice(axes: Axes, excess: pl.DataFrame, name: str, regions: Regions, high: 
         _shade(axes, box, parameter)
     axes.set_ylim(-0.03 * high, high)
     axes.set_title(name, fontsize=8)
+    axes.tick_params(axis="x", labelsize=7)
     if isinstance(parameter, Choices):
-        labels = [value_text(choice).replace("_", "\n") for choice in parameter.choices]
-        axes.set_xticks(range(len(labels)), labels, fontsize=7 if max(map(len, labels)) < 9 else 6)
+        labels = [_broken(value_text(choice)) for choice in parameter.choices]
+        widest = max(len(line) for label in labels for line in label.splitlines())
+        axes.set_xticks(range(len(labels)), labels, fontsize=max(4.5, min(7, 7 * ROOM / (widest * len(labels)))))
         axes.set_xlim(-0.5, len(labels) - 0.5)
         axes.grid(axis="x", visible=False)
     elif parameter is not None:
         _ruled(axes, parameter)
-    axes.tick_params(axis="x", labelsize=7)
+
+
+def _broken(text: str) -> str:
+    """A choice's label in narrow lines: names below each other, else word by word."""
+    return text.replace(",", "\n") if "," in text else text.replace("_", "\n")
 
 
 def _ruled(axes: Axes, parameter: Range) -> None:

@@ -16,7 +16,7 @@ import polars as pl
 from understudy.errors import CorruptFileError
 from understudy.files import written_whole
 from understudy.hyperparameters import HYPERPARAMETERS
-from understudy.trial import TrialRecord
+from understudy.trial import TrialRecord, TrialResult
 
 KEY = ("stage", "id")
 METRIC_PREFIX = "metric_"
@@ -34,6 +34,7 @@ TRIAL_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "parents": pl.List(pl.String),
     "digest": pl.String,
     "steps": pl.Int64,
+    "last_eval_loss": pl.Float64,
     **{name: _KINDS[item.kind] for name, item in HYPERPARAMETERS.items()},
 }
 COST_SCHEMA: dict[str, type[pl.DataType]] = {
@@ -59,9 +60,10 @@ CURVE_SCHEMA: dict[str, type[pl.DataType]] = {
 def trials_frame(records: Sequence[TrialRecord]) -> pl.DataFrame:
     """The trial table: `TRIAL_SCHEMA`, then one column `metric_<name>` per metric that any trial has, by name.
 
-    `objective` is in mean nats per completion token and null unless the trial is complete; a hyperparameter that a
-    trial doesn't have is null. The rows don't depend on the order of `records`. Raises `CorruptFileError` where two
-    records of a stage share an id.
+    `objective` is in mean nats per completion token and null unless the trial is complete; `last_eval_loss` is the last
+    validation loss that was seen, which is all there is of a trial that halving stopped; a hyperparameter that a trial
+    doesn't have is null. The rows don't depend on the order of `records`. Raises `CorruptFileError` where two records
+    of a stage share an id.
     """
     _refuse_duplicates(records)
     metrics = sorted({name for record in records for name in record.result.metrics})
@@ -118,9 +120,14 @@ def _trial_row(record: TrialRecord) -> dict[str, Any]:
         "parents": list(spec.parents),
         "digest": result.digest,
         "steps": result.steps,
+        "last_eval_loss": _last_eval_loss(result),
         **{name: HYPERPARAMETERS[name].coerce(value) for name, value in spec.hyperparameters.items()},
         **{METRIC_PREFIX + name: float(value) for name, value in result.metrics.items()},
     }
+
+
+def _last_eval_loss(result: TrialResult) -> float | None:
+    return result.curve[-1].eval_loss if result.curve else result.metrics.get("eval_loss")
 
 
 def _refuse_duplicates(records: Sequence[TrialRecord]) -> None:

@@ -112,7 +112,9 @@ def agreement_text(spearman: tuple[float, float, float] | None, pairs: int) -> s
 
 
 def statuses_text(statuses: Iterable[tuple[str, int]]) -> str:
-    """`90 trials complete, 2 diverged, 1 out of memory`."""
+    """`90 trials complete, 24 stopped early, 2 diverged, 1 out of memory`."""
     counts = dict(statuses)
     parts = [f"{counts.pop('complete', 0)} trials complete"]
+    if stopped := counts.pop("stopped", 0):
+        parts.append(f"{stopped} stopped early")
     return ", ".join(parts + [f"{count} {status.replace('_', ' ')}" for status, count in sorted(counts.items())])

@@ -39,28 +39,43 @@ class Engine:
 
     def train(self, spec: TrialSpec) -> TrialRecord:
         """Train a trial and keep it in the store. Divergence and lack of memory are results, not errors."""
-        base, examples, history = self._base(spec), self._examples, History()
+        base, examples, history = self._base(spec), self.examples, History()
         memory.reset_peak()
         started = time.perf_counter()
         store, digest = Store(self.job.store), trial_digest(spec, self.job.inputs)
         status, message = self._attempt(base, spec, examples, history, store.adapter(digest))
         memory.release()
         seconds = time.perf_counter() - started
+        record = self.record(spec, digest, history, status, message, seconds)
+        if self.ranks.index == 0:
+            store.save(record)
+        return record
+
+    def record(
+        self,
+        spec: TrialSpec,
+        digest: str,
+        history: History,
+        status: Status,
+        message: str | None,
+        seconds: float,
+        rung_scores: tuple[float, ...] = (),
+    ) -> TrialRecord:
+        """What came of a trial."""
+        complete = status == "complete"
         result = TrialResult(
             digest=digest,
             status=status,
-            objective=history.metrics["eval_loss"] if status == "complete" else None,
-            metrics=history.metrics if status == "complete" else {},
+            objective=history.metrics["eval_loss"] if complete else None,
+            metrics=history.metrics if complete else {},
             curve=tuple(history.curve),
             steps=history.steps,
+            rung_scores=rung_scores,
             message=message,
             cost=self._cost(spec, history, seconds),
             provenance=provenance.collect(_device_name(self.execution)),
         )
-        record = TrialRecord(spec=spec, result=result)
-        if self.ranks.index == 0:
-            store.save(record)
-        return record
+        return TrialRecord(spec=spec, result=result)
 
     def _attempt(
         self, base: nn.Module, spec: TrialSpec, examples: Examples, history: History, folder: Path
@@ -68,7 +83,7 @@ class Engine:
         """Train; on success keep the weights of a finalist. The second value says why it isn't complete."""
         settings, execution = self.job.inputs.training, self.execution
         try:
-            with trainable(base, spec, settings, execution) as model:
+            with trainable(base, spec, execution) as model:
                 train(model, spec, examples, execution, settings, self.ranks, history)
                 if keeps_weights(spec) and self.ranks.index == 0:
                     self._save_weights(model, folder)
@@ -85,12 +100,12 @@ class Engine:
     def _base(self, spec: TrialSpec) -> nn.Module:
         """The frozen base that all adapters share, or a fresh copy for full fine-tuning, which changes it."""
         if spec.method == "lora":
-            return self._frozen_base
+            return self.frozen_base
         base: nn.Module = load_base(self.job.inputs.model, self.execution, "full")
         return base
 
     @cached_property
-    def _frozen_base(self) -> nn.Module:
+    def frozen_base(self) -> nn.Module:
         base: nn.Module = load_base(self.job.inputs.model, self.execution, "lora")
         return base
 
@@ -99,7 +114,7 @@ class Engine:
         return load_tokenizer(self.job.inputs.model)
 
     @cached_property
-    def _examples(self) -> Examples:
+    def examples(self) -> Examples:
         data = self.job.inputs.data
 
         def read(path: Path, limit: int) -> list[Encoded]:
@@ -127,7 +142,7 @@ class Engine:
 
     def _save_weights(self, model: nn.Module, folder: Path) -> None:
         """Write the adapter in PEFT's format, or the whole model and its tokenizer, whole or not at all."""
-        with _folder_whole(folder) as beside:
+        with folder_whole(folder) as beside:
             if hasattr(model, "peft_config"):
                 model.save_pretrained(beside, save_embedding_layers=False)  # type: ignore[operator]
             else:
@@ -149,7 +164,7 @@ def _device_name(execution: ResolvedExecution) -> str | None:
 
 
 @contextmanager
-def _folder_whole(folder: Path) -> Iterator[Path]:
+def folder_whole(folder: Path) -> Iterator[Path]:
     """Yield a folder beside `folder` to write to, and move it into place on success."""
     beside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     shutil.rmtree(beside, ignore_errors=True)

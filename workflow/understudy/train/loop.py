@@ -70,7 +70,7 @@ def train(
     gradients = Gradients([parameter for parameter in model.parameters() if parameter.requires_grad])
     optimizer = make_optimizer(model, hyperparameters)
     schedule = make_schedule(optimizer, hyperparameters, steps)
-    since_evaluation = _Mean()
+    since_evaluation = MeanLoss()
     model.train()
     torch.manual_seed(derive_seed(spec.seed, "dropout", ranks.index))
 
@@ -101,7 +101,7 @@ def train(
         since_evaluation.add(batch_loss, counted)
         if history.steps in evaluate_after:
             evaluate(model, examples, execution, ranks, history, gradients.trouble)
-            _note(history, since_evaluation, float(rate))
+            note(history, since_evaluation, float(rate))
 
 
 def evaluation_steps(steps: int, evaluations: int) -> set[int]:
@@ -147,7 +147,7 @@ def _summed_loss(
     return F.cross_entropy(logits, batch.targets, reduction="sum", label_smoothing=smoothing)
 
 
-def _note(history: History, train_loss: _Mean, rate: float) -> None:
+def note(history: History, train_loss: MeanLoss, rate: float) -> None:
     """Add a point to the learning curve."""
     history.metrics["train_loss"] = train_loss.take()
     history.curve.append(
@@ -162,8 +162,8 @@ def _note(history: History, train_loss: _Mean, rate: float) -> None:
 
 
 @dataclass
-class _Mean:
-    """A mean weighted by tokens, started anew when it is taken."""
+class MeanLoss:
+    """The mean of the batches' losses weighted by their tokens, started anew when it is taken."""
 
     total: float = 0.0
     weight: int = 0
@@ -172,7 +172,11 @@ class _Mean:
         self.total += value * weight
         self.weight += weight
 
+    @property
+    def mean(self) -> float:
+        return self.total / self.weight
+
     def take(self) -> float:
-        mean = self.total / self.weight
+        mean = self.mean
         self.total, self.weight = 0.0, 0
         return mean

@@ -24,10 +24,12 @@ LIBRARY_NAMES: Mapping[str, tuple[str, str]] = {
     "adam_beta2": ("torch.optim.AdamW", "betas"),
     "adam_epsilon": ("torch.optim.AdamW", "eps"),
     "label_smoothing_factor": ("torch.nn.functional.cross_entropy", "label_smoothing"),
+    "attention_dropout": ("transformers.LlamaConfig", "attention_dropout"),  # and most others
     "lora_r": ("peft.LoraConfig", "r"),
     "lora_alpha": ("peft.LoraConfig", "lora_alpha"),
     "lora_dropout": ("peft.LoraConfig", "lora_dropout"),
     "use_rslora": ("peft.LoraConfig", "use_rslora"),
+    "lora_target_modules": ("peft.LoraConfig", "target_modules"),  # there a list of names
 }
 
 

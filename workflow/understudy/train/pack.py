@@ -1,31 +1,132 @@
-"""A pack: many trials, one after the other on one copy of the base."""
+"""A pack: from its plan to its results. What the store has isn't trained again.
+
+Nothing here imports torch before something has to be trained.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from understudy import devices
+from understudy import devices, progress
+from understudy.files import digest
+from understudy.store import Store
+from understudy.train.packed.halving import Brackets, scores_of_finished
 from understudy.train.trial import Job, train_trial
-from understudy.trial import Pack, PackResults, TrialRecord, TrialSpec
+from understudy.trial import Pack, PackResults, TrialRecord, TrialSpec, halved_digest, trial_digest
 
 if TYPE_CHECKING:
     from understudy.train.engine import Engine
+    from understudy.train.packed.checkpoint import Checkpoint
 
 
 def train_pack(pack: Pack, job: Job) -> PackResults:
-    """The records of a pack's trials, in its order. Base, data and torch are loaded for the first untrained one.
+    """The records of a pack's trials, in its order.
 
-    Each finished trial is in the store at once, so a kill loses only the one that was running.
+    Trials are trained together on one base, those named in `Pack.solo` alone after them. Each finished trial is in
+    the store at once, and the state of the others in a checkpoint every minute, which is as much as a kill costs.
     """
-    engine: Engine | None = None
+    training = _Training(pack, job)
+    together = [spec for spec in pack.specs if spec.id not in pack.solo]
+    with ExitStack() as locks:
+        for entry in sorted(
+            {training.digests[spec.id] for spec in together}
+        ):  # in one order, so that packs can't block each other
+            locks.enter_context(training.store.locked(entry))
+        notes = training.together(together)
+    for spec in pack.specs:
+        if spec.id in pack.solo:
+            training.alone(spec)
+    return PackResults(id=pack.id, records=tuple(training.records[spec.id] for spec in pack.specs), notes=tuple(notes))
 
-    def train(spec: TrialSpec) -> TrialRecord:
-        nonlocal engine
-        if engine is None:
-            devices.lease(job.inputs.execution)
+
+class _Training:
+    """One pack on its way from specs to records."""
+
+    def __init__(self, pack: Pack, job: Job) -> None:
+        self.pack, self.job, self.store = pack, job, Store(job.store)
+        self.digests = {spec.id: trial_digest(spec, job.inputs) for spec in pack.specs}
+        self.records: dict[str, TrialRecord] = {}
+        self._engine: Engine | None = None
+
+    def together(self, specs: Sequence[TrialSpec]) -> list[str]:
+        """Train what the store lacks; return what went otherwise than planned."""
+        halving, packing = self.pack.halving, self.job.inputs.execution.packing
+        halved = {id for bracket in halving.brackets for id in bracket} if halving is not None else set()
+        stopped = {id: halved_digest(self.digests, id, halving) for id in halved} if halving is not None else {}
+        found = {spec.id: self._find(spec, stopped.get(spec.id)) for spec in specs}
+        for spec in specs:
+            self._reuse(spec, found[spec.id])
+        missing = [spec for spec in specs if spec.id not in self.records]
+        first = {self.digests[spec.id]: spec.id for spec in reversed(missing)}
+        wanted = [spec for spec in missing if spec.id in halved or first[self.digests[spec.id]] == spec.id]
+        if not wanted:
+            return []
+        assert packing is not None, "the plan sends every trial alone where packing is off"
+        brackets = self._brackets()
+        engine = self._prepared()
+        from understudy.train.packed.train import train_together
+
+        checkpoint = self._checkpoint(specs)
+        # trials that ended after the last checkpoint go on with the others, so that these have the same company again
+        wanted += [spec for spec in specs if spec.id in self.records and spec.id in checkpoint.trials()]
+        complete = (record.result.objective for record in self.records.values())
+        best = min((objective for objective in complete if objective is not None), default=math.inf)
+        notes = train_together(
+            engine, packing, wanted, self.digests, stopped, brackets, checkpoint, best, self._finished
+        )
+        for spec in missing:
+            if spec.id not in self.records:  # the same configuration as another trial of the pack
+                self._reuse(spec, self.records[first[self.digests[spec.id]]])
+        return notes
+
+    def alone(self, spec: TrialSpec) -> None:
+        """Train a trial through peft and transformers' own modules."""
+        self.records[spec.id] = train_trial(spec, self.job, lambda spec: self._prepared().train(spec))
+
+    def _prepared(self) -> Engine:
+        """Base, data and torch, loaded for the first untrained trial."""
+        if self._engine is None:
+            devices.lease(self.job.inputs.execution)
             from understudy.train.engine import Engine
 
-            engine = Engine(job)
-        return engine.train(spec)
+            self._engine = Engine(self.job)
+        return self._engine
 
-    return PackResults(id=pack.id, records=tuple(train_trial(spec, job, train) for spec in pack.specs))
+    def _find(self, spec: TrialSpec, stopped: str | None) -> TrialRecord | None:
+        found = self.store.find(self.digests[spec.id])
+        return self.store.find(stopped) if found is None and stopped is not None else found
+
+    def _reuse(self, spec: TrialSpec, record: TrialRecord | None) -> None:
+        if record is not None:
+            self.records[spec.id] = TrialRecord(spec=spec, result=record.result)
+            progress.finished(self.job.progress, self.records[spec.id], reused=True)
+
+    def _finished(self, record: TrialRecord) -> None:
+        if record.spec.id in self.records:
+            return
+        self.store.save(record)
+        self.records[record.spec.id] = record
+        progress.finished(self.job.progress, record, reused=False)
+
+    def _brackets(self) -> Brackets | None:
+        """The pack's brackets with the scores of those that are finished already."""
+        if self.pack.halving is None:
+            return None
+        brackets = Brackets(self.pack.halving)
+        for id, record in self.records.items():
+            if id in brackets:
+                for rung, score in enumerate(scores_of_finished(self.pack.halving, record.result)):
+                    brackets.report(id, rung, score)
+        return brackets
+
+    def _checkpoint(self, specs: Sequence[TrialSpec]) -> Checkpoint:
+        from understudy.train.packed.checkpoint import Checkpoint
+
+        halving = self.pack.halving.model_dump(mode="json") if self.pack.halving is not None else None
+        name = digest(
+            {"trials": sorted({spec.id: self.digests[spec.id] for spec in specs}.items()), "halving": halving}
+        )
+        return Checkpoint(self.store.root / "packs" / f"{name}.pt")

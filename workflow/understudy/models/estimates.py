@@ -1,0 +1,182 @@
+"""What fits into memory, from sizes alone: rows of a batch, trials and tokens of a pack.
+
+Notation: h hidden size, L layers, r rank, V vocabulary. Bytes are those of float32 (4) or bfloat16 (2).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from understudy.models.hardware import GIB, Hardware
+from understudy.settings import ProxyExecution
+from understudy.trial import ModelCard, Packing
+
+LARGEST_MICRO_BATCH = 64
+USABLE_SHARE = 0.8  # of a device's memory: the rest is the context, fragments and what the kernels need meanwhile
+
+MOST_TRIALS = 64
+MOST_TOKENS = 65_536
+CPU_PACK_TOKENS = 4096
+RANK_BOUND = 64  # an adapter of higher rank is larger than estimated
+BYTES_PER_ADAPTER_PARAMETER = 16  # weight, gradient and AdamW's two moments in float32
+HEAD_BYTES = 12 * 2**24  # a chunk of logits, their probabilities and what the kernels need meanwhile
+PROCESS_BYTES = GIB  # Python, torch and the data of a process on the CPU
+DENSE_BYTES = GIB  # the most that a base's dequantized weights may take on the CPU
+DENSE_SHARE = 0.05  # the largest share of a GPU that they may take
+
+
+def estimate(
+    card: ModelCard, max_length: int, memory_bytes: int, dtype: str, gradient_checkpointing: bool
+) -> tuple[int, str]:
+    """Rows per forward pass that a GPU's memory is likely to hold, a power of two, and why.
+
+    States: 16 bytes per parameter for full fine-tuning with AdamW in float32 (weights, gradients, two moments), where
+    that leaves half of the memory; else a frozen base. Not verified beyond a few models: a trial that still runs out
+    of memory says so in its status.
+    """
+    usable = USABLE_SHARE * memory_bytes
+    full = card.quantization == "none" and 16 * card.parameters <= usable / 2
+    states = card.parameters * 16 if full else frozen_bytes(card, dtype)
+    per_row = max_length * token_bytes(card, dtype, gradient_checkpointing)
+    rows = min(LARGEST_MICRO_BATCH, _power_of_two((usable - states) / per_row))
+    kind = "full fine-tuning" if full else "a frozen base"
+    return rows, (
+        f"estimated: of {_gib(usable)} usable, {_gib(states)} for {kind} of {card.parameters:,} "
+        f"parameters and {_gib(per_row)} per row of {max_length} tokens"
+    )
+
+
+def frozen_bytes(card: ModelCard, dtype: str) -> float:
+    """A frozen base: 2 bytes per parameter (4 in float32), 1.25 in LLM.int8() or 0.75 in NF4.
+
+    Embeddings, in 16 bits, are included.
+    """
+    plain = 2 if dtype == "bfloat16" else 4
+    return card.parameters * {"none": plain, "int8": 1.25, "nf4": 0.75}[card.quantization]
+
+
+def token_bytes(card: ModelCard, dtype: str, gradient_checkpointing: bool = False) -> float:
+    """Activations and logits that a token holds until its gradients are there.
+
+    Activations in 16 bits: 34 bytes per token, layer and hidden unit (Korthikanti et al. 2022, equation 2, without the
+    attention scores, which SDPA doesn't keep), taken as 48 for gated feed-forward layers and adapters, or 2 and one
+    layer's 48 with checkpointing; twice that in float32. Logits: 16 bytes per token and entry (the model's, their
+    float32 copy, the gradients of both).
+    """
+    layers = card.num_hidden_layers
+    units = 48 + 2 * layers if gradient_checkpointing else 48 * layers
+    return units * card.hidden_size * (1 if dtype == "bfloat16" else 2) + 16 * card.vocab_size
+
+
+def trial_bytes(card: ModelCard) -> int:
+    """The state of a packed trial: adapters of rank 64 on all linear layers, at 16 bytes per parameter.
+
+    A linear layer from m to n units has r (m + n). Taken per layer: 8 h for attention's four projections, 15 h for
+    three feed-forward ones of 4 h, which is more than most architectures have.
+    """
+    return BYTES_PER_ADAPTER_PARAMETER * RANK_BOUND * 23 * card.hidden_size * card.num_hidden_layers
+
+
+def packed_token_bytes(card: ModelCard, dtype: str) -> int:
+    """What a token of a pack holds between its forward and backward pass.
+
+    Counted from what the packed engine keeps of a layer: 16 tensors of h and four of the feed-forward width, taken as
+    4 h, and the masks of dropout: 36 h; measured on three Llama shapes in float32: 20 to 30 h. The layer that is at
+    work takes as much again. Logits aren't kept.
+    """
+    return 36 * (2 if dtype == "bfloat16" else 4) * card.hidden_size * (card.num_hidden_layers + 1)
+
+
+@dataclass(frozen=True)
+class _Room:
+    """A device's memory for one process, and how to say so."""
+
+    usable: float
+    text: str
+
+
+def pack_shape(
+    stage: ProxyExecution,
+    card: ModelCard,
+    max_length: int,
+    device: Literal["cpu", "cuda"],
+    dtype: str,
+    hardware: Hardware,
+) -> tuple[Packing, list[str]]:
+    """How the proxy's packs run, and a note on each thing that was decided.
+
+    Trials and tokens are powers of two, rounded down, so that small differences between machines of a kind don't
+    matter. Not verified beyond a few models; what still runs out of memory is split.
+    """
+    room = _room(stage.threads, device, hardware)
+    dense, notes = _dense(card, device, dtype, hardware)
+    base = frozen_bytes(card, dtype) + (_dense_bytes(card, device, dtype) if dense else 0)
+    left, token, trial = room.usable - base - HEAD_BYTES, packed_token_bytes(card, dtype), trial_bytes(card)
+    known: int | None = stage.pack_tokens if stage.pack_tokens != "auto" else None
+    if known is None and device == "cpu":
+        known = max(CPU_PACK_TOKENS, max_length)
+        notes.append(f"pack_tokens: {known}, the default on CPUs{_long(known, CPU_PACK_TOKENS)}")
+    if stage.pack_trials != "auto":
+        trials = stage.pack_trials
+    else:
+        for_states = left - known * token if known else left / 2
+        trials = min(MOST_TRIALS, _power_of_two(for_states / trial))
+        notes.append(
+            f"pack_trials: {trials}, estimated: {_gib(trial)} per trial (16 bytes per parameter of adapters of rank "
+            f"{RANK_BOUND} on all linear layers), {_gib(max(for_states, 0))} for them of {room.text}, the base "
+            f"takes {_gib(base)}; a power of two, at most {MOST_TRIALS}"
+        )
+    if known is None:
+        fitting = min(MOST_TOKENS, _power_of_two((left - trials * trial) / token))
+        known = max(fitting, max_length)
+        notes.append(
+            f"pack_tokens: {known}, estimated: {token / 2**20:.3f} MiB per token, "
+            f"{_gib(max(left - trials * trial, 0))} for them; a power of two, at most {MOST_TOKENS}"
+            + _long(known, fitting)
+        )
+    return Packing(trials=trials, tokens=known, dense=dense), notes
+
+
+def _room(threads: int, device: Literal["cpu", "cuda"], hardware: Hardware) -> _Room:
+    """A GPU belongs to one process; a host's memory is shared by as many as its cores let run side by side."""
+    if device == "cuda":
+        usable = USABLE_SHARE * hardware.memory_bytes
+        return _Room(usable, f"{_gib(usable)} usable")
+    jobs = max(1, hardware.cores // threads)
+    usable = USABLE_SHARE * hardware.host_bytes / jobs - PROCESS_BYTES
+    beside = f", shared by {jobs} jobs of {threads} of {hardware.cores} cores" if jobs > 1 else ""
+    return _Room(
+        usable, f"{_gib(max(usable, 0))} usable (the machine's {_gib(hardware.host_bytes)}{beside}, less the program)"
+    )
+
+
+def _dense(card: ModelCard, device: Literal["cpu", "cuda"], dtype: str, hardware: Hardware) -> tuple[bool, list[str]]:
+    """Whether a quantized base is held dequantized as well, so that it isn't dequantized in every pass."""
+    if card.quantization == "none":
+        return False, []
+    size = _dense_bytes(card, device, dtype)
+    limit = DENSE_BYTES if device == "cpu" else DENSE_SHARE * hardware.memory_bytes
+    dense = size <= limit
+    return dense, [
+        f"dense weights beside the quantized ones: {'yes' if dense else 'no'}, they take {_gib(size)} and may take "
+        f"{_gib(limit)}"
+    ]
+
+
+def _dense_bytes(card: ModelCard, device: Literal["cpu", "cuda"], dtype: str) -> int:
+    return card.parameters * (2 if device == "cuda" and dtype == "bfloat16" else 4)
+
+
+def _power_of_two(value: float) -> int:
+    """The largest power of two up to a value, at least 1."""
+    return 2 ** int(math.log2(value)) if value >= 1 else 1
+
+
+def _long(tokens: int, fitting: int) -> str:
+    return ", raised to one example" if tokens > fitting else ""
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:.3g} GiB"

@@ -1,0 +1,77 @@
+"""What the machine has: GPUs, memory, cores. Nothing here depends on how busy it is."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from understudy.settings import Device
+
+GIB = 2**30
+CGROUPS = Path("/sys/fs/cgroup")
+OWN_GROUPS = Path("/proc/self/cgroup")
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """The number of GPUs, the smallest one's memory in bytes, whether all know bfloat16; memory and cores beside."""
+
+    gpus: int = 0
+    memory_bytes: int = 0
+    bfloat16: bool = False
+    host_bytes: int = 0
+    cores: int = 1
+
+
+def detect(device: Device) -> Hardware:
+    """The hardware of this machine; no GPU is looked for where the config says `cpu`."""
+    host = Hardware(host_bytes=host_bytes(), cores=cores())
+    if device == "cpu":
+        return host
+    import torch
+
+    if not torch.cuda.is_available():
+        return host
+    count = torch.cuda.device_count()
+    memory = min(torch.cuda.get_device_properties(index).total_memory for index in range(count))
+    bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    return replace(host, gpus=count, memory_bytes=memory, bfloat16=bfloat16)
+
+
+def host_bytes() -> int:
+    """Memory that this process and its like may take in all: the machine's, or less where its control group says so."""
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limits = [*_limits("", "memory.max"), *_limits("memory", "memory.limit_in_bytes")]
+    return min([machine, *(int(text) for text in limits if text.isdigit())])
+
+
+def cores() -> int:
+    """Cores that this process and its like may keep busy: those it is bound to, or its control group's quota."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    pairs = [text.split() for text in _limits("", "cpu.max")]
+    periods = [int(text) for text in _limits("cpu", "cpu.cfs_period_us")]
+    pairs += [[quota, str(period)] for quota, period in zip(_limits("cpu", "cpu.cfs_quota_us"), periods, strict=False)]
+    quotas = [int(quota) / int(period) for quota, period in pairs if quota.isdigit() and int(period) > 0]
+    return max(1, min([bound, *(math.ceil(quota) for quota in quotas)]))
+
+
+def _limits(controller: str, name: str) -> Iterator[str]:
+    """The contents of a limit's file in this process's control group and all groups above it; version 2 for ""."""
+    try:
+        lines = OWN_GROUPS.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controller not in controllers.split(","):
+            continue
+        root = CGROUPS / controller
+        group = root / path.lstrip("/")
+        for folder in (group, *group.parents):
+            if (folder / name).is_file():
+                yield (folder / name).read_text(encoding="utf-8").strip()
+            if folder == root:
+                break

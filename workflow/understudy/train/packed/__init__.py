@@ -1,0 +1,19 @@
+"""Packed trials: many LoRA trials trained at once on one frozen base, each as if it were alone.
+
+The tokens of all trials go through the base's layers as one long row of tokens without padding; each trial's adapter is
+applied to its own tokens, and each trial has an optimizer, a schedule and random numbers of its own. Nothing that a
+trial computes depends on who shares its pack: on one CPU thread that holds to the bit.
+
+From the bottom up:
+
+    layout      where the weights of an adapter lie in its one flat vector
+    adapters    the stacked vectors of all trials, their gradients and moments; PEFT's format in and out
+    products    the adapters' products with all trials' tokens, forward and backward
+    base        the frozen decoder's weights, dequantized when they are needed
+    rows        from examples to one long row of tokens, and from there to attention
+    decoder     forward and backward through the layers, written out
+    head        the loss on completion tokens
+    trials      what a trial has done and does next
+    passes      which trials go through the base together
+    pack        the loop, halving, checkpoints, and what happens when memory runs out
+"""

@@ -1,0 +1,179 @@
+"""The frozen decoder that all trials share: its weights, without its modules.
+
+The architecture is Llama's and what descends from it: RMS norms before attention and feed-forward, rotary positions,
+grouped queries, gated feed-forward layers; biases, norms on queries and keys, and windows where a model has them.
+
+Notation: H the hidden size, D a head's size, W a weight of shape (out, in) as torch's linear layers hold it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from understudy.train.packed.layout import Group, Site
+
+
+class FrozenLinear:
+    """A frozen linear layer, plain or quantized by bitsandbytes, with the numbers that its own module gives.
+
+    With `dense` its dequantized weights are held as well, else they are dequantized in every pass, forward and
+    backward.
+    """
+
+    def __init__(self, name: str, module: nn.Module, dense: bool) -> None:
+        self.site = Site(name, int(module.in_features), int(module.out_features))  # type: ignore[arg-type]
+        self.bias: Tensor | None = module.bias  # type: ignore[assignment]
+        self._module = module
+        self._int8 = hasattr(module, "state") and hasattr(module.state, "CB")
+        self._held = self._dequantized() if dense or not self.quantized else None
+
+    @property
+    def quantized(self) -> bool:
+        return self._int8 or hasattr(self._module.weight, "quant_state")
+
+    def forward(self, x: Tensor, training: bool) -> Tensor:
+        """(N, in) to (N, out)."""
+        # LLM.int8() also quantizes its input, except in training on CPUs
+        if self._int8 and not (training and x.device.type == "cpu"):
+            y: Tensor = self._module(x)
+            return y
+        linear: Tensor = F.linear(x, self.weight(x.dtype), self.bias)
+        return linear
+
+    def weight(self, dtype: torch.dtype) -> Tensor:
+        """W, dequantized."""
+        return (self._dequantized() if self._held is None else self._held).to(dtype)
+
+    def _dequantized(self) -> Tensor:
+        weight: Any = self._module.weight
+        if self._int8:
+            state: Any = self._module.state
+            codes, scales = (weight.CB, weight.SCB) if state.CB is None else (state.CB, state.SCB)
+            scaled: Tensor = codes.to(torch.float32).mul_(scales.unsqueeze(1).mul(1.0 / 127.0))
+            return scaled
+        if self.quantized:
+            import bitsandbytes
+
+            dense: Tensor = bitsandbytes.functional.dequantize_4bit(weight.data.view(-1, 1), weight.quant_state)
+            return dense
+        plain: Tensor = weight.data
+        return plain
+
+
+@dataclass(frozen=True)
+class LinearGroup:
+    """Linear layers that read the same input; `index` counts the base's groups."""
+
+    index: int
+    linears: tuple[FrozenLinear, ...]
+
+
+@dataclass(frozen=True)
+class Norm:
+    """An RMS norm."""
+
+    weight: Tensor
+    epsilon: float
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of the decoder."""
+
+    attention_norm: Norm
+    qkv: LinearGroup
+    query_norm: Norm | None
+    key_norm: Norm | None
+    rotary: bool
+    window: int | None
+    output: LinearGroup
+    feed_forward_norm: Norm
+    gate_up: LinearGroup
+    activation: Callable[[Tensor], Tensor]
+    down: LinearGroup
+
+
+@dataclass(frozen=True)
+class Base:
+    """A decoder's weights."""
+
+    model: Any  # transformers' model, whose weights these are
+    embedding: Tensor  # (V, H)
+    layers: tuple[Layer, ...]
+    norm: Norm
+    head: Tensor  # (V, H)
+    heads: int
+    key_heads: int
+    head_size: int
+    scale: float  # of attention scores
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """The sites of all linear layers, in the order of `LinearGroup.index`."""
+        found = [group for layer in self.layers for group in (layer.qkv, layer.output, layer.gate_up, layer.down)]
+        return tuple(Group(tuple(linear.site for linear in group.linears)) for group in found)
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.device
+
+    def rotary_table(self, length: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (length, D) of positions 0 to length - 1, scaled as the model scales them."""
+        positions = torch.arange(length, device=self.device).unsqueeze(0)
+        cosines, sines = self.model.model.rotary_emb(self.embedding[:1].unsqueeze(0), positions)
+        return cosines[0], sines[0]
+
+
+def read_base(model: Any, dense: bool) -> Base:
+    """The weights of a model as `models.loading.load_base` gives it, of one of the `packing.PACKABLE` types."""
+    model.eval()  # LLM.int8() computes otherwise in training
+    decoder, names = model.model, {id(module): name for name, module in model.named_modules()}
+    attention = decoder.layers[0].self_attn
+    layers: list[Layer] = []
+    for layer in decoder.layers:
+        attending, mlp, first = layer.self_attn, layer.mlp, 4 * len(layers)
+
+        def group(index: int, *modules: nn.Module) -> LinearGroup:
+            return LinearGroup(index, tuple(FrozenLinear(names[id(module)], module, dense) for module in modules))
+
+        layers.append(
+            Layer(
+                attention_norm=_norm(layer.input_layernorm),
+                qkv=group(first, attending.q_proj, attending.k_proj, attending.v_proj),
+                query_norm=_norm(attending.q_norm) if hasattr(attending, "q_norm") else None,
+                key_norm=_norm(attending.k_norm) if hasattr(attending, "k_norm") else None,
+                rotary=bool(getattr(attending, "use_rope", True)),
+                window=getattr(attending, "sliding_window", _window_of_all(model.config)),
+                output=group(first + 1, attending.o_proj),
+                feed_forward_norm=_norm(layer.post_attention_layernorm),
+                gate_up=group(first + 2, mlp.gate_proj, mlp.up_proj),
+                activation=mlp.act_fn,
+                down=group(first + 3, mlp.down_proj),
+            )
+        )
+    return Base(
+        model=model,
+        embedding=decoder.embed_tokens.weight,
+        layers=tuple(layers),
+        norm=_norm(decoder.norm),
+        head=model.lm_head.weight,
+        heads=model.config.num_attention_heads,
+        key_heads=model.config.num_key_value_heads,
+        head_size=attention.head_dim,
+        scale=attention.scaling,
+    )
+
+
+def _norm(module: Any) -> Norm:
+    return Norm(module.weight, float(module.variance_epsilon))
+
+
+def _window_of_all(config: Any) -> int | None:
+    """Mistral's window, which its attention reads from the config. Llama has none."""
+    return getattr(config, "sliding_window", None)

@@ -1,0 +1,333 @@
+"""The pack's loop: rounds of passes, evaluations, halving, and what happens when memory runs out."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from understudy.train import memory
+from understudy.train.loop import Examples, note
+from understudy.train.packed import head
+from understudy.train.packed.adapters import Stack
+from understudy.train.packed.base import Base
+from understudy.train.packed.decoder import Decoder
+from understudy.train.packed.halving import Brackets, score
+from understudy.train.packed.rows import Corpus, Rows
+from understudy.train.packed.trials import Trial, choose, in_order, pieces
+from understudy.trial import Packing, Status
+
+READ_EVERY = 16  # rounds: on GPUs losses are looked at this much later, so that the device never waits for the host
+TILE = 64  # tokens: what batched products take at least from each trial
+
+Ended = Callable[[Trial, Status, str | None, Tensor | None], None]
+
+
+@dataclass
+class _Unread:
+    """The losses of a round's steps, still on the device."""
+
+    losses: Tensor  # (trials,)
+    steps: list[tuple[Trial, int, int]]  # trial, number of the step from 1, completion tokens
+
+
+class Pack:
+    """Trials that train together until none is left. `ended` is told of each one, with its adapter's flat vector."""
+
+    def __init__(
+        self,
+        base: Base,
+        trials: Sequence[Trial],
+        examples: Examples,
+        corpus: Corpus,
+        packing: Packing,
+        brackets: Brackets | None,
+        ended: Ended,
+        batched: bool = False,
+    ) -> None:
+        self._batched, self._tile = batched, TILE if batched else 1
+        self.base, self.brackets, self.ended = base, brackets, ended
+        self.queue = in_order(trials)
+        self.active: dict[int, Trial] = {}
+        self.paused: list[Trial] = []  # at a rung, until their bracket is judged
+        self.tokens, self.slots = packing.tokens, min(packing.trials, len(self.queue))
+        self.notes: list[str] = []
+        self._corpus, self._examples = corpus, examples
+        self._validation = Corpus(examples.validation, base.device)
+        self._longest = int(max(corpus.lengths.max(), self._validation.lengths.max()))
+        self._generators = [torch.Generator(device=base.device) for _ in range(self.slots)]
+        self._unread: list[_Unread] = []
+        self._make_stack()
+
+    def run(self, after_round: Callable[[], None] = lambda: None) -> None:
+        """Train until every trial has ended. `after_round` may save the pack's state."""
+        with torch.no_grad():
+            while self.queue or self.active:
+                self._let_in()
+                self._round()
+                after_round()
+
+    def trials(self) -> list[Trial]:
+        """Who hasn't ended, whether in training or not."""
+        return [*self.active.values(), *self.queue, *self.paused]
+
+    def state(self) -> dict[str, Any]:
+        """Everything that `restore` needs, between two rounds: plain values and copies of tensors."""
+        self._read()
+        return {
+            "tokens": self.tokens,
+            "slots": self.slots,
+            "notes": list(self.notes),
+            "scores": [dict(scores) for scores in self.brackets.scores] if self.brackets is not None else [],
+            "paused": [trial.spec.id for trial in self.paused],
+            "trials": {
+                trial.spec.id: trial.state(trial.waiting if trial.slot is None else self.stack.copy(trial.slot))
+                for trial in self.trials()
+            },
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Bring a pack that hasn't begun to a state. Trials that it doesn't know begin anew."""
+        for trial in self.queue:
+            if trial.spec.id in state["trials"]:
+                trial.restore(state["trials"][trial.spec.id], self.base.device)
+        self.paused = [trial for trial in self.queue if trial.spec.id in state["paused"]]
+        self.queue = in_order(trial for trial in self.queue if trial.spec.id not in state["paused"])
+        self.tokens, self.slots, self.notes = state["tokens"], state["slots"], list(state["notes"])
+        if self.brackets is not None:
+            self.brackets.scores = [dict(scores) for scores in state["scores"]]
+        self._make_stack()
+
+    def _round(self) -> None:
+        """What is due after the last steps, then one step of some trials. Out of memory splits the pack."""
+        at_work: list[Trial] = []
+        try:
+            due = [trial for trial in self.active.values() if self._is_due(trial)]
+            if due or self.base.device.type == "cpu" or len(self._unread) >= READ_EVERY:
+                self._read()
+            for trial in due:
+                at_work = [trial]
+                if trial.slot is not None:
+                    self._look(trial)
+            at_work = choose(list(self.active.values()), self.tokens)
+            if at_work:
+                self._step(at_work)
+        except (MemoryError, RuntimeError) as error:
+            if not memory.is_out_of_memory(error):
+                raise
+            reason = str(error).splitlines()[0]
+        else:
+            return
+        self._split(at_work, reason)
+
+    def _read(self) -> None:
+        """Look at the losses of the steps since the last time; end who has diverged."""
+        unread, self._unread = self._unread, []
+        if not unread:
+            return
+        losses = iter(torch.cat([part.losses[: len(part.steps)] for part in unread]).tolist())
+        for part in unread:
+            for trial, step, counted in part.steps:
+                loss = next(losses)
+                if trial.history.steps < step:  # it had diverged before
+                    continue
+                if math.isfinite(loss):
+                    trial.since_evaluation.add(loss, counted)
+                else:
+                    trial.history.steps = step - 1
+                    self._end(trial, "diverged", f"the training loss was {loss} in step {step} of {trial.steps}")
+
+    def _step(self, chosen: Sequence[Trial]) -> None:
+        """One optimizer step of each of these trials."""
+        started = time.perf_counter()
+        tokens = [trial.batch_tokens for trial in chosen]
+        parts = pieces(chosen[0].batch, self._corpus, self.tokens) if len(chosen) == 1 else []
+        if len(parts) > 1:
+            losses = sum(self._pass([(chosen[0], part)], number) for number, part in enumerate(parts))
+        else:
+            losses = self._pass([(trial, trial.batch) for trial in chosen], 0)
+        assert isinstance(losses, Tensor)
+        unread = _Unread(losses, [])
+        self._unread.append(unread)
+        for trial, own in zip(chosen, tokens, strict=True):
+            history, counted = trial.history, self._corpus.completion_tokens(trial.batch)
+            self.stack.step(_slot(trial), trial.rates[history.steps], trial.spec.hyperparameters)
+            history.steps += 1
+            history.completion_tokens += counted
+            history.tokens += own
+            unread.steps.append((trial, history.steps, counted))
+        passed = time.perf_counter() - started
+        for trial, own in zip(chosen, tokens, strict=True):
+            trial.seconds += passed * own / sum(tokens)
+
+    def _pass(self, wanted: Sequence[tuple[Trial, Sequence[int]]], part: int) -> Tensor:
+        """Forward and backward; the share of each trial's loss (trials,)."""
+        rows = self._corpus.rows([(_slot(trial), examples) for trial, examples in wanted], self._tile)
+        generators = {}
+        for trial, _ in wanted:
+            slot = _slot(trial)
+            generators[slot] = self._generators[slot].manual_seed(trial.dropout_seed(part))
+        hidden, tape = self.decoder.forward(rows, generators)
+        assert tape is not None
+        weights = [1.0 / self._corpus.completion_tokens(trial.batch) for trial, _ in wanted]
+        smoothing = [trial.smoothing for trial, _ in wanted]
+        losses, gradient = head.losses_and_gradient(
+            hidden[rows.answers],
+            self.base.head,
+            rows.targets,
+            _per_token(smoothing, rows) if any(smoothing) else None,
+            per_token := _per_token(weights, rows),
+        )
+        self.decoder.backward(tape, torch.zeros_like(hidden).index_copy_(0, rows.answers, gradient))
+        losses *= per_token
+        return torch.stack([own.sum() for own in torch.split(losses, rows.counts)])
+
+    def _is_due(self, trial: Trial) -> bool:
+        """Whether a trial is evaluated before its next step."""
+        return self._evaluates(trial) or self._stands_at_rung(trial)
+
+    def _evaluates(self, trial: Trial) -> bool:
+        """Whether the learning curve gets a point here that it doesn't have yet."""
+        return trial.looked_at < trial.history.steps and trial.history.steps in trial.evaluate_after
+
+    def _stands_at_rung(self, trial: Trial) -> bool:
+        if self.brackets is None:
+            return False
+        return self.brackets.stands_at_rung(trial.spec.id, trial.rung, trial.history.steps, trial.steps)
+
+    def _look(self, trial: Trial) -> None:
+        """Evaluate a trial, and decide what becomes of it."""
+        started, history, brackets = time.perf_counter(), trial.history, self.brackets
+        on_curve, at_rung = self._evaluates(trial), self._stands_at_rung(trial)
+        train_loss = trial.since_evaluation.mean if trial.since_evaluation.weight else math.nan
+        loss = self._evaluate(trial)
+        trial.seconds += time.perf_counter() - started
+        trial.looked_at = history.steps
+        if not math.isfinite(loss):
+            self._end(trial, "diverged", f"the validation loss was {loss} after step {history.steps}")
+            return
+        if on_curve:
+            note(history, trial.since_evaluation, trial.rates[history.steps - 1])
+        found = math.inf
+        if brackets is not None:
+            found = score(brackets.halving.metric, {**history.metrics, "train_loss": train_loss})
+        if trial.left == 0:
+            self._end(trial, "complete", None, found)
+        elif at_rung and brackets is not None:
+            brackets.report(trial.spec.id, trial.rung, found)
+            trial.waiting = self.stack.take(_slot(trial))
+            del self.active[_slot(trial)]
+            trial.slot = None
+            self.paused.append(trial)
+            self._judge()
+
+    def _judge(self) -> None:
+        """Let the paused trials whose brackets can be judged go on, or stop them."""
+        if self.brackets is None:
+            return
+        for trial in list(self.paused):
+            going_on = self.brackets.survivors(trial.spec.id, trial.rung)
+            if going_on is None:
+                continue
+            self.paused.remove(trial)
+            if trial.spec.id in going_on:
+                trial.rung += 1
+                self.queue.append(trial)
+                continue
+            if trial.history.steps not in trial.evaluate_after:
+                note(trial.history, trial.since_evaluation, trial.rates[trial.history.steps - 1])
+            rungs = len(self.brackets.halving.rungs)
+            self.ended(trial, "stopped", f"not among the best of its bracket at rung {trial.rung + 1} of {rungs}", None)
+        self.queue = in_order(self.queue)
+
+    def _evaluate(self, trial: Trial) -> float:
+        """Put the validation metrics into the trial's history; return the summed loss."""
+        corpus = self._validation
+        order = np.argsort(corpus.lengths, kind="stable").tolist()
+        losses: list[Tensor] = []
+        correct: list[Tensor] = []
+        for examples in pieces(order, corpus, self.tokens):
+            rows = corpus.rows([(_slot(trial), examples)], self._tile)
+            hidden, _ = self.decoder.forward(rows, None)
+            found, hits = head.losses_and_hits(hidden[rows.answers], self.base.head, rows.targets)
+            losses.append(found.sum(dtype=torch.float64))
+            correct.append(hits.sum(dtype=torch.float64))
+        loss, hits_all = torch.stack([torch.stack(losses).sum(), torch.stack(correct).sum()]).tolist()
+        tokens = corpus.completion_tokens(order)
+        trial.history.evaluated_tokens += int(corpus.lengths.sum())
+        trial.history.metrics = {
+            "eval_loss": loss / tokens,
+            "eval_nats_per_byte": loss / sum(example.completion_bytes for example in self._examples.validation),
+            "eval_accuracy": hits_all / tokens,
+        }
+        return float(loss)
+
+    def _let_in(self) -> None:
+        """Waiting trials take the free slots."""
+        for slot in range(self.slots):
+            if slot in self.active or not self.queue:
+                continue
+            trial = self.queue.pop(0)
+            assert trial.waiting is not None
+            self.stack.put(slot, trial.layout, trial.waiting, trial.spec.hyperparameters, trial.history.steps)
+            trial.waiting, trial.slot = None, slot
+            self.active[slot] = trial
+
+    def _end(self, trial: Trial, status: Status, message: str | None, last_score: float = math.inf) -> None:
+        """Take a trial out of the pack and tell of it."""
+        slot = _slot(trial)
+        weights = self.stack.take(slot)
+        del self.active[slot]
+        trial.slot = None
+        if self.brackets is not None and trial.spec.id in self.brackets:
+            self.brackets.ended(trial.spec.id, trial.rung, last_score)
+        self.ended(trial, status, message, weights.values)
+        self._judge()
+
+    def _split(self, at_work: Sequence[Trial], reason: str) -> None:
+        """After an allocator has refused: half as many trials at a time, half as many tokens in a pass.
+
+        What was being done is done again. A trial that doesn't fit all alone, example by example, ends.
+        """
+        for slot in self.active:
+            self.stack.clear_gradients(slot)
+        if self.slots == 1 and self.tokens <= self._longest:
+            for trial in at_work:
+                step = trial.history.steps + 1
+                self._end(trial, "out_of_memory", f"memory ran out in step {step} of {trial.steps}: {reason}")
+            memory.release()
+            return
+        states = {slot: self.stack.take(slot) for slot in list(self.active)}
+        for slot, trial in self.active.items():
+            trial.waiting, trial.slot = states[slot], None
+        self.queue = in_order([*self.active.values(), *self.queue])
+        self.active = {}
+        self.slots, self.tokens = max(1, self.slots // 2), max(1, self.tokens // 2)
+        del self.stack, self.decoder
+        memory.release()
+        self._make_stack()
+        self.notes.append(
+            f"memory ran out ({reason}): went on with {self.slots} trials and {self.tokens} tokens at a time"
+        )
+
+    def _make_stack(self) -> None:
+        sizes = (trial.layout.size for trial in self.trials())
+        self.stack = Stack(self.slots, max(sizes, default=0), self.base.device, self._batched)
+        self.decoder = Decoder(self.base, self.stack, self._longest)
+
+
+def _slot(trial: Trial) -> int:
+    assert trial.slot is not None
+    return trial.slot
+
+
+def _per_token(values: Sequence[float], rows: Rows) -> Tensor:
+    """Each trial's value at each of its completion tokens (n,)."""
+    spread = np.repeat(np.asarray(values, dtype=np.float32), rows.counts)
+    return torch.from_numpy(spread).to(rows.targets.device, non_blocking=True)
