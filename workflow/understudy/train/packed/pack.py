@@ -186,7 +186,7 @@ class Pack:
         )
         self.decoder.backward(tape, torch.zeros_like(hidden).index_copy_(0, rows.answers, gradient))
         losses *= per_token
-        return torch.stack([own.sum() for own in torch.split(losses, rows.counts)])
+        return torch.stack([own.sum() for own in torch.split(losses, list(rows.counts))])
 
     def _is_due(self, trial: Trial) -> bool:
         """Whether a trial is evaluated before its next step."""
