@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,14 +28,34 @@ ALL_TOKENS = 10**6  # so that no batch is cut into pieces
 # Every rank, schedule and so on differs; each line changes what the lines above it don't.
 VARIED: Sequence[Mapping[str, Any]] = (
     {"lora_r": 1, "lr_scheduler_type": "constant", "batch_size": 1, "num_train_epochs": 0.3, "max_grad_norm": 1e3},
-    {"lora_r": 2, "lr_scheduler_type": "constant_with_warmup", "batch_size": 2, "max_grad_norm": 0.05, "seed": 11},
-    {"lora_r": 4, "lr_scheduler_type": "linear", "batch_size": 3, "label_smoothing_factor": 0.2, "use_rslora": True},
+    {
+        "lora_r": 2,
+        "lr_scheduler_type": "constant_with_warmup",
+        "batch_size": 2,
+        "num_train_epochs": 0.4,
+        "max_grad_norm": 0.05,
+        "seed": 11,
+    },
+    {
+        "lora_r": 4,
+        "lr_scheduler_type": "linear",
+        "batch_size": 3,
+        "num_train_epochs": 0.6,
+        "label_smoothing_factor": 0.2,
+        "use_rslora": True,
+    },
     {"lora_r": 32, "lr_scheduler_type": "cosine", "batch_size": 16, "lora_alpha": 64, "num_train_epochs": 4},
     {"lora_r": 5, "lr_scheduler_type": "inverse_sqrt", "batch_size": 8, "adam_beta1": 0.5, "adam_beta2": 0.9},
     {"lora_r": 16, "lr_scheduler_type": "polynomial", "batch_size": 5, "lora_target_modules": "k_proj,down_proj"},
     {"lora_r": 7, "lr_scheduler_type": "cosine", "label_smoothing_factor": 0.9, "adam_beta1": 0.0, "seed": 3},
     {"lora_r": 3, "batch_size": 4, "num_train_epochs": 2, "fidelity": 0.6, "learning_rate": 5e-2},
-    {"lora_r": 8, "batch_size": 12, "num_train_epochs": 2.5, "weight_decay": 0.0, "lora_target_modules": "q_proj,v_proj"},
+    {
+        "lora_r": 8,
+        "batch_size": 12,
+        "num_train_epochs": 2.5,
+        "weight_decay": 0.0,
+        "lora_target_modules": "q_proj,v_proj",
+    },
     {"lora_r": 4, "batch_size": 7, "adam_epsilon": 1e-3, "warmup_ratio": 1.0, "lora_alpha": 0.5},
     {"lora_r": 6, "batch_size": 2, "num_train_epochs": 0.5, "use_rslora": True, "lora_target_modules": "o_proj"},
     {"lora_r": 12, "batch_size": 9, "weight_decay": 5.0, "warmup_ratio": 0.0, "lora_alpha": 100, "num_train_epochs": 3},
@@ -84,14 +106,16 @@ def make_pack(
     tokens: int = ALL_TOKENS,
     halving: Halving | None = None,
     evaluations: int = 50,
+    batched: bool = False,
 ) -> Pack:
     """A pack that hasn't begun; `outcomes` is filled as its trials end."""
     corpus, fresh = Corpus(examples.train, base.device), adapters.Fresh(base)
     orders = Orders(len(corpus))
+    common = fresh.common_layout(specs) if batched else None
 
     def begin(spec: TrialSpec) -> Trial:
-        layout = fresh.layout(spec)
-        return Trial(spec, layout, corpus, evaluations, orders, fresh.weights(spec, layout))
+        layout = common or fresh.layout(spec)
+        return Trial(spec, layout, corpus, evaluations, orders, partial(fresh.weights, spec, layout))
 
     def ended(trial: Trial, status: Status, message: str | None, values: Tensor | None) -> None:
         assert trial.spec.id not in outcomes
@@ -99,7 +123,7 @@ def make_pack(
 
     packing = Packing(trials=slots, tokens=tokens, dense=True)
     brackets = Brackets(halving) if halving is not None else None
-    return Pack(base, [begin(spec) for spec in specs], examples, corpus, packing, brackets, ended)
+    return Pack(base, [begin(spec) for spec in specs], examples, corpus, packing, brackets, ended, batched)
 
 
 def train_packed(

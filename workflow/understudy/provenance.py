@@ -33,9 +33,9 @@ def processor() -> str:
     return platform.machine()
 
 
-def collect(device_name: str | None = None) -> dict[str, str]:
-    """Flat provenance of this process: versions, host, hardware, SLURM job where there is one."""
-    record = {**versions(), "host": platform.node(), "hardware": device_name or processor()}
+def collect(engine: str, device_name: str | None = None) -> dict[str, str]:
+    """Flat provenance of this process: versions, engine, host, hardware, SLURM job where there is one."""
+    record = {**versions(), "engine": engine, "host": platform.node(), "hardware": device_name or processor()}
     if job := os.environ.get("SLURM_JOB_ID"):
         record["slurm_job"] = job
     return record

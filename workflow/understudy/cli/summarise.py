@@ -36,7 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Read, summarise, write."""
     settings = read_model(arguments.settings, SummarySection)
-    records = [record for path in arguments.packs for record in read_model(path, PackResults).records]
+    packs = [read_model(path, PackResults) for path in arguments.packs]
+    records = [record for pack in packs for record in pack.records]
     records += [read_model(path, TrialRecord) for path in (*arguments.targets, *arguments.finalists)]
     regions = read_model(arguments.regions, Regions)
     evidence = Evidence(
@@ -49,6 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
         decode=read_model(arguments.decode, DecodeResults),
         cards=[read_model(path, ModelCard) for path in arguments.models],
         executions={plan.role: plan for plan in (read_model(path, Execution) for path in arguments.execution)},
+        pack_notes=[(pack.id, note) for pack in packs for note in pack.notes],
     )
     trials = trials_frame(records)
     importance = {

@@ -26,6 +26,7 @@ from understudy.summary.headline import STAGE_NAMES
 from understudy.summary.panels import by_name
 from understudy.trial import Execution, ModelCard
 
+TABLES = ("leaderboard", "agreement", "cost_per_stage", "pack_notes")
 CHANGES_NOTHING = ("host", "slurm_job")  # provenance that may differ without a number being different
 
 
@@ -68,7 +69,7 @@ def render(findings: Findings) -> str:
 def _context(findings: Findings) -> dict[str, Any]:
     """Everything that the template names."""
     best, folder = findings.best, findings.summary
-    tables = {name: pl.read_csv(folder / f"{name}.csv") for name in ("leaderboard", "agreement", "cost_per_stage")}
+    tables = {name: pl.read_csv(folder / f"{name}.csv") for name in TABLES}
     provenance = pl.read_parquet(folder / "provenance.parquet")
     statuses = pl.read_parquet(folder / "trials.parquet").group_by("status").len().sort("status").iter_rows()
     pairs = int(tables["agreement"]["pairs"].max() or 0)  # type: ignore[arg-type]
@@ -94,6 +95,7 @@ def _context(findings: Findings) -> dict[str, Any]:
         "captions": CAPTIONS,
         "models": [findings.proxy, best.card],
         "executions": findings.executions,
+        "pack_notes": tables["pack_notes"].to_dicts(),
         "facts": provenance_facts(provenance),
         "mixed": mixed_facts(provenance),
         "config": _plain_yaml(best.config.model_dump(mode="json", exclude_none=True)),

@@ -39,6 +39,7 @@ class Evidence:
     decode: DecodeResults
     cards: Sequence[ModelCard]
     executions: Mapping[Role, Execution]
+    pack_notes: Sequence[tuple[str, str]] = ()  # (pack, what went otherwise than planned)
 
 
 def write_summary(
@@ -63,6 +64,7 @@ def write_summary(
         "importance": weights,
         "agreement": agreement,
         "cost_per_stage": per_stage,
+        "pack_notes": pl.DataFrame(sorted(evidence.pack_notes), {"pack": pl.String, "note": pl.String}, orient="row"),
     }
     for name, table in parquet.items():
         write_parquet(table, folder / f"{name}.parquet")

@@ -88,7 +88,7 @@ def target_layers(base: nn.Module, value: Value) -> dict[str, nn.Module]:
                 f"{', '.join(short)}. Name some of them, or take `{ALL_LINEAR}`"
             ],
         )
-    return {layer: module for layer, module in linear.items() if any(_is_called(layer, name) for name in wanted)}
+    return {layer: module for layer, module in linear.items() if is_wanted(layer, value)}
 
 
 def _is_linear(module: nn.Module) -> bool:
@@ -96,6 +96,12 @@ def _is_linear(module: nn.Module) -> bool:
     from transformers.pytorch_utils import Conv1D
 
     return isinstance(module, nn.Linear | Conv1D)
+
+
+def is_wanted(layer: str, value: Value) -> bool:
+    """Whether a value of `lora_target_modules` names this linear layer."""
+    wanted = target_modules(value)
+    return wanted == ALL_LINEAR or any(_is_called(layer, name) for name in wanted)
 
 
 def _is_called(layer: str, name: str) -> bool:

@@ -59,6 +59,7 @@ class Engine:
         status: Status,
         message: str | None,
         seconds: float,
+        trained_by: str = "trainer",
         rung_scores: tuple[float, ...] = (),
     ) -> TrialRecord:
         """What came of a trial."""
@@ -73,7 +74,7 @@ class Engine:
             rung_scores=rung_scores,
             message=message,
             cost=self._cost(spec, history, seconds),
-            provenance=provenance.collect(_device_name(self.execution)),
+            provenance=provenance.collect(trained_by, _device_name(self.execution)),
         )
         return TrialRecord(spec=spec, result=result)
 

@@ -39,7 +39,17 @@ def train_pack(pack: Pack, job: Job) -> PackResults:
     for spec in pack.specs:
         if spec.id in pack.solo:
             training.alone(spec)
+    notes += [f"{', '.join(ids)} trained alone: {reason}" for reason, ids in _by_reason(pack).items()]
     return PackResults(id=pack.id, records=tuple(training.records[spec.id] for spec in pack.specs), notes=tuple(notes))
+
+
+def _by_reason(pack: Pack) -> dict[str, list[str]]:
+    """The trials that are trained alone, by the reason why."""
+    found: dict[str, list[str]] = {}
+    for spec in pack.specs:
+        if spec.id in pack.solo:
+            found.setdefault(pack.solo[spec.id], []).append(spec.id)
+    return found
 
 
 class _Training:

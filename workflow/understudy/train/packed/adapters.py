@@ -17,7 +17,7 @@ from torch.optim.adamw import adamw
 
 from understudy.hyperparameters import Value
 from understudy.models.quantization import peft_for
-from understudy.train.adapters import fresh_adapter
+from understudy.train.adapters import fresh_adapter, is_wanted
 from understudy.train.optimizer import arguments_for
 from understudy.train.packed.base import Base
 from understudy.train.packed.layout import GroupWeights, Layout
@@ -26,7 +26,7 @@ from understudy.trial import TrialSpec
 
 @dataclass
 class Weights:
-    """One trial's flat vectors, (size,) each."""
+    """One trial's flat vectors, (size,) each, on the host."""
 
     values: Tensor
     exp_avg: Tensor
@@ -40,6 +40,7 @@ class Settled:
     layout: Layout
     scaling: float  # of the adapter's update: alpha / r, or alpha / sqrt(r)
     dropout: float
+    own: tuple[tuple[int, ...], ...]  # each group's sites that the trial itself adapts, as in `Layout.sites`
     values: tuple[GroupWeights, ...]
     gradients: tuple[GroupWeights, ...]
 
@@ -74,20 +75,21 @@ class Stack:
             layout=layout,
             scaling=scale,
             dropout=dropout,
+            own=_own_sites(layout, hyperparameters["lora_target_modules"]),
             values=layout.views(self._values[slot]),
             gradients=layout.views(self._gradients[slot]),
         )
 
     def take(self, slot: int) -> Weights:
-        """Let a trial out of its slot, with a copy of what it holds."""
+        """Let a trial out of its slot, with a copy of what it holds, on the host."""
         weights = self.copy(slot)
         del self.settled[slot]
         return weights
 
     def copy(self, slot: int) -> Weights:
-        """A copy of what the trial in a slot holds."""
+        """A copy of what the trial in a slot holds, on the host."""
         size = self.settled[slot].layout.size
-        return Weights(*(stacked[slot, :size].clone() for stacked in self._states()))
+        return Weights(*(stacked[slot, :size].to("cpu", copy=True) for stacked in self._states()))
 
     def all_values(self, group: int) -> GroupWeights:
         """One group's matrices of all slots: A (K, G r, in), and B (K, r, out) of each layer. For a common layout."""
@@ -153,6 +155,13 @@ def scaling(hyperparameters: Mapping[str, Value]) -> float:
     return float(hyperparameters["lora_alpha"]) / (rank**0.5 if hyperparameters["use_rslora"] else rank)
 
 
+def _own_sites(layout: Layout, modules: Value) -> tuple[tuple[int, ...], ...]:
+    return tuple(
+        tuple(index for index in sites if is_wanted(group.sites[index].name, modules))
+        for group, sites in zip(layout.groups, layout.sites, strict=True)
+    )
+
+
 class Fresh:
     """Freshly initialised adapters: what peft itself makes with the trial's seed.
 
@@ -178,7 +187,7 @@ class Fresh:
     def weights(self, spec: TrialSpec, layout: Layout) -> Weights:
         """A trial's weights before its first step."""
         _, drawn = self._draw(spec)
-        values = torch.zeros(layout.size, device=self._base.device)
+        values = torch.zeros(layout.size)
         rank = int(spec.hyperparameters["lora_r"])
         for weights, group, sites in zip(layout.views(values), layout.groups, layout.sites, strict=True):
             blocks = weights.a.view(len(sites), layout.rank, group.inputs)
@@ -193,7 +202,9 @@ class Fresh:
         key = (spec.seed, values["lora_r"], values["lora_target_modules"])
         if key not in self._kept:
             with fresh_adapter(self._base.model, spec) as model:
-                drawn = {name: layer.lora_A["default"].weight.detach().clone() for name, layer in _lora_layers(model)}
+                drawn = {
+                    name: layer.lora_A["default"].weight.detach().cpu().clone() for name, layer in _lora_layers(model)
+                }
             self._kept[key] = frozenset(drawn), drawn
         return self._kept[key]
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from understudy.train.packed.adapters import Stack
-from understudy.train.packed.products import keep
+from understudy.train.packed.products import masked, masks
 from understudy.train.packed.rows import Spans
 
 
@@ -42,14 +42,14 @@ def apply(
         return None
     tiles = _in_tiles(x, spans)
     a, bs = _weights(stack, group, spans, x.dtype)
-    masks = _masks(stack, len(layers), x, spans, generators)
-    inputs = tuple(tiles * mask for mask in masks) if masks else (tiles,)
-    factors = _factors(stack, spans, x, bool(masks))
+    drawn = _masks(stack, len(layers), x, spans, generators)
+    inputs = tuple(masked(tiles, mask) for mask in drawn) if drawn else (tiles,)
+    factors = _factors(stack, spans, x, bool(drawn))
     products = [torch.bmm(own, part.transpose(1, 2)) for own, part in zip(_for_each(inputs, bs), a, strict=True)]
     hidden = tuple(product.mul_(factors) for product in products)
     for index, own, b in zip(layers, hidden, bs, strict=True):
         _in_tiles(outputs[index], spans).baddbmm_(own, b)
-    return AppliedAtOnce(inputs, masks, hidden, factors)
+    return AppliedAtOnce(inputs, drawn, hidden, factors)
 
 
 def apply_backward(
@@ -76,7 +76,7 @@ def apply_backward(
         if dx is None:
             continue
         if applied.masks:
-            _in_tiles(dx, spans).add_(torch.bmm(dhidden, a[number]).mul_(applied.masks[number]))
+            _in_tiles(dx, spans).add_(masked(torch.bmm(dhidden, a[number]), applied.masks[number]))
         else:
             _in_tiles(dx, spans).baddbmm_(dhidden, a[number])
 
@@ -109,14 +109,19 @@ def _masks(
     stack: Stack, layers: int, x: Tensor, spans: Spans, generators: Sequence[torch.Generator | None]
 ) -> tuple[Tensor, ...]:
     """Each layer's mask (T, n, in); none where no trial drops anything out."""
-    width, parts, dropping = x.shape[1], [], False
+    width = x.shape[1]
+    parts: list[Tensor | None] = []
     for (slot, start, stop), generator in zip(spans.each, generators, strict=True):
         shape, dropout = (layers, stop - start, width), stack.settled[slot].dropout
         if generator is None or dropout == 0.0:
-            parts.append(torch.ones(shape, dtype=torch.bool, device=x.device))
+            parts.append(None)
         else:
-            parts.append(keep(shape, dropout, generator))
-            dropping = True
-    if not dropping:
+            parts.append(masks(shape, dropout, generator, x.dtype))
+    drawn = [part for part in parts if part is not None]
+    if not drawn:
         return ()
-    return tuple(_in_tiles(mask, spans) for mask in torch.cat(parts, 1).unbind())
+    whole = drawn[0].new_full((layers, spans.end, width), -1)
+    for (_, start, stop), part in zip(spans.each, parts, strict=True):
+        if part is not None:
+            whole[:, start:stop] = part
+    return tuple(mask.view(-1, spans.tile, width) for mask in whole.unbind())

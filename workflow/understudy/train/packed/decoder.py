@@ -112,11 +112,11 @@ class Decoder:
         places = rows.places[rows.predicting] if last else rows.places
         mixed = attended.index_select(0, places)
         (update,), output = self._linear(layer.output, mixed, later_spans, draws)
-        h = (h.index_select(0, rows.predicting) if last else h) + update
+        h = update.add_(h.index_select(0, rows.predicting) if last else h)
         normed, feed_forward_norm = _rms_norm(layer.feed_forward_norm, h)
         (gate, up), gate_up = self._linear(layer.gate_up, normed, later_spans, draws)
         activated = layer.activation(gate)
-        (update,), down = self._linear(layer.down, activated * up, later_spans, draws)
+        (result,), down = self._linear(layer.down, activated * up, later_spans, draws)
         tape = _LayerTape(
             attention_norm,
             qkv,
@@ -131,7 +131,7 @@ class Decoder:
             activated,
             down,
         )
-        return h + update, tape
+        return result.add_(h), tape
 
     def _layer_backward(
         self,
@@ -147,7 +147,7 @@ class Decoder:
         dgate = _activation_backward(layer.activation, tape.gate, dproduct * tape.up)
         dup = dproduct.mul_(tape.activated)
         dnormed = self._linear_backward(tape.gate_up, [dgate, dup])
-        dh = dh + _rms_norm_backward(layer.feed_forward_norm, tape.feed_forward_norm, dnormed)
+        dh = _rms_norm_backward(layer.feed_forward_norm, tape.feed_forward_norm, dnormed).add_(dh)
         dmixed = self._linear_backward(tape.output, [dh])
         places = rows.places
         if last:  # back from the predicting positions to all tokens
@@ -161,7 +161,7 @@ class Decoder:
         dquery = self._head_norm_backward(layer.query_norm, tape.query_norm, dquery)
         dkey = self._head_norm_backward(layer.key_norm, tape.key_norm, dkey)
         dnormed = self._linear_backward(tape.qkv, [dquery, dkey, dvalue], wanted=not first)
-        return dh if first else dh + _rms_norm_backward(layer.attention_norm, tape.attention_norm, dnormed)
+        return dh if first else _rms_norm_backward(layer.attention_norm, tape.attention_norm, dnormed).add_(dh)
 
     def _linear(
         self, group: LinearGroup, x: Tensor, spans: Spans, draws: Sequence[torch.Generator | None]
@@ -251,7 +251,7 @@ def _rms_norm(norm: Norm, x: Tensor) -> tuple[Tensor, _Normed]:
     wide = x.float()
     inverse = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1])
     inverse = inverse.add_(norm.epsilon).rsqrt_()
-    return norm.weight * (wide * inverse).to(x.dtype), _Normed(x, inverse)
+    return (wide * inverse).to(x.dtype).mul_(norm.weight), _Normed(x, inverse)
 
 
 def _rms_norm_backward(norm: Norm, tape: _Normed, dy: Tensor) -> Tensor:

@@ -7,8 +7,13 @@ cross entropy.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from understudy.train.packed.rows import ROUND
 
 CHUNK = 2**24  # logits that are held at once
 
@@ -20,11 +25,11 @@ def losses_and_gradient(
 
     `smoothing` (n,) is each token's label smoothing, None for none at all.
     """
+    count, hidden, targets, weights = len(targets), _rounded(hidden), _rounded(targets), _rounded(weights)
+    smoothing = None if smoothing is None else _rounded(smoothing)
     losses = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
     gradient = torch.empty_like(hidden)
-    rows = max(1, CHUNK // len(weight))
-    for start in range(0, len(targets), rows):
-        part = slice(start, start + rows)
+    for part in _chunks(len(targets), len(weight)):
         logits = torch.mm(hidden[part], weight.t()).float()
         chosen = targets[part].unsqueeze(1)
         log_probabilities = torch.log_softmax(logits, 1)
@@ -40,19 +45,29 @@ def losses_and_gradient(
         losses[part] = loss.squeeze(1)
         probabilities *= weights[part].unsqueeze(1)
         torch.mm(probabilities.to(weight.dtype), weight, out=gradient[part])
-    return losses, gradient
+    return losses[:count], gradient[:count]
 
 
 def losses_and_hits(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Each token's negative log-likelihood (n,) in nats, and whether no other token has a larger logit (n,)."""
+    count, hidden, targets = len(targets), _rounded(hidden), _rounded(targets)
     losses = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
     hits = torch.empty(len(targets), dtype=torch.bool, device=hidden.device)
-    rows = max(1, CHUNK // len(weight))
-    for start in range(0, len(targets), rows):
-        part = slice(start, start + rows)
+    for part in _chunks(len(targets), len(weight)):
         logits = torch.mm(hidden[part], weight.t()).float()
         log_probabilities = torch.log_softmax(logits, 1)
         at_target = log_probabilities.gather(1, targets[part].unsqueeze(1)).squeeze(1)
         losses[part] = -at_target
         hits[part] = at_target == log_probabilities.amax(1)
-    return losses, hits
+    return losses[:count], hits[:count]
+
+
+def _chunks(tokens: int, vocabulary: int) -> Iterator[slice]:
+    """The tokens whose logits are held at once, a multiple of `ROUND`."""
+    rows = max(1, CHUNK // vocabulary // ROUND) * ROUND
+    return (slice(start, start + rows) for start in range(0, tokens, rows))
+
+
+def _rounded(rows: Tensor) -> Tensor:
+    """With zeros up to a multiple of `ROUND`: other kernels take slim products, and their sums differ."""
+    return F.pad(rows, (*(0, 0) * (rows.ndim - 1), 0, -len(rows) % ROUND))

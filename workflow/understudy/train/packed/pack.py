@@ -87,8 +87,9 @@ class Pack:
             "scores": [dict(scores) for scores in self.brackets.scores] if self.brackets is not None else [],
             "paused": [trial.spec.id for trial in self.paused],
             "trials": {
-                trial.spec.id: trial.state(trial.waiting if trial.slot is None else self.stack.copy(trial.slot))
+                trial.spec.id: trial.state(weights)
                 for trial in self.trials()
+                if (weights := trial.waiting if trial.slot is None else self.stack.copy(trial.slot)) is not None
             },
         }
 
@@ -96,7 +97,7 @@ class Pack:
         """Bring a pack that hasn't begun to a state. Trials that it doesn't know begin anew."""
         for trial in self.queue:
             if trial.spec.id in state["trials"]:
-                trial.restore(state["trials"][trial.spec.id], self.base.device)
+                trial.restore(state["trials"][trial.spec.id])
         self.paused = [trial for trial in self.queue if trial.spec.id in state["paused"]]
         self.queue = in_order(trial for trial in self.queue if trial.spec.id not in state["paused"])
         self.tokens, self.slots, self.notes = state["tokens"], state["slots"], list(state["notes"])
@@ -274,8 +275,8 @@ class Pack:
             if slot in self.active or not self.queue:
                 continue
             trial = self.queue.pop(0)
-            assert trial.waiting is not None
-            self.stack.put(slot, trial.layout, trial.waiting, trial.spec.hyperparameters, trial.history.steps)
+            weights = trial.begin() if trial.waiting is None else trial.waiting
+            self.stack.put(slot, trial.layout, weights, trial.spec.hyperparameters, trial.history.steps)
             trial.waiting, trial.slot = None, slot
             self.active[slot] = trial
 

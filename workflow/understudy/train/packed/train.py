@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -47,14 +48,14 @@ def train_together(
 
     def begin(spec: TrialSpec) -> Trial:
         layout = common or fresh.layout(spec)
-        return Trial(spec, layout, corpus, settings.evaluations, orders, fresh.weights(spec, layout))
+        return Trial(spec, layout, corpus, settings.evaluations, orders, partial(fresh.weights, spec, layout))
 
     def ended(trial: Trial, status: Status, message: str | None, values: Tensor | None) -> None:
         nonlocal best
         spec = trial.spec
         digest = (stopped if status == "stopped" else digests)[spec.id]
         scores = brackets.scores_of(spec.id) if brackets is not None and spec.id in brackets else ()
-        record = engine.record(spec, digest, trial.history, status, message, trial.seconds, scores)
+        record = engine.record(spec, digest, trial.history, status, message, trial.seconds, "packed", scores)
         if record.result.objective is not None and record.result.objective < best:
             assert values is not None
             best = record.result.objective

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -44,7 +44,8 @@ class Trial:
     corpus: Corpus  # the training subset
     evaluations: int
     orders: Orders
-    waiting: Weights | None  # what it holds while it is in no slot
+    begin: Callable[[], Weights]  # what it holds before its first step
+    waiting: Weights | None = None  # what it holds while it is in no slot, once it has begun; on the host
     slot: int | None = None
     looked_at: int = 0  # the step after which it was last evaluated
     rung: int = 0  # of successive halving: how many it has passed
@@ -103,9 +104,8 @@ class Trial:
             self._batch = done, examples, self.corpus.tokens(examples)
         return self._batch
 
-    def state(self, weights: Weights | None) -> dict[str, Any]:
+    def state(self, weights: Weights) -> dict[str, Any]:
         """Plain values and tensors from which `restore` brings it back."""
-        assert weights is not None
         return {
             "weights": [weights.values, weights.exp_avg, weights.exp_avg_sq],
             "looked_at": self.looked_at,
@@ -115,9 +115,9 @@ class Trial:
             "history": {**vars(self.history), "curve": [point.model_dump() for point in self.history.curve]},
         }
 
-    def restore(self, state: dict[str, Any], device: torch.device) -> None:
+    def restore(self, state: dict[str, Any]) -> None:
         """Go on from a state that `state` gave."""
-        self.waiting = Weights(*(tensor.to(device) for tensor in state["weights"]))
+        self.waiting = Weights(*state["weights"])
         self.looked_at, self.rung, self.seconds = state["looked_at"], state["rung"], state["seconds"]
         self.since_evaluation = MeanLoss(**state["since_evaluation"])
         curve = [CurvePoint.model_validate(point) for point in state["history"]["curve"]]
