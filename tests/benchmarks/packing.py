@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import sys
 import tempfile
@@ -28,12 +29,12 @@ import packing_tables
 import torch
 from packing_contest import Effort, Entrants, ablate, compare, process_each
 from packing_pool import Arrangement, Pool, ask_all
-from packing_worker import Shape, Task
+from packing_worker import Architecture, Shape, Task
 
 from understudy.models.hardware import cores
 
 # hidden size, layers, heads, heads of keys and values, feed-forward size, vocabulary, architecture
-SIZES = {
+SIZES: dict[str, tuple[int, int, int, int, int, int, Architecture]] = {
     "64": (64, 2, 4, 4, 192, 2048, "llama"),
     "128": (128, 2, 4, 4, 384, 2048, "llama"),
     "256": (256, 2, 8, 8, 768, 2048, "llama"),
@@ -50,18 +51,25 @@ def main() -> None:
     """Measure what the command line asks for."""
     options = arguments(sys.argv[1:])
     entrants = entrants_of(options)
-    pool = Pool(options.device)
+    load, pool = os.getloadavg()[0], Pool(options.device)
     found = []
     try:
         for arrangement in (*entrants.solo, *entrants.packs):
             pool.workers(arrangement)
-        machine = {"device": ask_all(pool.all()[:1], ("device",))[0], "system": platform.platform()}
-        machine |= {"threads": options.threads, "python": platform.python_version(), "torch": torch.__version__}
+        machine = {
+            "device": ask_all(pool.all()[:1], ("device",))[0],
+            "cores": cores(),
+            "system": platform.platform(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "load_before": load,
+        }
         print(", ".join(f"{name} {value}" for name, value in machine.items()))
         for name in options.shapes:
             found.append(measured(pool, entrants, name, options))
     finally:
         pool.end()
+    machine["load_after"] = os.getloadavg()[0]
     print(json.dumps({"machine": machine, "options": vars(options), "shapes": found}))
 
 
@@ -116,8 +124,7 @@ def shape_of(name: str) -> Shape:
     """The shape that is called ROWSxTOKENS@SIZE."""
     each, _, size = name.partition("@")
     rows, _, tokens = each.partition("x")
-    hidden, layers, heads, key_heads, intermediate, vocabulary, architecture = SIZES[size]
-    return Shape(int(rows), int(tokens), hidden, layers, heads, key_heads, intermediate, vocabulary, architecture)
+    return Shape(int(rows), int(tokens), *SIZES[size])
 
 
 def arguments(given: Sequence[str]) -> argparse.Namespace:
@@ -126,16 +133,16 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--shapes", nargs="+", type=_shape, help=f"ROWSxTOKENS@SIZE, sizes {', '.join(SIZES)}")
-    add("--trials", nargs="+", type=int, default=[2, 4, 8, 16, 32], help="trials of a pack")
+    add("--trials", nargs="+", type=int, default=[1, 2, 4, 8, 16, 32], help="trials of a pack")
     add("--steps", type=int, default=200, help="optimizer steps of a trial in one measurement, at most")
     add("--seconds", type=float, default=1.0, help="that a measurement should take; it has as many steps as fit")
     add("--repeats", type=int, default=5, help="measurements of everyone, in turns; the median counts")
-    add("--longest", type=float, default=10.0, help="leave K out where K steps of trials alone take more seconds")
+    add("--longest", type=float, default=5.0, help="leave K out where K steps of trials alone take more seconds")
     add("--threads", type=int, help="of the process that has them all; default all cores, with a GPU 1")
     add("--processes", nargs="+", type=int, help="side by side; default as many as threads, on a GPU 2 4 8")
     add("--tokens", type=int, help="of a pass; default what `prepare_execution` decides")
     add("--rank", type=int, default=16)
-    add("--dropout", type=float, default=0.0, help="of the adapters; losses are then only compared where masks agree")
+    add("--dropout", type=float, default=0.0, help="of the adapters")
     add("--ragged", action="store_true", help="rows of a quarter to the whole of the tokens")
     add("--inside", type=int, default=8, help="trials of the pack whose time is split up, and of the ablations")
     add("--ablate", action="store_true", help="also switch single tricks off")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import platform
 import random
 import time
 import traceback
@@ -44,6 +45,8 @@ from understudy.trial import ModelCard, Packing, ResolvedExecution, TrialSpec
 
 EXAMPLES = 512  # of the training set; a power of two, so that a number of steps comes out exactly from epochs
 Device = Literal["cpu", "cuda"]
+Architecture = Literal["llama", "qwen2"]
+Timed = Callable[[], tuple[dict[int, float], list[str]]]  # trains; the trials' losses, and what went otherwise
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Shape:
     key_heads: int
     intermediate: int
     vocabulary: int
-    architecture: Literal["llama", "qwen2"]
+    architecture: Architecture
 
 
 @dataclass(frozen=True)
@@ -117,14 +120,16 @@ class Worker:
             gradient_checkpointing=False,
         )
         prepare_torch(self.execution)
-        self._open = ExitStack()  # what a prepared task holds until it has run
+        self._open = ExitStack()  # what a prepared task holds until the next one
+        self._timed: Timed = _nothing_prepared
 
     def device(self) -> str:
         """What it runs on."""
         if self.execution.device == "cuda":
             return torch.cuda.get_device_name()
-        models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-        return models[0].partition(": ")[2] if models else "CPU"
+        table = Path("/proc/cpuinfo")
+        lines = table.read_text().splitlines() if table.exists() else []
+        return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
 
     def write(self, shape: Shape, folder: Path) -> None:
         """Write a checkpoint with random weights, large enough that gradients matter."""
@@ -154,6 +159,8 @@ class Worker:
     def load(self, shape: Shape, folder: Path, pass_tokens: int | None) -> Packing:
         """Load the checkpoint in NF4; return how `prepare_execution` would let packs on it run."""
         self._forget()
+        gc.unfreeze()
+        self.base: Any = None
         parameters = sum(path.stat().st_size for path in folder.glob("*.safetensors")) // (
             2 if self.execution.dtype == "bfloat16" else 4
         )
@@ -173,7 +180,7 @@ class Worker:
         device = self.execution.device
         settings = ProxyExecution(threads=self.execution.threads, pack_tokens=pass_tokens or "auto")
         self.packing, _ = pack_shape(settings, card, shape.tokens, device, self.execution.dtype, detect(device))
-        self.base: Any = load_base(card, self.execution, "lora")
+        self.base = load_base(card, self.execution, "lora")
         self.shape = shape
         gc.freeze()  # what is loaded stays, so that collecting a task's garbage takes no time
         return self.packing
@@ -205,7 +212,7 @@ class Worker:
             self.run()
         return clock.shares()
 
-    def _alone(self, task: Task, examples: loop.Examples) -> Callable[[], Any]:
+    def _alone(self, task: Task, examples: loop.Examples) -> Timed:
         """One trial through peft, transformers' modules and the program's own loop."""
         spec = _spec(task, task.first)
         execution = self.execution.model_copy(
@@ -220,7 +227,7 @@ class Worker:
 
         return timed
 
-    def _together(self, task: Task, examples: loop.Examples, ablation: Ablation) -> Callable[[], Any]:
+    def _together(self, task: Task, examples: loop.Examples, ablation: Ablation) -> Timed:
         """A pack, set up as `understudy.train.packed.train.train_together` does."""
         dense = self.packing.dense and not ablation.dequantizing
         batched = (self.execution.device == "cuda") != ablation.other_products
@@ -267,14 +274,18 @@ class Worker:
         """Let go of the last task."""
         self._open.close()
         self._open = ExitStack()
-        self._timed: Callable[[], Any] = lambda: None
+        self._timed = _nothing_prepared
         memory.release()
+
+
+def _nothing_prepared() -> tuple[dict[int, float], list[str]]:
+    raise RuntimeError("`prepare` comes before `run`")
 
 
 def _spec(task: Task, number: int) -> TrialSpec:
     """Trial `number`: seed and learning rate of its own."""
     values = {
-        "learning_rate": 1e-3 * (1 + number % 8),
+        "learning_rate": 5e-3 * (1 + number % 4),
         "batch_size": task.rows,
         "num_train_epochs": task.steps * task.rows / EXAMPLES,
         "lora_r": task.rank,
@@ -319,7 +330,7 @@ def _start_peak() -> None:
 
 def _peak_bytes() -> int:
     """Memory held at most since `_start_peak`; where the system can't tell, since the process began."""
-    if not torch.cuda.is_initialized():
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         try:
             lines = Path("/proc/self/status").read_text().splitlines()
             return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))

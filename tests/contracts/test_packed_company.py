@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,12 +14,10 @@ from training_study import PAD, make_job, make_spec, random_examples, tiny_llama
 
 from understudy.models.loading import load_base
 from understudy.train.engine import Engine
-from understudy.train.launch import train_alone
 from understudy.train.loop import Examples
-from understudy.train.pack import train_pack
 from understudy.train.packed import head
 from understudy.train.packed.base import Base, read_base
-from understudy.trial import Pack, TrialSpec
+from understudy.trial import TrialSpec
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 

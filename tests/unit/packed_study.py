@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ from understudy.train.packed.layout import Layout
 from understudy.train.packed.pack import Pack
 from understudy.train.packed.rows import Corpus
 from understudy.train.packed.trials import Orders, Trial
-from understudy.trial import Halving, Packing, Status, TrialSpec
+from understudy.trial import Halving, Packing, PackResults, Status, TrialSpec
 
 EXAMPLES = Examples(random_examples(26, seed=1), random_examples(9, seed=2), PAD)
 ALL_TOKENS = 10**6  # so that no batch is cut into pieces
@@ -143,3 +143,11 @@ def train_packed(
         torch.set_num_threads(before)
     assert outcomes.keys() == {spec.id for spec in specs}
     return outcomes
+
+
+def without_cost(results: PackResults) -> str:
+    """A pack's results as JSON, apart from what may differ between two runs: cost and provenance."""
+    plain = results.model_dump(mode="json")
+    for record in plain["records"]:
+        del record["result"]["cost"], record["result"]["provenance"]
+    return json.dumps(plain, indent=1)

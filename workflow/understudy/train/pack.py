@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from understudy import devices, progress
@@ -19,7 +20,6 @@ from understudy.trial import Pack, PackResults, TrialRecord, TrialSpec, halved_d
 
 if TYPE_CHECKING:
     from understudy.train.engine import Engine
-    from understudy.train.packed.checkpoint import Checkpoint
 
 
 def train_pack(pack: Pack, job: Job) -> PackResults:
@@ -72,20 +72,24 @@ class _Training:
         missing = [spec for spec in specs if spec.id not in self.records]
         first = {self.digests[spec.id]: spec.id for spec in reversed(missing)}
         wanted = [spec for spec in missing if spec.id in halved or first[self.digests[spec.id]] == spec.id]
+        path = self._checkpoint_path(specs)
         if not wanted:
+            path.unlink(missing_ok=True)  # of a pack that was killed in its last moment
             return []
         assert packing is not None, "the plan sends every trial alone where packing is off"
         brackets = self._brackets()
         engine = self._prepared()
+        from understudy.train.packed.checkpoint import Checkpoint
         from understudy.train.packed.train import train_together
 
-        checkpoint = self._checkpoint(specs)
+        checkpoint = Checkpoint(path)
+        unfinished = checkpoint.trials()
         # trials that ended after the last checkpoint go on with the others, so that these have the same company again
-        wanted += [spec for spec in specs if spec.id in self.records and spec.id in checkpoint.trials()]
+        wanted += [spec for spec in specs if spec.id in self.records and spec.id in unfinished]
         complete = (record.result.objective for record in self.records.values())
         best = min((objective for objective in complete if objective is not None), default=math.inf)
         notes = train_together(
-            engine, packing, wanted, self.digests, stopped, brackets, checkpoint, best, self._finished
+            engine, packing, wanted, specs, self.digests, stopped, brackets, checkpoint, best, self._finished
         )
         for spec in missing:
             if spec.id not in self.records:  # the same configuration as another trial of the pack
@@ -132,11 +136,9 @@ class _Training:
                     brackets.report(id, rung, score)
         return brackets
 
-    def _checkpoint(self, specs: Sequence[TrialSpec]) -> Checkpoint:
-        from understudy.train.packed.checkpoint import Checkpoint
-
+    def _checkpoint_path(self, specs: Sequence[TrialSpec]) -> Path:
         halving = self.pack.halving.model_dump(mode="json") if self.pack.halving is not None else None
         name = digest(
             {"trials": sorted({spec.id: self.digests[spec.id] for spec in specs}.items()), "halving": halving}
         )
-        return Checkpoint(self.store.root / "packs" / f"{name}.pt")
+        return self.store.root / "packs" / f"{name}.pt"

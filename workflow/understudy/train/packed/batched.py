@@ -42,7 +42,7 @@ def apply(
         return None
     tiles = _in_tiles(x, spans)
     a, bs = _weights(stack, group, spans, x.dtype)
-    drawn = _masks(stack, len(layers), x, spans, generators)
+    drawn = _masks(stack, group, x, spans, generators)
     inputs = tuple(masked(tiles, mask) for mask in drawn) if drawn else (tiles,)
     factors = _factors(stack, spans, x, bool(drawn))
     products = [torch.bmm(own, part.transpose(1, 2)) for own, part in zip(_for_each(inputs, bs), a, strict=True)]
@@ -106,22 +106,23 @@ def _factors(stack: Stack, spans: Spans, x: Tensor, dropping: bool) -> Tensor:
 
 
 def _masks(
-    stack: Stack, layers: int, x: Tensor, spans: Spans, generators: Sequence[torch.Generator | None]
+    stack: Stack, group: int, x: Tensor, spans: Spans, generators: Sequence[torch.Generator | None]
 ) -> tuple[Tensor, ...]:
-    """Each layer's mask (T, n, in); none where no trial drops anything out."""
-    width = x.shape[1]
-    parts: list[Tensor | None] = []
+    """Each layer's mask (T, n, in); none where no trial drops anything out.
+
+    A trial draws for the layers that it adapts itself: its draws don't depend on what the others adapt.
+    """
+    layers, width = _adapted(stack, group, spans), x.shape[1]
+    parts: list[tuple[int, int, int, Tensor]] = []
     for (slot, start, stop), generator in zip(spans.each, generators, strict=True):
-        shape, dropout = (layers, stop - start, width), stack.settled[slot].dropout
-        if generator is None or dropout == 0.0:
-            parts.append(None)
-        else:
-            parts.append(masks(shape, dropout, generator, x.dtype))
-    drawn = [part for part in parts if part is not None]
-    if not drawn:
+        trial = stack.settled[slot]
+        if generator is None or trial.dropout == 0.0:
+            continue
+        own = masks((len(trial.own[group]), stop - start, width), trial.dropout, generator, x.dtype)
+        parts += [(layers.index(layer), start, stop, mask) for layer, mask in zip(trial.own[group], own, strict=True)]
+    if not parts:
         return ()
-    whole = drawn[0].new_full((layers, spans.end, width), -1)
-    for (_, start, stop), part in zip(spans.each, parts, strict=True):
-        if part is not None:
-            whole[:, start:stop] = part
+    whole = parts[0][3].new_full((len(layers), spans.end, width), -1)
+    for layer, start, stop, mask in parts:
+        whole[layer, start:stop] = mask
     return tuple(mask.view(-1, spans.tile, width) for mask in whole.unbind())

@@ -15,7 +15,7 @@ import torch
 from understudy.files import written_whole
 from understudy.train.packed.pack import Pack
 
-FORMAT = 1
+FORMAT = 2
 SECONDS = 60.0  # between two checkpoints: what a kill may cost
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,9 +61,8 @@ class Pack:
         self._corpus, self._examples = corpus, examples
         self._validation = Corpus(examples.validation, base.device)
         self._longest = int(max(corpus.lengths.max(), self._validation.lengths.max()))
-        self._generators = [torch.Generator(device=base.device) for _ in range(self.slots)]
         self._unread: list[_Unread] = []
-        self._make_stack()
+        self._make_stack(self.queue)
 
     def run(self, after_round: Callable[[], None] = lambda: None) -> None:
         """Train until every trial has ended. `after_round` may save the pack's state."""
@@ -78,32 +77,52 @@ class Pack:
         return [*self.active.values(), *self.queue, *self.paused]
 
     def state(self) -> dict[str, Any]:
-        """Everything that `restore` needs, between two rounds: plain values and copies of tensors."""
-        self._read()
+        """Everything that `restore` needs, between two rounds: plain values and copies of tensors.
+
+        It changes nothing: whether and when a pack is saved doesn't show in what it does.
+        """
         return {
             "tokens": self.tokens,
             "slots": self.slots,
             "notes": list(self.notes),
             "scores": [dict(scores) for scores in self.brackets.scores] if self.brackets is not None else [],
             "paused": [trial.spec.id for trial in self.paused],
+            "seats": {trial.spec.id: slot for slot, trial in self.active.items()},
             "trials": {
-                trial.spec.id: trial.state(weights)
+                trial.spec.id: trial.state(trial.waiting if trial.slot is None else self.stack.copy(trial.slot))
                 for trial in self.trials()
-                if (weights := trial.waiting if trial.slot is None else self.stack.copy(trial.slot)) is not None
             },
+            "unread": [
+                (part.losses.tolist(), [(trial.spec.id, step, counted) for trial, step, counted in part.steps])
+                for part in self._unread
+            ],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Bring a pack that hasn't begun to a state. Trials that it doesn't know begin anew."""
-        for trial in self.queue:
-            if trial.spec.id in state["trials"]:
-                trial.restore(state["trials"][trial.spec.id])
-        self.paused = [trial for trial in self.queue if trial.spec.id in state["paused"]]
-        self.queue = in_order(trial for trial in self.queue if trial.spec.id not in state["paused"])
+        """Bring a pack that hasn't begun to a state: the same trials in the same slots. Others begin anew."""
+        here = {trial.spec.id: trial for trial in self.queue}
+        for id, trial in here.items():
+            if id in state["trials"]:
+                trial.restore(state["trials"][id])
+        seats = {id: slot for id, slot in state["seats"].items() if id in here}
+        self.paused = [here[id] for id in state["paused"] if id in here]
+        self.queue = in_order(trial for id, trial in here.items() if id not in seats and id not in state["paused"])
         self.tokens, self.slots, self.notes = state["tokens"], state["slots"], list(state["notes"])
         if self.brackets is not None:
-            self.brackets.scores = [dict(scores) for scores in state["scores"]]
-        self._make_stack()
+            for scores, saved in zip(self.brackets.scores, state["scores"], strict=True):
+                for id in here:  # one that ended after it was saved has its later scores still to come
+                    scores.pop(id, None)
+                scores.update(saved)
+        self._make_stack(here.values())
+        for id, slot in seats.items():
+            self._seat(here[id], slot)
+        self._unread = [
+            _Unread(
+                torch.tensor(losses, device=self.base.device),
+                [(here[id], step, counted) for id, step, counted in steps],
+            )
+            for losses, steps in state["unread"]
+        ]
 
     def _round(self) -> None:
         """What is due after the last steps, then one step of some trials. Out of memory splits the pack."""
@@ -274,11 +293,13 @@ class Pack:
         for slot in range(self.slots):
             if slot in self.active or not self.queue:
                 continue
-            trial = self.queue.pop(0)
-            weights = trial.begin() if trial.waiting is None else trial.waiting
-            self.stack.put(slot, trial.layout, weights, trial.spec.hyperparameters, trial.history.steps)
-            trial.waiting, trial.slot = None, slot
-            self.active[slot] = trial
+            self._seat(self.queue.pop(0), slot)
+
+    def _seat(self, trial: Trial, slot: int) -> None:
+        weights = trial.begin() if trial.waiting is None else trial.waiting
+        self.stack.put(slot, trial.layout, weights, trial.spec.hyperparameters, trial.history.steps)
+        trial.waiting, trial.slot = None, slot
+        self.active[slot] = trial
 
     def _end(self, trial: Trial, status: Status, message: str | None, last_score: float = math.inf) -> None:
         """Take a trial out of the pack and tell of it."""
@@ -312,14 +333,15 @@ class Pack:
         self.slots, self.tokens = max(1, self.slots // 2), max(1, self.tokens // 2)
         del self.stack, self.decoder
         memory.release()
-        self._make_stack()
+        self._make_stack(self.trials())
         self.notes.append(
             f"memory ran out ({reason}): went on with {self.slots} trials and {self.tokens} tokens at a time"
         )
 
-    def _make_stack(self) -> None:
-        sizes = (trial.layout.size for trial in self.trials())
-        self.stack = Stack(self.slots, max(sizes, default=0), self.base.device, self._batched)
+    def _make_stack(self, trials: Iterable[Trial]) -> None:
+        size = max((trial.layout.size for trial in trials), default=0)
+        self.stack = Stack(self.slots, size, self.base.device, self._batched)
+        self._generators = [torch.Generator(device=self.base.device) for _ in range(self.slots)]
         self.decoder = Decoder(self.base, self.stack, self._longest)
 
 

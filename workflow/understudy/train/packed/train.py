@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from understudy.store import Store
@@ -25,6 +26,7 @@ def train_together(
     engine: Engine,
     packing: Packing,
     specs: Sequence[TrialSpec],
+    company: Sequence[TrialSpec],
     digests: Mapping[str, str],
     stopped: Mapping[str, str],
     brackets: Brackets | None,
@@ -34,17 +36,17 @@ def train_together(
 ) -> list[str]:
     """Train some trials on the engine's base and hand each record to `finished` as soon as there is one.
 
-    `digests` names the store entries of the trials by id, `stopped` those of trials that halving stops. The adapter of
-    a trial that beats `best` and all before it is kept in its entry. The return value says what went otherwise than
-    planned.
+    `company` are all trials of the pack, finished ones too. `digests` names the store entries of the trials by id,
+    `stopped` those of trials that halving stops. The adapter of a trial that beats `best` and all before it is kept in
+    its entry. The return value says what went otherwise than planned.
     """
     settings = engine.job.inputs.training
     base = read_base(engine.frozen_base, packing.dense)
     corpus, fresh = Corpus(engine.examples.train, base.device), adapters.Fresh(base)
     orders, store = Orders(len(corpus)), Store(engine.job.store)
 
-    batched = base.device.type == "cuda"
-    common = fresh.common_layout(specs) if batched else None
+    batched = _at_once(base.device)
+    common = fresh.common_layout(company) if batched else None  # the same after an interruption
 
     def begin(spec: TrialSpec) -> Trial:
         layout = common or fresh.layout(spec)
@@ -71,6 +73,11 @@ def train_together(
     checkpoint.remove()
     memory.release()
     return pack.notes
+
+
+def _at_once(device: torch.device) -> bool:
+    """Whether the adapters' products of all trials are taken at once."""
+    return device.type == "cuda"
 
 
 def _keep(folder: Path, base: Base, trial: Trial, values: Tensor) -> None:

@@ -104,10 +104,10 @@ class Trial:
             self._batch = done, examples, self.corpus.tokens(examples)
         return self._batch
 
-    def state(self, weights: Weights) -> dict[str, Any]:
-        """Plain values and tensors from which `restore` brings it back."""
+    def state(self, weights: Weights | None) -> dict[str, Any]:
+        """Plain values and tensors from which `restore` brings it back; `weights` is None before it has begun."""
         return {
-            "weights": [weights.values, weights.exp_avg, weights.exp_avg_sq],
+            "weights": None if weights is None else [weights.values, weights.exp_avg, weights.exp_avg_sq],
             "looked_at": self.looked_at,
             "rung": self.rung,
             "seconds": self.seconds,
@@ -117,7 +117,7 @@ class Trial:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a state that `state` gave."""
-        self.waiting = Weights(*state["weights"])
+        self.waiting = None if state["weights"] is None else Weights(*state["weights"])
         self.looked_at, self.rung, self.seconds = state["looked_at"], state["rung"], state["seconds"]
         self.since_evaluation = MeanLoss(**state["since_evaluation"])
         curve = [CurvePoint.model_validate(point) for point in state["history"]["curve"]]
