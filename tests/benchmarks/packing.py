@@ -7,6 +7,7 @@ Prints tables, and a line of JSON at the end. `README.md` beside this file says 
     packing_contest    who is compared, the check that all train the same trials, and the rounds
     packing_pool       worker processes, and one measurement with some of them at the same time
     packing_worker     a worker: loads the base once, then trains alone or in packs
+    packing_tasks      what is trained: models, examples, trials
     packing_parts      clocks in the packed engine, for the shares of its time
     packing_ablations  the packed engine without one of its tricks
     packing_tables     ratios and tables
@@ -29,7 +30,7 @@ import packing_tables
 import torch
 from packing_contest import Effort, Entrants, ablate, compare, process_each
 from packing_pool import Arrangement, Pool, ask_all
-from packing_worker import Architecture, Shape, Task
+from packing_tasks import Architecture, Shape, Task
 
 from understudy.models.hardware import cores
 
@@ -117,7 +118,8 @@ def entrants_of(options: argparse.Namespace) -> Entrants:
     """On CPUs packs take all threads in one process, or one thread each in many; a GPU has one pack."""
     whole = Arrangement(1, options.threads)
     beside = tuple(Arrangement(count, 1) for count in options.processes if count > 1)
-    return Entrants(options.device, (whole, *beside), (whole, *(beside if options.device == "cpu" else ())))
+    packs = (whole, *beside) if options.device == "cpu" else (whole,)
+    return Entrants(options.device, (whole, *beside), packs, (False, True) if options.compile else (False,))
 
 
 def shape_of(name: str) -> Shape:
@@ -146,6 +148,7 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     add("--ragged", action="store_true", help="rows of a quarter to the whole of the tokens")
     add("--inside", type=int, default=8, help="trials of the pack whose time is split up, and of the ablations")
     add("--ablate", action="store_true", help="also switch single tricks off")
+    add("--compile", action="store_true", help="trials alone also with `torch.compile`, whose own time isn't counted")
     add("--quick", action="store_true", help="one small shape and hardly any steps: whether it runs, not how fast")
     options = parser.parse_args(given)
     if options.quick:

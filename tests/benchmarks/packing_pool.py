@@ -8,7 +8,8 @@ from multiprocessing import get_context
 from typing import Any
 
 import packing_worker
-from packing_worker import Device, Measured, Task
+from packing_tasks import Device, Task
+from packing_worker import Measured
 
 PATIENCE = 30.0  # seconds for a worker to end in good order
 
@@ -54,7 +55,10 @@ class Handle:
 
     def answer(self) -> Any:
         """What the method returned. Raises `FailedError` with the worker's traceback."""
-        worked, result = self._pipe.recv()
+        try:
+            worked, result = self._pipe.recv()
+        except EOFError:
+            worked, result = False, "a worker ended; perhaps the system's memory ran out"
         if not worked:
             raise FailedError(result)
         return result

@@ -28,7 +28,7 @@ def ratios(contenders: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 "peak_bytes": best["peak_bytes"],
             }
         )
-    return {"baseline": {"rate": baseline["rate"], "arrangement": baseline["arrangement"]}, "packs": packs}
+    return {"baseline": {name: baseline[name] for name in ("rate", "arrangement", "compiled")}, "packs": packs}
 
 
 def _fastest(contenders: Sequence[Mapping[str, Any]], group: str, k: int) -> Any:
@@ -41,7 +41,8 @@ def print_comparison(result: Mapping[str, Any]) -> None:
     contenders = result["contenders"]
     print("  alone                        trial-steps/s   peak MiB")
     for solo in (contender for contender in contenders if contender["group"] == "solo"):
-        print(f"    {solo['arrangement']:<25}{solo['rate']:>12.1f}{solo['peak_bytes'] / MIB:>12.0f}")
+        arrangement = solo["arrangement"] + (", compiled" if solo["compiled"] else "")
+        print(f"    {arrangement:<25}{solo['rate']:>12.1f}{solo['peak_bytes'] / MIB:>12.0f}")
     print(f"    {'a process each':<25}{result['process_each']['rate']:>12.1f}   start-up included")
     print("  packed, and one adapter on as many rows (the faster one of passes as large as a pack's or a trial's)")
     arrangements = list(dict.fromkeys(each["arrangement"] for each in contenders if each["group"] == "pack"))

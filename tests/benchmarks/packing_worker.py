@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import gc
 import platform
-import random
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -24,10 +23,9 @@ from unittest import mock
 import torch
 from packing_ablations import ABLATIONS, Ablation, PaddedCorpus
 from packing_parts import Clock, clocked
+from packing_tasks import Device, Shape, Task, random_examples, spec_of, write_checkpoint
 
 from understudy import process
-from understudy.data.encoding import Encoded
-from understudy.hyperparameters import complete
 from understudy.models.estimates import pack_shape
 from understudy.models.hardware import detect
 from understudy.models.loading import load_base
@@ -43,41 +41,7 @@ from understudy.train.packed.trials import Orders, Trial
 from understudy.train.ranks import Ranks
 from understudy.trial import ModelCard, Packing, ResolvedExecution, TrialSpec
 
-EXAMPLES = 512  # of the training set; a power of two, so that a number of steps comes out exactly from epochs
-Device = Literal["cpu", "cuda"]
-Architecture = Literal["llama", "qwen2"]
 Timed = Callable[[], tuple[dict[int, float], list[str]]]  # trains; the trials' losses, and what went otherwise
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A base model, and what one optimizer step of a trial sees of the data."""
-
-    rows: int
-    tokens: int  # per row
-    hidden: int
-    layers: int
-    heads: int
-    key_heads: int
-    intermediate: int
-    vocabulary: int
-    architecture: Architecture
-
-
-@dataclass(frozen=True)
-class Task:
-    """What one process does in one measurement: train trials `first`, `first` + 1, … for so many steps each."""
-
-    kind: Literal["solo", "pack"]
-    trials: int  # one where `kind` is solo
-    rows: int  # of each trial's step
-    steps: int
-    pass_tokens: int  # that may go through the model at once
-    ragged: bool
-    rank: int
-    dropout: float
-    first: int = 0
-    ablation: str | None = None
 
 
 @dataclass(frozen=True)
@@ -120,6 +84,7 @@ class Worker:
             gradient_checkpointing=False,
         )
         prepare_torch(self.execution)
+        self.batched = device == "cuda"  # which products a pack takes here
         self._open = ExitStack()  # what a prepared task holds until the next one
         self._timed: Timed = _nothing_prepared
 
@@ -132,29 +97,8 @@ class Worker:
         return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
 
     def write(self, shape: Shape, folder: Path) -> None:
-        """Write a checkpoint with random weights, large enough that gradients matter."""
-        from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()
-        torch.manual_seed(0)
-        options = {
-            "vocab_size": shape.vocabulary,
-            "hidden_size": shape.hidden,
-            "num_hidden_layers": shape.layers,
-            "num_attention_heads": shape.heads,
-            "num_key_value_heads": shape.key_heads,
-            "intermediate_size": shape.intermediate,
-            "max_position_embeddings": max(2048, shape.tokens),
-            "tie_word_embeddings": True,
-            "initializer_range": 1.5 * shape.hidden**-0.5,
-        }
-        model: Any
-        if shape.architecture == "qwen2":
-            model = Qwen2ForCausalLM(Qwen2Config(**options))
-        else:
-            model = LlamaForCausalLM(LlamaConfig(**options))
-        model.to(getattr(torch, self.execution.dtype)).save_pretrained(folder)
+        """Write a checkpoint with random weights."""
+        write_checkpoint(shape, folder, getattr(torch, self.execution.dtype))
 
     def load(self, shape: Shape, folder: Path, pass_tokens: int | None) -> Packing:
         """Load the checkpoint in NF4; return how `prepare_execution` would let packs on it run."""
@@ -182,6 +126,7 @@ class Worker:
         self.packing, _ = pack_shape(settings, card, shape.tokens, device, self.execution.dtype, detect(device))
         self.base = load_base(card, self.execution, "lora")
         self.shape = shape
+        self._by_compiler: dict[bool, Any] = {}
         gc.freeze()  # what is loaded stays, so that collecting a task's garbage takes no time
         return self.packing
 
@@ -192,7 +137,9 @@ class Worker:
         ablation = ABLATIONS[task.ablation] if task.ablation else Ablation("")
         self._open.enter_context(_no_evaluations())
         self._open.enter_context(ablation.patched())
-        examples = self._examples(task.ragged)
+        if task.compiled:
+            self._open.enter_context(mock.patch.object(self.base.model, "forward", self._compiled(task.ragged)))
+        examples = random_examples(self.shape, task.ragged)
         self._timed = self._alone(task, examples) if task.kind == "solo" else self._together(task, examples, ablation)
 
     def run(self) -> Measured:
@@ -214,7 +161,7 @@ class Worker:
 
     def _alone(self, task: Task, examples: loop.Examples) -> Timed:
         """One trial through peft, transformers' modules and the program's own loop."""
-        spec = _spec(task, task.first)
+        spec = spec_of(task, task.first)
         execution = self.execution.model_copy(
             update={"micro_batch_size": max(1, task.pass_tokens // self.shape.tokens)}
         )
@@ -230,10 +177,10 @@ class Worker:
     def _together(self, task: Task, examples: loop.Examples, ablation: Ablation) -> Timed:
         """A pack, set up as `understudy.train.packed.train.train_together` does."""
         dense = self.packing.dense and not ablation.dequantizing
-        batched = (self.execution.device == "cuda") != ablation.other_products
+        batched = self.batched != ablation.other_products
         base = read_base(self.base, dense)
         corpus = (PaddedCorpus if ablation.padded else Corpus)(examples.train, base.device)
-        specs = [_spec(task, number) for number in range(task.first, task.first + task.trials)]
+        specs = [spec_of(task, number) for number in range(task.first, task.first + task.trials)]
         fresh, orders = Fresh(base), Orders(len(corpus))
         common = fresh.common_layout(specs) if batched else None
         losses: dict[int, float] = {}
@@ -256,15 +203,13 @@ class Worker:
 
         return timed
 
-    def _examples(self, ragged: bool) -> loop.Examples:
-        """Random tokens, in rows of one length or of lengths from a quarter of it on; the last third is completion."""
-        draw, longest = random.Random(0), self.shape.tokens
-        examples = []
-        for _ in range(EXAMPLES):
-            length = draw.randint(longest // 4, longest) if ragged else longest
-            ids = [draw.randrange(self.shape.vocabulary) for _ in range(length)]
-            examples.append(Encoded(ids, length - length // 3, length // 3))
-        return loop.Examples(train=examples, validation=examples[:1], pad_token_id=0)
+    def _compiled(self, ragged: bool) -> Any:
+        """The base's forward pass by `torch.compile`, whose code is kept for as long as the base is."""
+        if ragged not in self._by_compiler:
+            torch._inductor.config.compile_threads = 1  # else it keeps processes of its own
+            torch._dynamo.config.recompile_limit = 1024
+            self._by_compiler[ragged] = torch.compile(self.base.model.forward, dynamic=None if ragged else False)
+        return self._by_compiler[ragged]
 
     def _wait(self) -> None:
         if self.execution.device == "cuda":
@@ -280,21 +225,6 @@ class Worker:
 
 def _nothing_prepared() -> tuple[dict[int, float], list[str]]:
     raise RuntimeError("`prepare` comes before `run`")
-
-
-def _spec(task: Task, number: int) -> TrialSpec:
-    """Trial `number`: seed and learning rate of its own."""
-    values = {
-        "learning_rate": 5e-3 * (1 + number % 4),
-        "batch_size": task.rows,
-        "num_train_epochs": task.steps * task.rows / EXAMPLES,
-        "lora_r": task.rank,
-        "lora_alpha": 2 * task.rank,
-        "lora_dropout": task.dropout,
-    }
-    return TrialSpec(
-        id=f"r{number:04d}", stage="proxy", origin="random", hyperparameters=complete(values, {}, "lora"), seed=number
-    )
 
 
 def _loss(history: loop.History) -> float:

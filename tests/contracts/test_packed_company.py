@@ -126,11 +126,25 @@ def test_quantized_bases(quantization: Any, dense: bool, tmp_path: Path) -> None
     assert differing(alone(some, quantized, examples=examples, evaluations=2), found) == []
 
 
-def test_two_threads(base: Base, together: Mapping[str, Outcome]) -> None:
-    some = SPECS[3:7]
-    both = train_packed(some, base, threads=2)
-    assert far(both, {spec.id: together[spec.id] for spec in some}) == []
-    assert far(alone(some, base, threads=2), both) == []
+@pytest.mark.parametrize("batched", [False, True])
+def test_beside_trials_that_diverge(batched: bool, base: Base) -> None:
+    """Infinite weights, and numbers that are none, stay where they are."""
+    wild = [
+        make_spec("nan", learning_rate=1e30, warmup_ratio=0.0, num_train_epochs=3, lora_dropout=0.1),
+        make_spec("last", learning_rate=1e38, warmup_ratio=0.0, batch_size=13, lora_alpha=1e6),
+        make_spec("all", learning_rate=1e30, warmup_ratio=1.0, batch_size=2, lora_r=32, max_grad_norm=1e30),
+    ]
+    found = train_packed([*wild, *SPECS], base, batched=batched)
+    assert [found.pop(spec.id).status for spec in wild] == ["diverged"] * 3
+    together = train_packed([*wild, *SPECS][3:], base, batched=batched)
+    assert (far(found, together, 1e-5) if batched else differing(found, together)) == []
+
+
+def test_two_threads(base: Base) -> None:
+    some = SPECS[3:6]
+    both, one = (train_packed(some, base, threads=threads, evaluations=2) for threads in (2, 1))
+    assert far(both, one) == []
+    assert far(alone(some[:1], base, threads=2, evaluations=2), {some[0].id: both[some[0].id]}) == []
 
 
 def test_products_of_all_trials_at_once(base: Base) -> None:

@@ -75,8 +75,8 @@ def rounds(monkeypatch: pytest.MonkeyPatch, stop_at: int | None, save: Any) -> l
     return steps
 
 
-def job_of(root: Path, threads: int = 1) -> Job:
-    return make_job(root, threads=threads, packing=SLOTS)
+def job_of(root: Path) -> Job:
+    return make_job(root, packing=SLOTS)
 
 
 def files_of(job: Job) -> list[Path]:
@@ -84,10 +84,9 @@ def files_of(job: Job) -> list[Path]:
 
 
 def interrupted_and_resumed(
-    plan: Pack, root: Path, stop_at: int, save: Any, threads: int = 1
+    plan: Pack, job: Job, stop_at: int, save: Any
 ) -> tuple[PackResults, list[list[str]], list[list[str]]]:
     """The results, who stepped in each round before the interruption, and who after it."""
-    job = job_of(root, threads)
     with pytest.MonkeyPatch.context() as patch:
         before = rounds(patch, stop_at, save)
         with pytest.raises(Interrupted):
@@ -101,12 +100,6 @@ def interrupted_and_resumed(
     return results, before, after
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["one thread", "two threads"])
-def threads(request: pytest.FixtureRequest) -> int:
-    found: int = request.param
-    return found
-
-
 @pytest.fixture(scope="module", params=[PACK, HALVED], ids=["plain", "halved"])
 def plan(request: pytest.FixtureRequest) -> Pack:
     found: Pack = request.param
@@ -114,31 +107,41 @@ def plan(request: pytest.FixtureRequest) -> Pack:
 
 
 @pytest.fixture(scope="module")
-def whole(plan: Pack, threads: int, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[list[str]]]:
+def whole(plan: Pack, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[list[str]]]:
     """The results of a pack that nothing interrupted, and who stepped in each round."""
     with pytest.MonkeyPatch.context() as patch:
         steps = rounds(patch, None, lambda _: False)
-        results = train_pack(plan, job_of(tmp_path_factory.mktemp("whole"), threads))
+        results = train_pack(plan, job_of(tmp_path_factory.mktemp("whole")))
     return without_cost(results), steps
 
 
 @pytest.mark.parametrize("stop_at", [1, 4, 7, 12])
 def test_interrupted_between_rounds(
-    stop_at: int, plan: Pack, threads: int, whole: tuple[str, list[list[str]]], tmp_path: Path
+    stop_at: int, plan: Pack, whole: tuple[str, list[list[str]]], tmp_path: Path
 ) -> None:
     """Saved after every round: the round that was interrupted is done again, and nothing else."""
-    results, before, after = interrupted_and_resumed(plan, tmp_path, stop_at, lambda _: True, threads)
+    results, before, after = interrupted_and_resumed(plan, job_of(tmp_path), stop_at, lambda _: True)
     assert without_cost(results) == whole[0]
     assert after == whole[1][len(before) - 1 :]
 
 
 @pytest.mark.parametrize(("saved_at", "stop_at"), [(2, 9), (6, 12), (1, 11)])
 def test_trials_that_end_after_the_last_checkpoint(
-    saved_at: int, stop_at: int, plan: Pack, threads: int, whole: tuple[str, list[list[str]]], tmp_path: Path
+    saved_at: int, stop_at: int, plan: Pack, whole: tuple[str, list[list[str]]], tmp_path: Path
 ) -> None:
-    results, _, after = interrupted_and_resumed(plan, tmp_path, stop_at, lambda count: count == saved_at, threads)
+    results, _, after = interrupted_and_resumed(plan, job_of(tmp_path), stop_at, lambda count: count == saved_at)
     assert without_cost(results) == whole[0]
     assert after == whole[1][saved_at:]  # in the same company, as sums on several threads need it
+
+
+def test_two_threads(tmp_path: Path) -> None:
+    """Sums on several threads depend on how many rows there are: the company has to be the same again."""
+    plan = Pack(id="random-000", specs=tuple(make_spec(f"r{n}", batch_size=24 - n, lora_dropout=0.1) for n in range(3)))
+    slots = {"trials": 2, "tokens": 2048, "dense": True}
+    whole = train_pack(plan, make_job(tmp_path / "whole", threads=2, packing=slots, evaluations=1))
+    job = make_job(tmp_path / "cut", threads=2, packing=slots, evaluations=1)
+    results, _, _ = interrupted_and_resumed(plan, job, 3, lambda count: count == 1)
+    assert without_cost(results) == without_cost(whole)
 
 
 def test_products_of_all_trials_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -150,7 +153,7 @@ def test_products_of_all_trials_at_once(monkeypatch: pytest.MonkeyPatch, tmp_pat
     )
     plan = Pack(id="random-000", specs=largest_first)
     whole = train_pack(plan, job_of(tmp_path / "whole"))
-    results, before, _ = interrupted_and_resumed(plan, tmp_path / "cut", 8, lambda count: count == 5)
+    results, before, _ = interrupted_and_resumed(plan, job_of(tmp_path / "cut"), 8, lambda count: count == 5)
     assert without_cost(results) == without_cost(whole)
     assert "r0016" in before[2]
     assert "r0016" not in before[5]

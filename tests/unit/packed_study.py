@@ -145,9 +145,15 @@ def train_packed(
     return outcomes
 
 
-def without_cost(results: PackResults) -> str:
-    """A pack's results as JSON, apart from what may differ between two runs: cost and provenance."""
+def largest_gap(found: Sequence[float], expected: Sequence[float]) -> float:
+    """The largest relative difference."""
+    return max(abs(a - b) / abs(b) for a, b in zip(found, expected, strict=True))
+
+
+def without_cost(results: PackResults, *also: str) -> str:
+    """A pack's results as JSON, apart from what may differ between two runs: cost and provenance, and what is named."""
     plain = results.model_dump(mode="json")
     for record in plain["records"]:
-        del record["result"]["cost"], record["result"]["provenance"]
+        for name in ("cost", "provenance", *also):
+            del record["result"][name]
     return json.dumps(plain, indent=1)

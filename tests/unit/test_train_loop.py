@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
-from itertools import islice
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from peft import LoraConfig, get_peft_model
+from reference_loop import reference_losses, with_adapter
 from torch import nn
 from training_study import EOS, PAD, VOCABULARY, execution, make_spec, random_examples, tiny_llama
-from transformers import GPT2Config, GPT2LMHeadModel, get_scheduler
+from transformers import GPT2Config, GPT2LMHeadModel
 
-from understudy.data.encoding import Encoded
+from understudy.hyperparameters import SCHEDULES
 from understudy.settings import TrainingSettings
 from understudy.train.adapters import trainable
-from understudy.train.batches import data_order
 from understudy.train.loop import DivergedError, Examples, History, train
 from understudy.train.ranks import Ranks
-from understudy.trial import TrialSpec, derive_seed
+from understudy.trial import TrialSpec
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 
@@ -56,69 +52,6 @@ def losses(history: History) -> list[float]:
     return found
 
 
-def labelled(examples: Sequence[Encoded]) -> dict[str, torch.Tensor]:
-    """A batch as transformers wants it: padded, with a mask, and with labels of -100 where nothing counts."""
-    length = max(len(example.input_ids) for example in examples)
-    ids, mask, labels = (torch.full((len(examples), length), value) for value in (PAD, 0, -100))
-    for row, example in enumerate(examples):
-        end = len(example.input_ids)
-        ids[row, :end] = torch.tensor(example.input_ids)
-        mask[row, :end] = 1
-        labels[row, example.completion_start : end] = ids[row, example.completion_start : end]
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
-
-
-def reference_model(spec: TrialSpec) -> Any:
-    model, values = tiny_llama(), spec.hyperparameters
-    if spec.method == "full":
-        return model.requires_grad_(True)
-    torch.manual_seed(derive_seed(spec.seed, "adapter"))
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=values["lora_r"],
-        lora_alpha=values["lora_alpha"],
-        lora_dropout=values["lora_dropout"],
-        use_rslora=values["use_rslora"],
-        target_modules="all-linear",
-    )
-    return get_peft_model(model, config)
-
-
-def reference_losses(spec: TrialSpec, steps: int) -> list[float]:
-    """Train and validation loss after every step, without anything of the trainer's but the data order."""
-    model, values = reference_model(spec), spec.hyperparameters
-    names = [name for name, weight in model.named_parameters() if weight.requires_grad]
-    groups = [
-        {"params": [model.get_parameter(name) for name in names if "norm" not in name]},
-        {"params": [model.get_parameter(name) for name in names if "norm" in name], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(
-        groups,
-        lr=values["learning_rate"],
-        betas=(values["adam_beta1"], values["adam_beta2"]),
-        eps=values["adam_epsilon"],
-        weight_decay=values["weight_decay"],
-    )
-    schedule = get_scheduler(values["lr_scheduler_type"], optimizer, math.ceil(values["warmup_ratio"] * steps), steps)
-    stream, found = data_order(len(EXAMPLES.train), spec.seed), []
-    for _ in range(steps):
-        batch = labelled([EXAMPLES.train[index] for index in islice(stream, values["batch_size"])])
-        logits = model.train()(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        loss = F.cross_entropy(
-            logits[:, :-1].flatten(0, 1),
-            batch["labels"][:, 1:].flatten(),
-            label_smoothing=values["label_smoothing_factor"],
-        )
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), values["max_grad_norm"])
-        optimizer.step()
-        schedule.step()
-        with torch.no_grad():
-            found += [float(loss), float(model.eval()(**labelled(EXAMPLES.validation)).loss)]
-    return found
-
-
 @pytest.mark.parametrize(
     ("method", "values"),
     [
@@ -131,7 +64,17 @@ def test_loss_curve_is_that_of_a_plain_loop(method: Any, values: dict[str, Any])
     spec = make_spec(method=method, **values)
     history = run(spec)
     assert history.steps == 9
-    assert losses(history) == pytest.approx(reference_losses(spec, 9), rel=1e-5)
+    model = with_adapter(tiny_llama(), spec)
+    expected = reference_losses(model, spec, EXAMPLES.train, EXAMPLES.validation, 9)
+    assert losses(history) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_every_schedule_can_be_all_warm_up(name: str) -> None:
+    history = run(make_spec(lr_scheduler_type=name, warmup_ratio=1.0, batch_size=13))
+    assert [point.learning_rate for point in history.curve] == pytest.approx(
+        [5e-3, 5e-3] if name == "constant" else [0.0, 2.5e-3]
+    )
 
 
 def test_the_loss_falls() -> None:

@@ -70,6 +70,14 @@ class Cost(_Frozen):
     peak_memory_bytes: int = 0
 
 
+class RungScore(_Frozen):
+    """What successive halving compared at a rung that a trial reached."""
+
+    share: float = Field(description="of the trial's own steps")
+    metric: HalvingMetric
+    score: float | None = Field(description="smaller is better; None for the worst: not a number, or no end")
+
+
 class TrialResult(_Frozen):
     """What came of a trial. `objective` is the final validation loss; None unless the status is `complete`."""
 
@@ -80,9 +88,7 @@ class TrialResult(_Frozen):
     metrics: dict[str, float] = Field(default_factory=dict)
     curve: tuple[CurvePoint, ...] = ()
     steps: int = 0
-    rung_scores: tuple[float, ...] = Field(
-        default=(), description="what successive halving compared at each rung that was reached; smaller is better"
-    )
+    rung_scores: tuple[RungScore, ...] = ()
     message: str | None = Field(default=None, description="why, where the status isn't `complete`")
     cost: Cost = Cost()
     provenance: dict[str, str] = Field(default_factory=dict)

@@ -18,7 +18,7 @@ USABLE_SHARE = 0.8  # of a device's memory: the rest is the context, fragments a
 
 MOST_TRIALS = 64
 MOST_TOKENS = 65_536
-CPU_PACK_TOKENS = 4096
+CPU_PACK_TOKENS = 2048
 RANK_BOUND = 64  # an adapter of higher rank is larger than estimated
 BYTES_PER_ADAPTER_PARAMETER = 16  # weight, gradient and AdamW's two moments in float32
 HEAD_BYTES = 12 * 2**24  # a chunk of logits, their probabilities and what the kernels need meanwhile

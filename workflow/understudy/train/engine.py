@@ -25,7 +25,16 @@ from understudy.train.loop import DivergedError, Examples, History, train
 from understudy.train.memory import OutOfMemoryError
 from understudy.train.ranks import Ranks
 from understudy.train.trial import Job, keeps_weights
-from understudy.trial import Cost, ResolvedExecution, Status, TrialRecord, TrialResult, TrialSpec, trial_digest
+from understudy.trial import (
+    Cost,
+    ResolvedExecution,
+    RungScore,
+    Status,
+    TrialRecord,
+    TrialResult,
+    TrialSpec,
+    trial_digest,
+)
 
 
 class Engine:
@@ -60,7 +69,7 @@ class Engine:
         message: str | None,
         seconds: float,
         trained_by: str = "trainer",
-        rung_scores: tuple[float, ...] = (),
+        rung_scores: tuple[RungScore, ...] = (),
     ) -> TrialRecord:
         """What came of a trial."""
         complete = status == "complete"

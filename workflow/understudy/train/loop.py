@@ -93,9 +93,10 @@ def train(
         rate = optimizer.param_groups[0]["lr"]
         with telling(gradients.trouble):  # the first step allocates the moments
             optimizer.step()
-        schedule.step()
-
         history.steps += 1
+        if history.steps < steps:  # a polynomial that is all warm-up has no rate beyond its end
+            schedule.step()
+
         history.completion_tokens += counted
         history.tokens += sum(len(example.input_ids) for example in batch)
         since_evaluation.add(batch_loss, counted)

@@ -16,7 +16,7 @@ from understudy.files import digest
 from understudy.store import Store
 from understudy.train.packed.halving import Brackets, scores_of_finished
 from understudy.train.trial import Job, train_trial
-from understudy.trial import Pack, PackResults, TrialRecord, TrialSpec, halved_digest, trial_digest
+from understudy.trial import Halving, Pack, PackResults, TrialRecord, TrialSpec, halved_digest, trial_digest
 
 if TYPE_CHECKING:
     from understudy.train.engine import Engine
@@ -58,20 +58,29 @@ class _Training:
     def __init__(self, pack: Pack, job: Job) -> None:
         self.pack, self.job, self.store = pack, job, Store(job.store)
         self.digests = {spec.id: trial_digest(spec, job.inputs) for spec in pack.specs}
+        together = [spec.id for spec in pack.specs if spec.id not in pack.solo]
+        self.first = {self.digests[id]: id for id in reversed(together)}  # of trials that are the same
+        self.halving = self._halving_of_different_trials()
         self.records: dict[str, TrialRecord] = {}
         self._engine: Engine | None = None
 
     def together(self, specs: Sequence[TrialSpec]) -> list[str]:
         """Train what the store lacks; return what went otherwise than planned."""
-        halving, packing = self.pack.halving, self.job.inputs.execution.packing
+        different = [spec for spec in specs if self.first[self.digests[spec.id]] == spec.id]
+        notes = self._different(different)
+        for spec in specs:
+            if spec.id not in self.records:
+                self._reuse(spec, self.records[self.first[self.digests[spec.id]]])
+        return notes
+
+    def _different(self, specs: Sequence[TrialSpec]) -> list[str]:
+        halving, packing = self.halving, self.job.inputs.execution.packing
         halved = {id for bracket in halving.brackets for id in bracket} if halving is not None else set()
         stopped = {id: halved_digest(self.digests, id, halving) for id in halved} if halving is not None else {}
         found = {spec.id: self._find(spec, stopped.get(spec.id)) for spec in specs}
         for spec in specs:
             self._reuse(spec, found[spec.id])
-        missing = [spec for spec in specs if spec.id not in self.records]
-        first = {self.digests[spec.id]: spec.id for spec in reversed(missing)}
-        wanted = [spec for spec in missing if spec.id in halved or first[self.digests[spec.id]] == spec.id]
+        wanted = [spec for spec in specs if spec.id not in self.records]
         path = self._checkpoint_path(specs)
         if not wanted:
             path.unlink(missing_ok=True)  # of a pack that was killed in its last moment
@@ -88,13 +97,9 @@ class _Training:
         wanted += [spec for spec in specs if spec.id in self.records and spec.id in unfinished]
         complete = (record.result.objective for record in self.records.values())
         best = min((objective for objective in complete if objective is not None), default=math.inf)
-        notes = train_together(
+        return train_together(
             engine, packing, wanted, specs, self.digests, stopped, brackets, checkpoint, best, self._finished
         )
-        for spec in missing:
-            if spec.id not in self.records:  # the same configuration as another trial of the pack
-                self._reuse(spec, self.records[first[self.digests[spec.id]]])
-        return notes
 
     def alone(self, spec: TrialSpec) -> None:
         """Train a trial through peft and transformers' own modules."""
@@ -125,19 +130,27 @@ class _Training:
         self.records[record.spec.id] = record
         progress.finished(self.job.progress, record, reused=False)
 
+    def _halving_of_different_trials(self) -> Halving | None:
+        """The pack's halving, in which trials that are the same are one: the first's fate is the others'."""
+        halving, different = self.pack.halving, set(self.first.values())
+        if halving is None:
+            return None
+        brackets = (tuple(id for id in bracket if id in different) for bracket in halving.brackets)
+        return halving.model_copy(update={"brackets": tuple(brackets)})
+
     def _brackets(self) -> Brackets | None:
         """The pack's brackets with the scores of those that are finished already."""
-        if self.pack.halving is None:
+        if self.halving is None:
             return None
-        brackets = Brackets(self.pack.halving)
+        brackets = Brackets(self.halving)
         for id, record in self.records.items():
             if id in brackets:
-                for rung, score in enumerate(scores_of_finished(self.pack.halving, record.result)):
+                for rung, score in enumerate(scores_of_finished(self.halving, record.result)):
                     brackets.report(id, rung, score)
         return brackets
 
     def _checkpoint_path(self, specs: Sequence[TrialSpec]) -> Path:
-        halving = self.pack.halving.model_dump(mode="json") if self.pack.halving is not None else None
+        halving = self.halving.model_dump(mode="json") if self.halving is not None else None
         name = digest(
             {"trials": sorted({spec.id: self.digests[spec.id] for spec in specs}.items()), "halving": halving}
         )

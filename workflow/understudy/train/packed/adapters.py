@@ -83,8 +83,12 @@ class Stack:
     def take(self, slot: int) -> Weights:
         """Let a trial out of its slot, with a copy of what it holds, on the host."""
         weights = self.copy(slot)
-        del self.settled[slot]
+        self.empty(slot)
         return weights
+
+    def empty(self, slot: int) -> None:
+        """Let a trial out of its slot without anything."""
+        del self.settled[slot]
 
     def copy(self, slot: int) -> Weights:
         """A copy of what the trial in a slot holds, on the host."""

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from understudy.errors import ModelError
+from understudy.packing import PACKABLE
 from understudy.train.packed.layout import Group, Site
 
 
@@ -131,7 +133,15 @@ class Base:
 
 
 def read_base(model: Any, dense: bool) -> Base:
-    """The weights of a model as `models.loading.load_base` gives it, of one of the `packing.PACKABLE` types."""
+    """The weights of a model as `models.loading.load_base` gives it, of one of the `packing.PACKABLE` types.
+
+    Raises `ModelError` for a model that computes anything that isn't written out in `decoder`.
+    """
+    if (problem := _unreadable(model)) is not None:
+        raise ModelError(
+            f"packed trials can't be trained on this model: {problem}. Set `execution.proxy.packed: false`, and trials "
+            "are trained one after the other by the model's own code"
+        )
     model.eval()  # LLM.int8() computes otherwise in training
     decoder, names = model.model, {id(module): name for name, module in model.named_modules()}
     attention = decoder.layers[0].self_attn
@@ -149,7 +159,7 @@ def read_base(model: Any, dense: bool) -> Base:
                 query_norm=_norm(attending.q_norm) if hasattr(attending, "q_norm") else None,
                 key_norm=_norm(attending.k_norm) if hasattr(attending, "k_norm") else None,
                 rotary=bool(getattr(attending, "use_rope", True)),
-                window=getattr(attending, "sliding_window", _window_of_all(model.config)),
+                window=_window(attending, model.config),
                 output=group(first + 1, attending.o_proj),
                 feed_forward_norm=_norm(layer.post_attention_layernorm),
                 gate_up=group(first + 2, mlp.gate_proj, mlp.up_proj),
@@ -174,6 +184,42 @@ def _norm(module: Any) -> Norm:
     return Norm(module.weight, float(module.variance_epsilon))
 
 
-def _window_of_all(config: Any) -> int | None:
-    """Mistral's window, which its attention reads from the config. Llama has none."""
-    return getattr(config, "sliding_window", None)
+def _window(attention: Any, config: Any) -> int | None:
+    """How far attention looks back; None for as far as there is. Mistral's model reads it from the config."""
+    found: int | None = getattr(attention, "sliding_window", None)
+    return config.sliding_window if config.model_type == "mistral" else found
+
+
+def _unreadable(model: Any) -> str | None:
+    """Why a model can't be read, in words."""
+    config, kind = model.config, model.config.model_type
+    if kind not in PACKABLE:
+        return f"it is of type {kind}, and packing is tested on {', '.join(PACKABLE)}"
+    if (unread := _unread(model)) != []:
+        return f"it has weights that other models of type {kind} don't have ({', '.join(unread[:3])})"
+    rope = config.rope_parameters["rope_type"]
+    if rope in CHANGING_ROPES:
+        return f"its rotary positions (`rope_type: {rope}`) change with the longest row of a batch"
+    if type(model.lm_head) is not nn.Linear or model.lm_head.bias is not None:
+        return "its head isn't a plain matrix"
+    return None
+
+
+def _unread(model: Any) -> list[str]:
+    """The modules with weights that `read_base` doesn't read."""
+    decoder = model.model
+    read = {id(decoder.embed_tokens), id(decoder.norm), id(model.lm_head)}
+    for layer in decoder.layers:
+        for part, names in _READ.items():
+            inside = getattr(layer, part) if part else layer
+            read |= {id(getattr(inside, name, None)) for name in names}
+    modules = model.named_modules()
+    return [name for name, module in modules if id(module) not in read and any(True for _ in module.parameters(False))]
+
+
+CHANGING_ROPES = ("dynamic", "longrope")
+_READ = {
+    "": ("input_layernorm", "post_attention_layernorm"),
+    "self_attn": ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm"),
+    "mlp": ("gate_proj", "up_proj", "down_proj"),
+}

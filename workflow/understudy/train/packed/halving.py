@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from understudy.trial import Halving, TrialResult
+from understudy.trial import Halving, RungScore, TrialResult
 
 WORST = math.inf
 
@@ -23,16 +23,20 @@ def score(metric: str, metrics: Mapping[str, float]) -> float:
 def scores_of_finished(halving: Halving, result: TrialResult) -> list[float]:
     """The scores of a trial that was trained before, rung by rung as far as it came.
 
-    They are in its result where it was trained under halving. Otherwise the learning curve's last point up to the rung
-    counts, or the end where the curve doesn't hold the metric; without an objective the trial is the worst.
+    They are in its result where it was trained under such halving. Otherwise the learning curve's last point up to the
+    rung counts, or the end where the curve doesn't hold the metric; without an objective the trial is the worst.
     """
-    known = list(result.rung_scores)
-    if result.status == "stopped":
-        return known
-    missing = halving.rungs[len(known) :]
-    if result.status != "complete":
-        return known + [WORST] * len(missing)
-    return known + [_score_on_curve(halving.metric, result, share) for share in missing]
+    known = {found.share: found.score for found in result.rung_scores if found.metric == halving.metric}
+    scores: list[float] = []
+    for share in halving.rungs:
+        score = known.get(share)
+        if score is not None:
+            scores.append(score)
+        elif share in known or result.status not in ("complete", "stopped"):
+            scores.append(WORST)
+        elif result.status == "complete":
+            scores.append(_score_on_curve(halving.metric, result, share))
+    return scores
 
 
 def _score_on_curve(metric: str, result: TrialResult, share: float) -> float:
@@ -71,10 +75,14 @@ class Brackets:
         for later in range(rung, len(self.scores)):
             self.report(id, later, found)
 
-    def scores_of(self, id: str) -> tuple[float, ...]:
-        """A trial's finite scores, rung by rung."""
-        found = (scores.get(id, WORST) for scores in self.scores)
-        return tuple(value for value in found if value != WORST)
+    def scores_of(self, id: str) -> tuple[RungScore, ...]:
+        """A trial's scores at the rungs that it reached; none where halving doesn't concern it."""
+        found = zip(self.halving.rungs, self.scores, strict=True)
+        return tuple(
+            RungScore(share=share, metric=self.halving.metric, score=scores[id] if math.isfinite(scores[id]) else None)
+            for share, scores in found
+            if id in scores
+        )
 
     def survivors(self, id: str, rung: int) -> set[str] | None:
         """Who of the trial's bracket goes on after a rung; None while that is open."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,13 +62,12 @@ class Pack:
         self._validation = Corpus(examples.validation, base.device)
         self._longest = int(max(corpus.lengths.max(), self._validation.lengths.max()))
         self._unread: list[_Unread] = []
-        self._make_stack(self.queue)
+        self._make_stack()
 
     def run(self, after_round: Callable[[], None] = lambda: None) -> None:
         """Train until every trial has ended. `after_round` may save the pack's state."""
         with torch.no_grad():
             while self.queue or self.active:
-                self._let_in()
                 self._round()
                 after_round()
 
@@ -106,16 +105,17 @@ class Pack:
                 trial.restore(state["trials"][id])
         seats = {id: slot for id, slot in state["seats"].items() if id in here}
         self.paused = [here[id] for id in state["paused"] if id in here]
-        self.queue = in_order(trial for id, trial in here.items() if id not in seats and id not in state["paused"])
+        self.queue = in_order(trial for id, trial in here.items() if id not in state["paused"])
         self.tokens, self.slots, self.notes = state["tokens"], state["slots"], list(state["notes"])
         if self.brackets is not None:
             for scores, saved in zip(self.brackets.scores, state["scores"], strict=True):
                 for id in here:  # one that ended after it was saved has its later scores still to come
                     scores.pop(id, None)
                 scores.update(saved)
-        self._make_stack(here.values())
+        self._make_stack()
         for id, slot in seats.items():
-            self._seat(here[id], slot)
+            if slot < self.slots:
+                self._seat(here[id], slot)
         self._unread = [
             _Unread(
                 torch.tensor(losses, device=self.base.device),
@@ -125,9 +125,14 @@ class Pack:
         ]
 
     def _round(self) -> None:
-        """What is due after the last steps, then one step of some trials. Out of memory splits the pack."""
+        """Free slots are taken, what is due is done, some trials step. Where memory runs out, the pack splits."""
         at_work: list[Trial] = []
         try:
+            for slot in range(self.slots):
+                if slot not in self.active and self.queue:
+                    at_work = [self.queue[0]]
+                    self._seat(self.queue[0], slot)
+            at_work = []
             due = [trial for trial in self.active.values() if self._is_due(trial)]
             if due or self.base.device.type == "cpu" or len(self._unread) >= READ_EVERY:
                 self._read()
@@ -225,7 +230,7 @@ class Pack:
         """Evaluate a trial, and decide what becomes of it."""
         started, history, brackets = time.perf_counter(), trial.history, self.brackets
         on_curve, at_rung = self._evaluates(trial), self._stands_at_rung(trial)
-        train_loss = trial.since_evaluation.mean if trial.since_evaluation.weight else math.nan
+        train_loss = _train_loss(trial)
         loss = self._evaluate(trial)
         trial.seconds += time.perf_counter() - started
         trial.looked_at = history.steps
@@ -288,28 +293,26 @@ class Pack:
         }
         return float(loss)
 
-    def _let_in(self) -> None:
-        """Waiting trials take the free slots."""
-        for slot in range(self.slots):
-            if slot in self.active or not self.queue:
-                continue
-            self._seat(self.queue.pop(0), slot)
-
     def _seat(self, trial: Trial, slot: int) -> None:
+        """A waiting trial takes a slot."""
         weights = trial.begin() if trial.waiting is None else trial.waiting
         self.stack.put(slot, trial.layout, weights, trial.spec.hyperparameters, trial.history.steps)
         trial.waiting, trial.slot = None, slot
         self.active[slot] = trial
+        self.queue.remove(trial)
 
     def _end(self, trial: Trial, status: Status, message: str | None, last_score: float = math.inf) -> None:
         """Take a trial out of the pack and tell of it."""
-        slot = _slot(trial)
-        weights = self.stack.take(slot)
-        del self.active[slot]
-        trial.slot = None
+        values = self.stack.copy(_slot(trial)).values if status == "complete" else None
+        if trial.slot is None:
+            self.queue.remove(trial)
+        else:
+            self.stack.empty(trial.slot)
+            del self.active[trial.slot]
+            trial.slot = None
         if self.brackets is not None and trial.spec.id in self.brackets:
             self.brackets.ended(trial.spec.id, trial.rung, last_score)
-        self.ended(trial, status, message, weights.values)
+        self.ended(trial, status, message, values)
         self._judge()
 
     def _split(self, at_work: Sequence[Trial], reason: str) -> None:
@@ -320,6 +323,8 @@ class Pack:
         for slot in self.active:
             self.stack.clear_gradients(slot)
         if self.slots == 1 and self.tokens <= self._longest:
+            if not at_work:
+                raise MemoryError(reason)
             for trial in at_work:
                 step = trial.history.steps + 1
                 self._end(trial, "out_of_memory", f"memory ran out in step {step} of {trial.steps}: {reason}")
@@ -333,14 +338,35 @@ class Pack:
         self.slots, self.tokens = max(1, self.slots // 2), max(1, self.tokens // 2)
         del self.stack, self.decoder
         memory.release()
-        self._make_stack(self.trials())
+        self._note_split(reason)
+        self._make_stack()
+
+    def _note_split(self, reason: str) -> None:
         self.notes.append(
             f"memory ran out ({reason}): went on with {self.slots} trials and {self.tokens} tokens at a time"
         )
 
-    def _make_stack(self, trials: Iterable[Trial]) -> None:
-        size = max((trial.layout.size for trial in trials), default=0)
-        self.stack = Stack(self.slots, size, self.base.device, self._batched)
+    def _make_stack(self) -> None:
+        """Slots for as many trials as memory holds. A trial for which there is no memory at all ends."""
+        slots, reason = self.slots, None
+        while True:
+            size = max((trial.layout.size for trial in self.trials()), default=0)
+            try:
+                self.stack = Stack(self.slots, size, self.base.device, self._batched)
+                break
+            except (MemoryError, RuntimeError) as error:
+                if not (memory.is_out_of_memory(error) and self.queue):
+                    raise
+                reason = str(error).splitlines()[0]
+            memory.release()
+            if self.slots > 1:
+                self.slots //= 2
+            else:
+                largest = max(self.queue, key=lambda trial: trial.layout.size)
+                self._end(largest, "out_of_memory", f"memory ran out for the adapter itself: {reason}")
+                self.slots, reason = slots, None
+        if reason is not None:
+            self._note_split(reason)
         self._generators = [torch.Generator(device=self.base.device) for _ in range(self.slots)]
         self.decoder = Decoder(self.base, self.stack, self._longest)
 
@@ -348,6 +374,13 @@ class Pack:
 def _slot(trial: Trial) -> int:
     assert trial.slot is not None
     return trial.slot
+
+
+def _train_loss(trial: Trial) -> float:
+    """The mean since the curve's last point, or that point's where the trial still stands there."""
+    if trial.since_evaluation.weight:
+        return trial.since_evaluation.mean
+    return float(trial.history.curve[-1].train_loss or 0.0)
 
 
 def _per_token(values: Sequence[float], rows: Rows) -> Tensor:

@@ -56,7 +56,7 @@ def train_together(
         nonlocal best
         spec = trial.spec
         digest = (stopped if status == "stopped" else digests)[spec.id]
-        scores = brackets.scores_of(spec.id) if brackets is not None and spec.id in brackets else ()
+        scores = brackets.scores_of(spec.id) if brackets is not None else ()
         record = engine.record(spec, digest, trial.history, status, message, trial.seconds, "packed", scores)
         if record.result.objective is not None and record.result.objective < best:
             assert values is not None

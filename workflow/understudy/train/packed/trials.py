@@ -69,11 +69,11 @@ class Trial:
         values = self.spec.hyperparameters
         optimizer = torch.optim.SGD([torch.zeros(1)], lr=float(values["learning_rate"]))
         schedule = make_schedule(optimizer, values, self.steps)
-        rates = []
-        for _ in range(self.steps):
-            rates.append(float(optimizer.param_groups[0]["lr"]))
+        rates = [float(optimizer.param_groups[0]["lr"])]
+        for _ in range(self.steps - 1):
             optimizer.step()
             schedule.step()
+            rates.append(float(optimizer.param_groups[0]["lr"]))
         return rates
 
     @cached_property
