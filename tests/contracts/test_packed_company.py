@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from packed_study import EXAMPLES, Outcome, train_packed, varied
 from training_study import PAD, make_job, make_spec, random_examples, tiny_llama
 
 from understudy.models.loading import load_base
+from understudy.process import set_threads
 from understudy.train.engine import Engine
 from understudy.train.loop import Examples
 from understudy.train.packed import head
@@ -64,6 +67,23 @@ def test_alone(base: Base, together: Mapping[str, Outcome]) -> None:
 @pytest.mark.parametrize("slots", [1, 3])
 def test_waiting_for_a_slot(slots: int, base: Base, together: Mapping[str, Outcome]) -> None:
     assert differing(train_packed(SPECS, base, slots=slots), together) == []
+
+
+def differing_from_alone() -> list[str]:
+    """In a process of its own, as the training command sets it up."""
+    set_threads(1)
+    own = read_base(tiny_llama(), dense=True)
+    return differing(alone(SPECS[:4], own), train_packed(SPECS[:4], own))
+
+
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="torch takes its products from another library")
+def test_on_processors_without_avx512(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MKL has other kernels for them, whose rows depend on each other if nothing is done about it."""
+    monkeypatch.setenv("MKL_ENABLE_INSTRUCTIONS", "AVX2")
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
+    monkeypatch.delenv("MKL_CBWR")
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        assert pool.submit(differing_from_alone).result() == []
 
 
 def test_in_another_order(base: Base, together: Mapping[str, Outcome]) -> None:

@@ -38,7 +38,7 @@ class KnownMasks(nn.Module):
 
 
 def drawn_masks(
-    spec: TrialSpec, monkeypatch: pytest.MonkeyPatch, others: Sequence[TrialSpec] = ()
+    spec: TrialSpec, monkeypatch: pytest.MonkeyPatch, others: Sequence[TrialSpec] = (), **changes: Any
 ) -> tuple[list[float], list[list[torch.Tensor]]]:
     """A trial's losses in a pack, and the masks of each pass: for each adapted layer (tokens, in), in model order."""
     passes: list[list[torch.Tensor]] = []
@@ -58,7 +58,7 @@ def drawn_masks(
     with monkeypatch.context() as patch:
         patch.setattr(products, "masks", recorded)
         patch.setattr(Decoder, "forward", new_pass)
-        losses = train_packed([spec, *others])[spec.id].losses
+        losses = train_packed([spec, *others], **changes)[spec.id].losses
     return losses, [masks for masks in passes if masks]
 
 
@@ -117,6 +117,13 @@ def test_masks_differ_between_layers_steps_seeds_and_trials(monkeypatch: pytest.
     # of independent masks 0.7² + 0.3² agree; the largest of 3486 deviations lies within 5 standard errors
     spread = 5 * math.sqrt(0.58 * 0.42 / len(masks[0]))
     assert max(abs(float(share) - 0.58) for share in agreeing) < spread
+
+
+def test_pieces_of_a_batch_have_masks_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = drawn_masks(SPEC, monkeypatch, tokens=40)[1]  # a row or two at once
+    assert len(passes) > 9 + 9
+    first = [drawn[0][:8] for drawn in passes if len(drawn[0]) >= 8]
+    assert not any(torch.equal(a, b) for i, a in enumerate(first) for b in first[:i])
 
 
 @pytest.mark.parametrize("dropout", [0.05, 0.3, 0.5, 0.95])

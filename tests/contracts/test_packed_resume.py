@@ -134,6 +134,26 @@ def test_trials_that_end_after_the_last_checkpoint(
     assert after == whole[1][saved_at:]  # in the same company, as sums on several threads need it
 
 
+def test_interrupted_in_its_last_moment(tmp_path: Path) -> None:
+    job = job_of(tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        rounds(patch, None, lambda _: True)
+        patch.setattr(checkpoint.Checkpoint, "remove", interrupt)
+        with pytest.raises(Interrupted):
+            train_pack(PACK, job)
+    assert len(files_of(job)) == 1
+    with pytest.MonkeyPatch.context() as patch:
+        steps = rounds(patch, None, lambda _: True)
+        results = train_pack(PACK, job)
+    assert steps == []
+    assert [record.spec.id for record in results.records] == [spec.id for spec in SPECS]
+    assert files_of(job) == []
+
+
+def interrupt(*_: Any) -> None:
+    raise Interrupted
+
+
 def test_two_threads(tmp_path: Path) -> None:
     """Sums on several threads depend on how many rows there are: the company has to be the same again."""
     plan = Pack(id="random-000", specs=tuple(make_spec(f"r{n}", batch_size=24 - n, lora_dropout=0.1) for n in range(3)))

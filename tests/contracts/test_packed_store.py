@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -71,9 +73,22 @@ def test_the_best_trials_adapter_is_kept_as_peft_has_it(quantization: Any, tmp_p
     batch = labelled(Engine(job).examples.validation)
     with torch.no_grad():
         assert float(model(**batch).loss) == pytest.approx(best.result.objective, rel=1e-5)
-    diverged = records[-1]
-    assert diverged.result.status == "diverged"
-    assert not Store(job.store).adapter(diverged.result.digest).exists()
+
+
+def test_only_adapters_that_beat_those_before_are_kept(tmp_path: Path) -> None:
+    job, late = make_job(tmp_path), make_spec("r0005", learning_rate=1e-5, num_train_epochs=4)
+    plan = Pack(id="random-000", specs=(*SPECS, late))
+    records = {record.spec.id: record for record in train_pack(plan, job).records}
+    ended = [json.loads(line)["id"] for line in job.progress.read_text().splitlines()]
+    best, expected = math.inf, set()
+    for id in ended:
+        objective = records[id].result.objective
+        if objective is not None and objective < best:
+            best = objective
+            expected.add(id)
+    assert "r0002" in expected
+    assert "r0005" not in expected
+    assert {id for id, r in records.items() if Store(job.store).adapter(r.result.digest).exists()} == expected
 
 
 def packed_logits(model: Any, spec: TrialSpec, layout: Layout, values: Tensor, examples: list[int]) -> Tensor:

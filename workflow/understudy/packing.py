@@ -6,7 +6,7 @@ from understudy.hyperparameters import ALL_LINEAR, target_modules
 from understudy.trial import ModelCard, ResolvedExecution, TrialSpec
 
 # Architectures (transformers' `model_type`) on which packed trials are tested against trials that run alone.
-PACKABLE = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
+PACKABLE = ("llama", "qwen2", "qwen3", "mistral", "smollm3")
 
 
 # The linear layers of such an architecture that packed adapters can sit on.

@@ -29,6 +29,17 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
 
 
+def fix_products() -> None:
+    """Let MKL take each row of a product alike, however many there are and wherever in memory they begin.
+
+    Its kernels for AVX-512 do that anyway. Those for AVX2, which it also takes on other makers' CPUs, do with this mode
+    of "conditional numerical reproducibility" (oneMKL developer guide). Packed trials need it to be independent of each
+    other to the bit. It costs nothing in large products and up to half more in slim ones, which was 3 % of a pack's
+    time. MKL looks at it once, before its first product.
+    """
+    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+
+
 def set_threads(count: int) -> None:
     """Use `count` threads for every product, whatever Snakemake or the shell exported.
 
@@ -37,6 +48,7 @@ def set_threads(count: int) -> None:
     """
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = str(count)
+    fix_products()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import torch
 
