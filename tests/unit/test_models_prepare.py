@@ -175,7 +175,8 @@ def test_a_built_in_model_is_made_once_and_found_again(tmp_path: Path, monkeypat
 
 def test_pretraining_is_the_same_in_another_process_and_learns(tmp_path: Path) -> None:
     code = (
-        "import sys, torch; from pathlib import Path; sys.path.insert(0, sys.argv[2]); torch.set_num_threads(1)\n"
+        "import sys; from pathlib import Path; from understudy.process import set_threads; set_threads(1)\n"
+        "sys.path.insert(0, sys.argv[2])\n"
         "from test_models_prepare import *; cache.pretrained(Path(sys.argv[1]), TINY, CORPUS, 1, 1)"
     )
     arguments = [sys.executable, "-c", code, str(tmp_path / "a"), str(Path(__file__).parent)]
