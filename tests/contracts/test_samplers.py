@@ -8,14 +8,18 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from understudy.artifacts import Proposal
-from understudy.hyperparameters import complete
+from understudy.artifacts import Proposal, Surface
+from understudy.errors import UserError
+from understudy.hyperparameters import Value, complete
 from understudy.search.samplers import candidates, told_values
+from understudy.search.surface import make_surface
 from understudy.search.values import from_unit
 from understudy.search.window import History
 from understudy.settings import Sampler
@@ -31,7 +35,7 @@ SPACE: dict[str, Range | Choices] = {
     "use_rslora": Choices(choices=(False, True)),
     "max_grad_norm": Choices(choices=(1.0,)),
 }
-SAMPLERS: tuple[Sampler, ...] = ("tpe", "gp", "random")
+SAMPLERS: tuple[Sampler, ...] = ("two_fidelity", "tpe", "gp", "random")
 STATUSES = ("complete", "diverged", "out_of_memory", "failed", "stopped", "skipped")
 
 
@@ -62,6 +66,18 @@ def history(statuses: list[str], pending: int = 3) -> History:
     return History(visible, tuple(running(len(statuses) + i) for i in range(pending)))
 
 
+@cache
+def surface() -> Surface:
+    """What a proxy with the same losses would have left."""
+    proxy = [trial(1000 + number) for number in range(24)]
+    images = [{name: record.spec.hyperparameters[name] for name in SPACE} for record in proxy]
+    return make_surface(SPACE, images, [record.result.objective for record in proxy])
+
+
+def asked(past: History, sampler: Sampler, seeds: Sequence[int]) -> list[dict[str, Value]]:
+    return candidates(SPACE, past, sampler, seeds, surface())
+
+
 @pytest.fixture(params=SAMPLERS)
 def sampler(request: pytest.FixtureRequest) -> Sampler:
     name: Sampler = request.param
@@ -69,12 +85,12 @@ def sampler(request: pytest.FixtureRequest) -> Sampler:
 
 
 def seeds(sampler: Sampler) -> list[int]:
-    return [1, 2] if sampler == "gp" else list(range(30))
+    return [1, 2] if sampler in ("gp", "two_fidelity") else list(range(30))
 
 
 @pytest.mark.parametrize("statuses", [[], ["complete"], ["complete"] * 8], ids=["none", "one", "eight"])
 def test_every_value_is_in_its_range_and_of_its_kind(sampler: Sampler, statuses: list[str]) -> None:
-    for values in candidates(SPACE, history(statuses), sampler, seeds(sampler)):
+    for values in asked(history(statuses), sampler, seeds(sampler)):
         assert list(values) == list(SPACE)
         assert all(SPACE[name].contains(value) for name, value in values.items())
         assert type(values["lora_r"]) is int
@@ -86,10 +102,10 @@ def test_every_value_is_in_its_range_and_of_its_kind(sampler: Sampler, statuses:
 
 def test_one_seed_gives_one_configuration(sampler: Sampler) -> None:
     past = history(["complete"] * 6)
-    first, again, other = candidates(SPACE, past, sampler, [7, 7, 8])
+    first, again, other = asked(past, sampler, [7, 7, 8])
     assert first == again
     assert first != other
-    assert candidates(SPACE, past, sampler, [7]) == [first]
+    assert asked(past, sampler, [7]) == [first]
 
 
 def test_one_seed_gives_one_configuration_in_another_process(sampler: Sampler) -> None:
@@ -97,7 +113,7 @@ def test_one_seed_gives_one_configuration_in_another_process(sampler: Sampler) -
     script = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "import json, test_samplers as t\n"
-        "print(json.dumps(t.candidates(t.SPACE, t.history(['complete'] * 6), sys.argv[2], [7, 8])))\n"
+        "print(json.dumps(t.asked(t.history(['complete'] * 6), sys.argv[2], [7, 8])))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, str(Path(__file__).parent), sampler],
@@ -106,7 +122,7 @@ def test_one_seed_gives_one_configuration_in_another_process(sampler: Sampler) -
         check=True,
         env={**os.environ, "PYTHONHASHSEED": "12345", "OMP_NUM_THREADS": "2"},
     )
-    assert json.loads(done.stdout) == candidates(SPACE, past, sampler, [7, 8])
+    assert json.loads(done.stdout) == asked(past, sampler, [7, 8])
 
 
 @pytest.mark.parametrize("status", STATUSES[1:])
@@ -114,7 +130,7 @@ def test_no_status_breaks_it(sampler: Sampler, status: str) -> None:
     for past in (history([status]), history(["complete", status, "complete", status])):
         told = told_values(past.visible)
         assert all(value is None or math.isfinite(value) for value in told)
-        assert all(SPACE[n].contains(v) for n, v in candidates(SPACE, past, sampler, [3])[0].items())
+        assert all(SPACE[n].contains(v) for n, v in asked(past, sampler, [3])[0].items())
 
 
 def test_losses_out_of_scale_and_not_finite_are_told_as_bad(sampler: Sampler) -> None:
@@ -128,18 +144,18 @@ def test_losses_out_of_scale_and_not_finite_are_told_as_bad(sampler: Sampler) ->
     good = [told[0], told[2], told[4]]
     assert min(told[1], told[3]) > max(good)  # type: ignore[type-var, operator]
     assert told[5] >= max(good)  # type: ignore[type-var, operator]
-    candidates(SPACE, History(tuple(broken), past.pending), sampler, [3])
+    asked(History(tuple(broken), past.pending), sampler, [3])
 
 
 @pytest.mark.parametrize("model", ["tpe", "gp"])
 def test_the_model_proposes_from_the_first_result_on(model: Sampler) -> None:
     """One completed trial and three running ones: past the fallback, which is what the random sampler gives."""
     past = history(["complete"])
-    assert candidates(SPACE, past, model, [5]) != candidates(SPACE, past, "random", [5])
-    assert candidates(SPACE, history([]), model, [5]) == candidates(SPACE, history([]), "random", [5])
+    assert asked(past, model, [5]) != asked(past, "random", [5])
+    assert asked(history([]), model, [5]) == asked(history([]), "random", [5])
 
 
-@pytest.mark.parametrize("model", ["tpe", "gp"])
+@pytest.mark.parametrize("model", ["two_fidelity", "tpe", "gp"])
 def test_results_and_running_trials_matter(model: Sampler) -> None:
     past = history(["complete"] * 8)
     reversed_losses = tuple(
@@ -147,6 +163,26 @@ def test_results_and_running_trials_matter(model: Sampler) -> None:
         for record in past.visible
     )
     several = list(range(5))
-    before = candidates(SPACE, past, model, several)
-    assert before != candidates(SPACE, History(reversed_losses, past.pending), model, several)
-    assert before != candidates(SPACE, History(past.visible), model, several)
+    before = asked(past, model, several)
+    assert before != asked(History(reversed_losses, past.pending), model, several)
+    assert before != asked(History(past.visible), model, several)
+
+
+def test_the_proxy_matters_to_two_fidelity_alone() -> None:
+    past, inverted = history(["complete"]), surface().model_copy(update={"values": [-v for v in surface().values]})
+    assert asked(past, "two_fidelity", [5]) != candidates(SPACE, past, "two_fidelity", [5], inverted)
+    assert asked(past, "gp", [5]) == candidates(SPACE, past, "gp", [5], inverted) == candidates(SPACE, past, "gp", [5])
+    with pytest.raises(UserError, match="run the workflow again"):
+        candidates(SPACE, past, "two_fidelity", [5])
+
+
+def test_two_fidelity_begins_where_the_proxy_is_best_and_takes_hints() -> None:
+    first = asked(history([], pending=0), "two_fidelity", [5])[0]
+    assert math.log10(float(first["learning_rate"])) == pytest.approx(-2, abs=0.4)
+    hint = from_unit(SPACE, [2 / 3, *[0.5] * 6])
+    taken = candidates(SPACE, history([], pending=0), "two_fidelity", list(range(3)), surface(), [hint])
+    assert all(loss_of(values) <= loss_of(hint) + 0.05 for values in taken)
+
+
+def loss_of(values: dict[str, Value]) -> float:
+    return 2 + (math.log10(float(values["learning_rate"])) + 2) ** 2

@@ -48,6 +48,21 @@ class Region(_Frozen):
     reason: str
 
 
+class Surface(_Frozen):
+    """The proxy's response surface over the target's space: a Gaussian process, by its kernel and its points.
+
+    Losses are in units: centre 0, the proxy's best at -1 (see `search/two_fidelity.py`).
+    """
+
+    centre: float = Field(description="the proxy's median loss, in nats")
+    spread: float = Field(description="from its best loss to that, in nats")
+    lengths: tuple[float, ...] = Field(description="the kernel's length along each coordinate")
+    variance: float
+    noise: float
+    points: tuple[tuple[float, ...], ...] = Field(description="the trials' images in unit coordinates")
+    values: tuple[float, ...] = Field(description="their losses in units")
+
+
 class Regions(_Frozen):
     """What `transfer` found: `results/transfer/regions.json`."""
 
@@ -62,6 +77,7 @@ class Regions(_Frozen):
     scale: dict[str, ScaleRule]
     space: SearchSpace = Field(description="the target's one global space, widened to hold every start")
     regions: tuple[Region, ...] = Field(min_length=1)
+    surface: Surface | None = Field(default=None, description="None where another sampler than two_fidelity proposes")
 
 
 class Start(_Frozen):

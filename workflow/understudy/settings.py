@@ -18,7 +18,7 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 Quantization = Literal["nf4", "int8", "none"]
 DataFormat = Literal["prompt_completion", "alpaca", "sharegpt", "messages", "text"]
-Sampler = Literal["tpe", "gp", "random"]
+Sampler = Literal["two_fidelity", "tpe", "gp", "random"]
 Method = Literal["lora", "full"]
 HalvingMetric = Literal["eval_loss", "eval_nats_per_byte", "eval_accuracy", "train_loss"]
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -222,6 +222,10 @@ class TransferSettings(Section):
     learning_rate_exponent: float | Literal["auto"] = Field(
         default="auto",
         description="p in the rate's scale (proxy width / target width)^p; `auto` takes the family's published one",
+    )
+    batch_size_exponent: float = Field(
+        default=0.5,
+        description="the best batch grows like the training tokens to this power, where the target has more of them",
     )
 
 

@@ -18,7 +18,13 @@ from understudy.trial import Origin, TrialSpec, derive_seed, search_seed
 
 FRESH_DRAWS = 64  # attempts to leave the configurations that were tried before; then a repeat is let through
 
-SAMPLER_CLASSES = {"tpe": "TPESampler", "gp": "GPSampler", "random": "RandomSampler"}
+CHECK = 4  # number of the trial that is the default configuration, where two_fidelity hasn't taken it before
+SAMPLER_CLASSES = {
+    "two_fidelity": "TwoFidelitySampler",
+    "tpe": "TPESampler",
+    "gp": "GPSampler",
+    "random": "RandomSampler",
+}
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,8 @@ def propose(settings: TargetSection, number: int, regions: Regions, starts: Star
     """
     if is_start(settings, number, starts):
         return _from_start(settings, number, starts.starts[number])
+    if settings.sampler == "two_fidelity":
+        return _from_surface(settings, number, regions, starts, history)
     shares = place_shares(regions.regions, history.visible, settings.explore)
     place = choose_place(shares, derive_seed(settings.seed, "explore", number))
     region = regions.regions[place] if place < len(regions.regions) else None
@@ -62,9 +70,43 @@ def propose(settings: TargetSection, number: int, regions: Regions, starts: Star
     )
 
 
+def _from_surface(settings: TargetSection, number: int, regions: Regions, starts: Starts, history: History) -> Proposal:
+    """A proposal of the two-fidelity model, which has the proxy's surface in it and needs no regions to guide it.
+
+    The starts are candidates among others, so that the evidence decides when they are run. The default configuration
+    alone is certain, at the latest as trial `CHECK`: where the proxy misleads, it shows what the others should reach.
+    """
+    tried = {identity(spec.hyperparameters) for spec in _specs(history)}
+    offered = starts.starts[: settings.starts]
+    known = {identity(start.hyperparameters): start for start in offered}
+    seed = derive_seed(settings.seed, "propose", number)
+    if number == CHECK and identity(starts.default) not in tried:
+        values = starts.default
+    else:
+        hints = [{name: start.hyperparameters[name] for name in regions.space} for start in offered]
+        drawn = candidates(regions.space, history, settings.sampler, [seed], regions.surface, hints)
+        chosen = _choose(drawn, regions.space, None, history, derive_seed(settings.seed, "redraw", number))
+        values = complete(chosen.values, starts.default, settings.method)
+    start = known.get(identity(values))
+    if start is None and values == starts.default:
+        start = next(start for start in starts.starts if start.hyperparameters == starts.default)
+    region = next((region for region in regions.regions if not outside(region, values)), None)
+    return Proposal(
+        number=number,
+        spec=_spec(settings, number, values, start.origin, start.parents)
+        if start
+        else _spec(settings, number, values, "refined", region.trials if region else ()),
+        kind="start" if start else "guided" if region else "explore",
+        region=region.id if region and not start else None,
+        sampler=SAMPLER_CLASSES[settings.sampler],
+        visible=tuple(record.spec.id for record in history.visible),
+        pending=tuple(proposal.spec.id for proposal in history.pending),
+    )
+
+
 def is_start(settings: TargetSection, number: int, starts: Starts) -> bool:
     """Whether proposal `number` is one of the starts, and so needs no history."""
-    return number < min(settings.starts, len(starts.starts))
+    return settings.sampler != "two_fidelity" and number < min(settings.starts, len(starts.starts))
 
 
 def _from_start(settings: TargetSection, number: int, start: Start) -> Proposal:

@@ -10,38 +10,61 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from understudy.artifacts import Surface
+from understudy.errors import UserError
 from understudy.hyperparameters import Value
+from understudy.search.distributions import distribution, from_optuna, to_optuna
 from understudy.search.quiet import quiet_optuna
-from understudy.search.values import settled
 from understudy.search.window import History
 from understudy.settings import Sampler
-from understudy.space import Choices, Range, Space
+from understudy.space import Space
 from understudy.trial import TrialRecord
 
 CAP_SPREADS = 3.0  # a loss further above the median than this many times (median - best) is told as that bad
 MARGIN = 0.1  # of the told losses' range, by which a bad trial is worse than the worst
-CANDIDATES: Mapping[Sampler, int] = {"tpe": 16, "random": 16, "gp": 1}  # draws per proposal; a GP's take a second
+CANDIDATES: Mapping[Sampler, int] = {"tpe": 16, "random": 16, "gp": 1, "two_fidelity": 1}  # draws per proposal
 
 
-def candidates(space: Space, history: History, sampler: Sampler, seeds: Sequence[int]) -> list[dict[str, Value]]:
+def candidates(
+    space: Space,
+    history: History,
+    sampler: Sampler,
+    seeds: Sequence[int],
+    surface: Surface | None = None,
+    hints: Sequence[Mapping[str, Value]] = (),
+) -> list[dict[str, Value]]:
     """A configuration of the space per seed, each asked from the same study.
 
-    The model, not its random fallback, makes them as soon as one result is visible.
+    The model, not its random fallback, makes them as soon as one result is visible. `two_fidelity` needs the proxy's
+    `surface` and has the `hints` among its candidates; Optuna's own samplers look at neither.
     """
     with quiet_optuna() as optuna:
-        distributions = {name: _distribution(optuna, parameter) for name, parameter in space.items()}
+        distributions = {name: distribution(parameter) for name, parameter in space.items()}
         study = rebuild(optuna, space, history, distributions)
         found = []
         for seed in seeds:
-            study.sampler = make_sampler(optuna, sampler, seed)
+            study.sampler = make_sampler(optuna, sampler, seed, space, surface, hints)
             trial = study.ask(distributions)
-            found.append({name: _from_optuna(space[name], trial.params[name]) for name in space})
+            found.append({name: from_optuna(space[name], trial.params[name]) for name in space})
             study.tell(trial, state=optuna.trial.TrialState.FAIL)  # or the next one would avoid it as running
     return found
 
 
-def make_sampler(optuna: Any, name: Sampler, seed: int) -> Any:
-    """The Optuna sampler. `n_startup_trials` counts completed trials only: the given starts have to be enough."""
+def make_sampler(
+    optuna: Any, name: Sampler, seed: int, space: Space, surface: Surface | None, hints: Sequence[Mapping[str, Value]]
+) -> Any:
+    """The Optuna sampler. `n_startup_trials` counts completed trials only: the given starts have to be enough.
+
+    Raises `UserError` where `two_fidelity` has no surface.
+    """
+    if name == "two_fidelity":
+        from understudy.process import set_threads
+        from understudy.search.refinement import TwoFidelitySampler
+
+        if surface is None:
+            raise UserError("the transfer has no surface for `target.sampler: two_fidelity`; run the workflow again")
+        set_threads(1)
+        return TwoFidelitySampler(surface, space, seed, hints)
     if name == "tpe":
         return optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=1)
     if name == "gp":
@@ -58,10 +81,10 @@ def rebuild(optuna: Any, space: Space, history: History, distributions: Mapping[
     for record, told in zip(history.visible, told_values(history.visible), strict=True):
         if told is None:
             continue
-        params = {name: _to_optuna(space[name], record.spec.hyperparameters[name]) for name in space}
+        params = {name: to_optuna(space[name], record.spec.hyperparameters[name]) for name in space}
         study.add_trial(optuna.trial.create_trial(params=params, distributions=dict(distributions), value=told))
     for proposal in history.pending:
-        params = {name: _to_optuna(space[name], proposal.spec.hyperparameters[name]) for name in space}
+        params = {name: to_optuna(space[name], proposal.spec.hyperparameters[name]) for name in space}
         running = optuna.trial.TrialState.RUNNING
         study.add_trial(optuna.trial.create_trial(state=running, params=params, distributions=dict(distributions)))
     return study
@@ -92,25 +115,3 @@ def _loss(record: TrialRecord) -> float | None:
     objective = record.result.objective
     usable = record.result.status == "complete" and objective is not None and math.isfinite(objective)
     return objective if usable else None
-
-
-def _distribution(optuna: Any, parameter: Range | Choices) -> Any:
-    """Ordered choices become whole numbers, so that the model knows their order."""
-    if isinstance(parameter, Choices):
-        if parameter.ordered:
-            return optuna.distributions.IntDistribution(0, len(parameter.choices) - 1)
-        return optuna.distributions.CategoricalDistribution(parameter.choices)
-    if parameter.integer:
-        low, high = math.ceil(parameter.low), math.floor(parameter.high)
-        return optuna.distributions.IntDistribution(low, high, log=parameter.log)
-    return optuna.distributions.FloatDistribution(parameter.low, parameter.high, log=parameter.log)
-
-
-def _to_optuna(parameter: Range | Choices, value: Value) -> Value:
-    return parameter.choices.index(value) if isinstance(parameter, Choices) and parameter.ordered else value
-
-
-def _from_optuna(parameter: Range | Choices, value: Value) -> Value:
-    if isinstance(parameter, Choices):
-        return parameter.choices[int(value)] if parameter.ordered else value
-    return int(value) if parameter.integer else settled(value, parameter)

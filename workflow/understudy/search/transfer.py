@@ -15,6 +15,7 @@ from understudy.search.importance import importance_table
 from understudy.search.regions import Frame, gather_evidence, make_regions
 from understudy.search.scaling import scale_rules, scaled, scaled_space
 from understudy.search.starts import Image, make_starts
+from understudy.search.surface import make_surface
 from understudy.search.table import seen_trials
 from understudy.sections import TransferSection
 from understudy.space import Space, widen
@@ -25,9 +26,15 @@ SAME_RATE = 2e-5  # relative; above what rounding two rates to 6 digits can do, 
 
 
 def transfer(
-    settings: TransferSection, table: pl.DataFrame, proxy: ModelCard, target: ModelCard
+    settings: TransferSection,
+    table: pl.DataFrame,
+    proxy: ModelCard,
+    target: ModelCard,
+    more_tokens: float = 1.0,
 ) -> tuple[Regions, Starts]:
     """Regions and starts from the proxy's trial table (echoes in it don't count).
+
+    `more_tokens` says how many times as many tokens a trial of the target trains on.
 
     Raises `UnderstudyError` where no proxy trial is complete.
     """
@@ -63,6 +70,12 @@ def transfer(
         scale={name: rule for name, rule in scale.items() if name in settings.space},
         space=wide,
         regions=regions,
+        surface=make_surface(
+            wide,
+            [image.of(trial) for trial in seen.judged],
+            [trial.known for trial in seen.judged],
+            more_tokens**options.batch_size_exponent,
+        ),
     )
     return found, starts
 

@@ -1,0 +1,188 @@
+"""How few full-size runs a search needs, given what a proxy saw: everyone on the same tables of finished runs.
+
+    python tests/benchmarks/transfer.py --steplaw steplaw_dense.csv [--table ours.parquet] [--quick] [--jobs 2] …
+
+Prints tables, and a line of JSON at the end. `README.md` beside this file says what is compared and why; the modules:
+
+    transfer_tables      tables of finished runs, and the published rules for them
+    transfer_tasks       pairs of a source and a target, sets of them, sources that mislead
+    transfer_replay      the proxy stage, and the loop of proposals, each snapped to the nearest run of the table
+    transfer_methods     who takes part; transfer_simple, transfer_ours, transfer_optuna and so on: the methods
+    transfer_jobs        replays over processes, and the folder of finished ones
+    transfer_statistics  regrets, ranks, tests, intervals
+    transfer_report      tables
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transfer_jobs import Job, Terms, job, run_all
+from transfer_methods import ENTRIES, Entry
+from transfer_replay import PROXY_TRIALS, TRIALS, Run, proxy_budget
+from transfer_report import BUDGETS, report, speed
+from transfer_statistics import Results, at_cost, regrets
+from transfer_tables import Table, fine_tuning, step_law
+from transfer_tasks import Problem, Task, halves, listing, problem, task_sets
+
+from understudy.errors import UserError
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+QUICK_SEEDS = 2
+
+
+def main() -> None:
+    """Replay what the command line asks for."""
+    options = arguments(sys.argv[1:])
+    try:
+        tables = read(options)
+        if options.write_tasks:
+            text = json.dumps({table.name: listing(table) for table in tables}, indent=1)
+            options.tasks.write_text(_compact(text) + "\n", encoding="utf-8")
+            return
+        for table in tables:
+            check(table, options.tasks)
+        entries = entrants(options)
+        with tempfile.TemporaryDirectory() as beside:
+            found = measured(tables, entries, options, options.cache or Path(beside))
+    except UserError as error:
+        raise SystemExit(str(error)) from None
+    told = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
+    print(json.dumps({"options": told, "sets": found["sets"], "seconds": found["seconds"]}))
+
+
+def read(options: argparse.Namespace) -> list[Table]:
+    """The tables that were asked for."""
+    tables = [step_law(options.steplaw)] if options.steplaw else []
+    tables += [fine_tuning(path, options.config, options.price) for path in options.table]
+    if not tables:
+        raise UserError("there is nothing to replay; give --steplaw FILE.csv or --table FILE.parquet")
+    return tables
+
+
+def check(table: Table, path: Path) -> None:
+    """Refuse a table whose tasks aren't those that are written down; of a new table say that it is one."""
+    written = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if table.name not in written:
+        print(f"{table.name}: its tasks aren't in {path.name}; --write-tasks writes them down")
+    elif written[table.name] != json.loads(json.dumps(listing(table))):
+        raise UserError(f"the tasks of {table.name} aren't those in {path}; if that is meant, run with --write-tasks")
+
+
+def entrants(options: argparse.Namespace) -> list[Entry]:
+    """The methods that were asked for and whose packages are installed."""
+    chosen = [ENTRIES[name] for name in options.methods]
+    for entry in chosen:
+        if entry.missing():
+            print(f"{entry.name} is left out: it needs {', '.join(entry.missing())} (pip install -e '.[benchmark]')")
+    return [entry for entry in chosen if not entry.missing()]
+
+
+def measured(
+    tables: Sequence[Table], entries: Sequence[Entry], options: argparse.Namespace, cache: Path
+) -> dict[str, Any]:
+    """All sets of all tables: what `report` says of each, and how long proposals took."""
+    terms = Terms(options.seeds, TRIALS, options.window, options.proxy_trials)
+    sets = {name: tasks for table in tables for name, tasks in chosen_sets(table, options).items() if tasks}
+    by_table = {name: table for table in tables for name in task_sets(table)}
+    problems = {(name, task.id): problem(by_table[name], task) for name, tasks in sets.items() for task in tasks}
+    jobs: dict[tuple[str, str], Job] = {}
+    for each in problems.values():
+        jobs |= {(entry.name, each.task.id): job(entry, each, terms, cache) for entry in entries}
+    runs = run_all(list(jobs.values()), options.jobs)
+    ours, lead = [entry.name for entry in entries if entry.ours], options.lead
+    found = {}
+    for name, tasks in sets.items():
+        mine = [problems[name, task.id] for task in tasks]
+        found[name] = report(name, results(mine, entries, runs, terms), ours, lead)
+    seconds = {
+        entry.name: [
+            s for (name, _), each in runs.items() if name == entry.name for r in each.values() for s in r.seconds
+        ]
+        for entry in entries
+    }
+    return {"sets": found, "seconds": speed(seconds)}
+
+
+def chosen_sets(table: Table, options: argparse.Namespace) -> dict[str, list[Task]]:
+    """The sets that were asked for, the targets of one half alone; with `--quick` one task of the first and last."""
+    sets = task_sets(table)
+    half = halves(table, sets)
+    chosen = {
+        name: [task for task in tasks if options.half in ("both", half[task.target])]
+        for name, tasks in sets.items()
+        if options.sets is None or name in options.sets
+    }
+    if options.quick:
+        return {name: chosen[name][:1] for name in (next(iter(chosen)), list(chosen)[-1])}
+    return chosen
+
+
+def results(
+    problems: Sequence[Problem],
+    entries: Sequence[Entry],
+    runs: Mapping[tuple[str, str], Mapping[int, Run]],
+    terms: Terms,
+) -> Results:
+    """The regrets of a set of tasks."""
+    import numpy as np
+
+    curves = {
+        entry.name: np.stack([regrets(each, runs[entry.name, each.task.id], terms.trials) for each in problems])
+        for entry in entries
+    }
+    budgeted = {
+        entry.name: np.stack(
+            [
+                at_cost(each, curve, BUDGETS, proxy_budget(each, terms.proxy_trials) if entry.proxy else 0)
+                for each, curve in zip(problems, curves[entry.name], strict=True)
+            ]
+        )
+        for entry in entries
+    }
+    return Results(tuple(each.task for each in problems), curves, budgeted)
+
+
+def _compact(text: str) -> str:
+    """JSON with the innermost lists on one line each."""
+    return re.sub(r"\[\s+([^\[\]{}]*?)\s+\]", lambda found: "[" + " ".join(found[1].split()) + "]", text)
+
+
+def arguments(given: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--steplaw", type=Path, help="the Step Law table, a CSV file")
+    add("--table", type=Path, nargs="*", default=[], help="tables of fine-tuning runs, Parquet or CSV")
+    add("--config", type=Path, default=ROOT / "config" / "config.yaml", help="the study that --table has runs of")
+    add("--price", type=float, default=0.1, help="a proxy run's cost in target runs, where a table has no FLOPs")
+    add("--tasks", type=Path, default=HERE / "transfer_tasks.json", help="the list of tasks")
+    add("--write-tasks", action="store_true", help="write the list of tasks and end")
+    add("--sets", nargs="+", help="of tasks: matched, cheap, lies, own, own_lies; default all")
+    add("--half", choices=("tuning", "reporting", "both"), default="reporting", help="whose targets")
+    add("--methods", nargs="+", choices=list(ENTRIES), default=list(ENTRIES), metavar="METHOD", help="default all")
+    add("--lead", default="understudy_two_fidelity", help="the method that is compared with its peers")
+    add("--seeds", type=int, default=25)
+    add("--window", type=int, default=1, help="proposal n sees the results of runs 0 to n - window")
+    add("--proxy-trials", type=int, default=PROXY_TRIALS, help="at most half of the configurations")
+    add("--cache", type=Path, help="folder of finished runs; without one nothing is kept")
+    add("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
+    add("--quick", action="store_true", help="two tasks, two seeds, no extra packages: whether it runs")
+    options = parser.parse_args(given)
+    if options.quick:
+        options.seeds, options.half = QUICK_SEEDS, "both"
+        options.methods = [name for name in options.methods if not ENTRIES[name].needs]
+    return options
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""The tables that are printed, and the same as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transfer_statistics import Results, average_ranks, best_peer, by_lie, difference, summary, wilcoxon_holm
+
+KS = (1, 2, 3, 4, 6, 8, 16)
+LIES_AT = (4, 16)
+BUDGETS = (1, 2, 3, 4, 6, 8, 12, 16, 24)
+
+
+def report(name: str, results: Results, ours: Sequence[str], lead: str | None) -> dict[str, Any]:
+    """Print everything about a set of tasks and return it; `lead` is the method that is compared with its peers."""
+    seeds = next(iter(results.curves.values())).shape[1]
+    print(f"\n## {name}: {len(results.tasks)} tasks, {len(set(results.targets))} targets, {seeds} seeds")
+    found: dict[str, Any] = {
+        "tasks": [task.id for task in results.tasks],
+        "seeds": seeds,
+        "regret": {each: {k: summary(results.curves[each], k) for k in KS} for each in results.methods},
+        "budget": {
+            each: dict(zip(BUDGETS, results.budgeted[each].mean(axis=(0, 1)).tolist(), strict=True))
+            for each in results.methods
+        },
+        "ranks": {k: average_ranks(results, k) for k in KS},
+    }
+    for figure, words in (("mean", "mean"), ("p90", "90th percentile"), ("worst", "worst")):
+        rows = {each: [found["regret"][each][k][figure] for k in KS] for each in results.methods}
+        _print(f"relative regret in percent after k target runs, {words}", KS, rows)
+    _print("average rank after k target runs", KS, {e: [found["ranks"][k][e] for k in KS] for e in results.methods})
+    costs = {each: list(found["budget"][each].values()) for each in results.methods}
+    _print("mean relative regret in percent by total cost in target runs, the proxy stage included", BUDGETS, costs)
+    found["lies"] = {k: by_lie(results, k) for k in LIES_AT}
+    for k, rows in found["lies"].items():
+        if lies := list(next(iter(rows.values()))):
+            _print(
+                f"mean relative regret in percent after {k} target runs, by lie",
+                lies,
+                {e: list(r.values()) for e, r in rows.items()},
+            )
+    if lead in results.curves and len(results.curves) > len(ours):
+        found["lead"] = _compared(results, str(lead), ours)
+    return found
+
+
+def _compared(results: Results, lead: str, ours: Sequence[str]) -> dict[str, Any]:
+    """The lead against its peers: the best of them at each k, and all of them one by one."""
+    peers = [each for each in results.methods if each not in ours]
+    told: dict[str, Any] = {
+        "method": lead,
+        "best_peer": {},
+        "p": {k: wilcoxon_holm(results, lead, peers, k) for k in KS},
+    }
+    print(f"\n{lead} minus the best peer, in percentage points (below 0: better), with the 95 % interval over targets")
+    print("| k | best peer | difference | interval | p (Wilcoxon, Holm) |\n|--:|---|--:|---|--:|")
+    for k in KS:
+        peer = best_peer(results, ours, k)
+        told["best_peer"][k] = {"name": peer, **(gap := difference(results, lead, peer, k))}
+        interval = f"{gap['low']:+.3f} to {gap['high']:+.3f}"
+        print(f"| {k} | {peer} | {gap['difference']:+.3f} | {interval} | {told['p'][k][peer]:.3g} |")
+    told["differences"] = {peer: {k: difference(results, lead, peer, k) for k in KS} for peer in peers}
+    for figure, words in (("difference", "in percentage points"), ("high", "upper end of that interval")):
+        rows = {peer: [told["differences"][peer][k][figure] for k in KS] for peer in peers}
+        _print(f"{lead} minus each peer, {words}", KS, rows, sign="+")
+    _print("p of that (Wilcoxon, Holm)", KS, {peer: [told["p"][k][peer] for k in KS] for peer in peers})
+    return told
+
+
+def speed(seconds: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
+    """Seconds of a proposal, by method: the mean and the longest."""
+    found = {name: {"mean": sum(each) / len(each), "longest": max(each)} for name, each in seconds.items() if each}
+    _print("seconds of a proposal", ("mean", "longest"), {name: list(each.values()) for name, each in found.items()})
+    return found
+
+
+def _print(title: str, columns: Sequence[object], rows: Mapping[str, Sequence[float]], sign: str = "") -> None:
+    print(f"\n{title}")
+    print("| method | " + " | ".join(map(str, columns)) + " |")
+    print("|---|" + "--:|" * len(columns))
+    for name, values in rows.items():
+        print(f"| {name} | " + " | ".join(f"{value:{sign}.3f}" for value in values) + " |")

@@ -1,0 +1,84 @@
+"""The benchmark of the transfer: its figures of merit."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import finished_runs
+import numpy as np
+import pytest
+from scipy.stats import wilcoxon
+from transfer_replay import Run, Snapper
+from transfer_statistics import Results, at_cost, average_ranks, by_lie, difference, regrets, summary, wilcoxon_holm
+from transfer_tables import step_law
+from transfer_tasks import Problem, Task, problem
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Problem:
+    path: Path = tmp_path_factory.mktemp("tables") / "bowls.csv"
+    finished_runs.write_bowls(path)
+    return problem(step_law(path), Task("100M-2B", "400M-8B"))
+
+
+def test_regret_stays_where_a_method_ends_and_counts_failed_runs_as_the_worst(pair: Problem) -> None:
+    order = np.argsort(pair.target)
+    best, third, last = (int(order[place]) for place in (0, 2, -1))
+    failed = replace(pair, target=tuple(math.inf if i == last else loss for i, loss in enumerate(pair.target)))
+    lowest, worst = pair.target[best], pair.target[int(order[-2])]
+    curves = regrets(failed, {0: Run(0, (last, third), ()), 1: Run(1, (third, best), ())}, 4)
+    first = 100 * (pair.target[third] / lowest - 1)
+    assert curves == pytest.approx(np.array([[100 * (worst / lowest - 1), first, first, first], [first, 0, 0, 0]]))
+    assert summary(curves[None], 2) == pytest.approx(
+        {"mean": first / 2, "p90": np.quantile([first, 0], 0.9), "worst": first}
+    )
+
+
+def test_the_proxys_price_is_paid_before_the_first_run(pair: Problem) -> None:
+    curves = np.array([[4.0, 3.0, 2.0, 1.0]])
+    paid = at_cost(pair, curves, (1, 2, 3, 4, 9), proxy_trials=16)  # 16 runs at a sixteenth: one target run
+    default = paid[0, 0]
+    assert paid[0].tolist() == [default, 4.0, 3.0, 2.0, 1.0]
+    index = Snapper(pair.space, pair.configurations).take(pair.default)
+    assert default == pytest.approx(100 * (pair.target[index] / min(pair.target) - 1))
+    assert at_cost(pair, curves, (1, 4), proxy_trials=0)[0].tolist() == [4.0, 1.0]
+
+
+@pytest.fixture
+def made_up() -> Results:
+    """Three methods on eight tasks of four targets, three seeds, two runs."""
+    generator = np.random.default_rng(1)
+    tasks = tuple(Task("s", f"t{i // 2}") for i in range(8))
+    base = generator.random((8, 3, 2))
+    curves = {"ours": base, "near": base + generator.normal(0.02, 0.05, base.shape), "far": base + 1}
+    return Results(tasks, curves, curves)
+
+
+def test_tests_and_ranks_are_those_of_scipy_and_holm(made_up: Results) -> None:
+    means = {name: curve[:, :, 1].mean(axis=1) for name, curve in made_up.curves.items()}
+    near, far = (wilcoxon(means["ours"] - means[name]).pvalue for name in ("near", "far"))
+    small, large = min(near, far), max(near, far)
+    p = wilcoxon_holm(made_up, "ours", ["near", "far"], 2)
+    assert sorted(p.values()) == pytest.approx([2 * small, max(2 * small, large)])
+    ranks = average_ranks(made_up, 2)
+    assert ranks["far"] == 3
+    assert ranks["ours"] + ranks["near"] == pytest.approx(3)
+
+
+def test_intervals_are_over_targets(made_up: Results) -> None:
+    assert difference(made_up, "ours", "far", 2) == pytest.approx({"difference": -1, "low": -1, "high": -1})
+    gaps = np.repeat([0.0, 1.0, 2.0, 3.0], 2)[:, None, None]  # the same for a target's tasks
+    shifted = replace(made_up, curves={"ours": made_up.curves["ours"] + gaps, "far": made_up.curves["ours"]})
+    found = difference(shifted, "ours", "far", 1)
+    drawn = np.random.default_rng(5).choice([0.0, 1.0, 2.0, 3.0], (20_000, 4)).mean(axis=1)
+    assert found["difference"] == pytest.approx(1.5)
+    assert [found["low"], found["high"]] == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.26)
+
+
+def test_regrets_are_told_apart_by_what_was_done_to_the_source(made_up: Results) -> None:
+    tasks = tuple(Task("s", "t", lie) for lie in ("shuffled", "inverted") for _ in range(4))
+    found = by_lie(replace(made_up, tasks=tasks), 2)
+    assert list(found["far"]) == ["shuffled", "inverted"]
+    assert found["far"]["inverted"] == pytest.approx(made_up.curves["far"][4:, :, 1].mean())

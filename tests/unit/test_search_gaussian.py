@@ -1,0 +1,80 @@
+"""The Gaussian process against scikit-learn's, which has the same kernel."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.optimize import approx_fprime
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
+
+from understudy.search import gaussian
+from understudy.search.gaussian import Array, Kernel, condition, fit
+
+LENGTHS, VARIANCE, NOISE = np.array([0.3, 0.9, 2.0]), 1.7, 0.01
+
+
+def data(count: int = 40) -> tuple[Array, Array]:
+    generator = np.random.default_rng(1)
+    x = generator.random((count, 3))
+    return x, np.sin(5 * x[:, 0]) + x[:, 1] ** 2 + 0.05 * generator.standard_normal(count)
+
+
+def theirs(x: Array, y: Array, noise: float = NOISE) -> GaussianProcessRegressor:
+    kernel = ConstantKernel(VARIANCE) * Matern(LENGTHS, nu=2.5)
+    return GaussianProcessRegressor(kernel, alpha=noise + gaussian.JITTER, optimizer=None).fit(x, y)
+
+
+def test_means_and_variances() -> None:
+    x, y = data()
+    points = np.random.default_rng(2).random((20, 3)) * 1.5
+    means, variances = condition(Kernel(LENGTHS, VARIANCE, NOISE), x, y).predict(points)
+    expected, spreads = theirs(x, y).predict(points, return_std=True)
+    assert means == pytest.approx(expected, rel=1e-9)
+    assert variances == pytest.approx(spreads**2, rel=1e-7)
+
+
+def arguments() -> tuple[Array, Array, Array, Array]:
+    x, y = data()
+    centre, spread = np.array([-0.5, 0.0, 0.5, 0.0, -5.0]), np.array([1.0, 1.0, 1.0, 1.0, 1.5])
+    return (x[:, None, :] - x[None, :, :]) ** 2, y, centre, spread
+
+
+def test_the_density_is_the_likelihood_and_the_prior() -> None:
+    squares, y, centre, spread = arguments()
+    logs = np.log([*LENGTHS, VARIANCE, NOISE])
+    found = gaussian._negative_log_density(logs, squares, y, centre, spread)[0]
+    model = theirs(*data())
+    likelihood = model.log_marginal_likelihood_value_ + len(y) / 2 * np.log(2 * np.pi)
+    assert found == pytest.approx(-likelihood + 0.5 * (((logs - centre) / spread) ** 2).sum(), rel=1e-9)
+
+
+def test_the_gradient() -> None:
+    logs = np.log([*LENGTHS, VARIANCE, NOISE])
+    exact = gaussian._negative_log_density(logs, *arguments())[1]
+    near = approx_fprime(logs, lambda at: gaussian._negative_log_density(at, *arguments())[0], 1e-6)
+    assert exact == pytest.approx(near, rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:The optimal value found for dimension 2:sklearn.exceptions.ConvergenceWarning")
+def test_a_fit_predicts_about_as_well_as_theirs() -> None:
+    x, y = data(40)  # with many more points the priors, which are there for few, still show
+    points = np.random.default_rng(3).random((200, 3))
+    truth = np.sin(5 * points[:, 0]) + points[:, 1] ** 2
+    kernel = ConstantKernel() * Matern(np.ones(3), nu=2.5) + WhiteKernel(0.01)
+    other = GaussianProcessRegressor(kernel, n_restarts_optimizer=3, random_state=0).fit(x, y)
+    ours = np.abs(fit(x, y).predict(points)[0] - truth).mean()
+    assert ours < 1.2 * np.abs(other.predict(points) - truth).mean()
+
+
+def test_what_matters_has_shorter_lengths_than_what_does_not() -> None:
+    x, y = data(80)
+    lengths = fit(x, y).kernel.lengths
+    assert lengths[0] < lengths[1] < lengths[2]
+
+
+def test_the_same_twice() -> None:
+    x, y = data()
+    first, again = fit(x, y).kernel, fit(x.copy(), y.copy()).kernel
+    assert first.lengths.tolist() == again.lengths.tolist()
+    assert (first.variance, first.noise) == (again.variance, again.noise)

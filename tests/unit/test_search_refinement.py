@@ -1,0 +1,167 @@
+"""Target trials proposed from the proxy's surface."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pytest
+import search_study as made
+
+from understudy.hyperparameters import Value
+from understudy.process import set_threads
+from understudy.search import propose
+from understudy.search.distributions import to_optuna
+from understudy.search.refinement import TwoFidelitySampler
+from understudy.search.sequences import uniform
+from understudy.search.surface import MOST, make_surface
+from understudy.space import Choices, Range
+from understudy.trial import TrialSpec
+
+STUDY = made.config(target__sampler="two_fidelity", target__window=1)
+SPACE: dict[str, Range | Choices] = {
+    "learning_rate": Range(low=1e-4, high=1e-1, log=True),
+    "warmup_ratio": Range(low=0, high=0.3),
+    "lr_scheduler_type": Choices(choices=("linear", "cosine")),
+}
+
+
+def elsewhere(spec: TrialSpec) -> float:
+    """On the target the best rate is a hundredth of what the proxy says."""
+    rate = math.log10(float(spec.hyperparameters["learning_rate"]) / (made.BEST_PROXY_RATE * made.FACTOR / 100))
+    return 2 + rate**2
+
+
+def test_the_first_trials_are_where_the_proxy_was_best(tmp_path: Path) -> None:
+    regions, starts = made.transferred(STUDY)
+    records = made.run_target(STUDY, tmp_path, regions, starts, 4)
+    spec = records[0].spec
+    best = min(made.bowl(spec.model_copy(update={"hyperparameters": start.hyperparameters})) for start in starts.starts)
+    assert made.bowl(spec) < 2.2
+    assert made.best_of(records) <= best + 0.02
+
+
+def test_the_default_is_run_among_the_first(tmp_path: Path) -> None:
+    regions, starts = made.transferred(STUDY)
+    records = made.run_target(STUDY, tmp_path, regions, starts, propose.CHECK + 1)
+    assert starts.default in [record.spec.hyperparameters for record in records]
+
+
+def test_a_start_is_told_as_one(tmp_path: Path) -> None:
+    regions, starts = made.transferred(STUDY)
+    made.run_target(STUDY, tmp_path, regions, starts, propose.CHECK + 1)
+    told = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("*/proposal.json"))]
+    known = [start.hyperparameters for start in starts.starts]
+    for proposal in told:
+        assert (proposal["kind"] == "start") == (proposal["spec"]["hyperparameters"] in known)
+        assert proposal["sampler"] == "TwoFidelitySampler"
+        assert proposal["spec"]["origin"] in ("refined", "transferred", "default")
+    assert "start" in [proposal["kind"] for proposal in told]
+
+
+def test_it_beats_a_search_without_the_proxy(tmp_path: Path) -> None:
+    ours, others = [], []
+    for seed in range(1, 4):
+        study = made.config(seed=seed, target__sampler="two_fidelity", target__window=1)
+        ours.append(made.best_of(made.run_target(study, tmp_path / f"a{seed}", *made.transferred(study), 4)))
+        blind = made.config(seed=seed, target__sampler="tpe", target__explore=1.0, target__starts=1, target__window=1)
+        regions, starts = made.transferred(blind)
+        poor = starts.model_copy(update={"starts": starts.starts[-1:]})
+        others.append(made.best_of(made.run_target(blind, tmp_path / f"b{seed}", regions, poor, 16)))
+    assert statistics.mean(ours) < statistics.mean(others)
+
+
+def test_it_recovers_from_a_proxy_that_misleads(tmp_path: Path) -> None:
+    records = made.run_target(STUDY, tmp_path, *made.transferred(STUDY), 12, elsewhere)
+    assert elsewhere(records[0].spec) > 4
+    assert made.best_of(records) < 2.1
+
+
+def test_nothing_is_proposed_twice(tmp_path: Path) -> None:
+    study = made.config(
+        space={"learning_rate": [1e-3, 1e-2], "lora_r": [4, 16]},
+        proxy__grid={},
+        target__starts=1,
+        target__window=2,
+        target__sampler="two_fidelity",
+        transfer__learning_rate_exponent=0.0,
+        defaults__learning_rate=1e-2,
+        defaults__lora_r=16,
+    )
+    regions, starts = made.transferred(study)
+    records = made.run_target(study, tmp_path, regions, starts, 4)
+    assert len({json.dumps(record.spec.hyperparameters) for record in records}) == 4
+    assert len(made.run_target(study, tmp_path, regions, starts, 6)) == 6
+
+
+def test_a_result_within_the_window_changes_nothing(tmp_path: Path) -> None:
+    study = made.config(target__sampler="two_fidelity", target__window=3)
+    found = made.transferred(study)
+    made.run_target(study, tmp_path / "a", *found, 8)
+    records = made.run_target(study, tmp_path / "b", *found, 5)
+    again = made.next_proposal(study, tmp_path / "b", 5, *found)
+    assert again == made.next_proposal(study, tmp_path / "a", 5, *found)
+    assert [each.spec.id for each in records][:3] == list(again.visible)
+
+
+def loss(values: Mapping[str, Value]) -> float:
+    return 2 + (math.log10(float(values["learning_rate"])) + 2) ** 2 + float(values["warmup_ratio"])
+
+
+def test_it_is_a_sampler_for_any_optuna_study() -> None:
+    images = [uniform(SPACE, 1, number) for number in range(30)]
+    sampler = TwoFidelitySampler(make_surface(SPACE, images, [loss(values) for values in images]), SPACE, seed=1)
+    study = optuna.create_study(sampler=sampler)
+
+    def objective(trial: optuna.Trial) -> float:
+        rate = trial.suggest_float("learning_rate", 1e-4, 1e-1, log=True)
+        warmup = trial.suggest_float("warmup_ratio", 0, 0.3)
+        trial.suggest_categorical("lr_scheduler_type", ("linear", "cosine"))
+        return loss({"learning_rate": rate, "warmup_ratio": warmup})
+
+    study.optimize(objective, n_trials=4)
+    assert study.best_value < 2.05
+    with pytest.raises(ValueError, match="lora_r isn't in the space"):
+        study.ask().suggest_int("lora_r", 1, 8)
+
+
+def test_the_surface_knows_failed_trials_and_stays_small() -> None:
+    images = [uniform(SPACE, 1, number) for number in range(1000)]
+    losses = [None if loss(values) > 3.5 else loss(values) for values in images]
+    surface = make_surface(SPACE, images, losses)
+    assert len(surface.points) <= MOST
+    assert max(surface.values) < 3
+    assert min(surface.values) == pytest.approx(-1)
+
+
+def test_more_tokens_move_the_batch_size() -> None:
+    space: dict[str, Range | Choices] = {"batch_size": Range(low=1, high=100, log=True), **SPACE}
+    images = [uniform(space, 1, number) for number in range(20)]
+    losses = [loss(values) for values in images]
+    plain, moved = (np.array(make_surface(space, images, losses, factor).points) for factor in (1.0, 10.0))
+    assert moved[:, 0] - plain[:, 0] == pytest.approx(np.full(20, 0.5))
+    assert moved[:, 1:].tolist() == plain[:, 1:].tolist()
+
+
+def test_a_proposal_is_quick() -> None:
+    """At most 2 seconds on one core, with 1,000 proxy trials and 100 finished ones."""
+    set_threads(1)
+    space = STUDY.space
+    images = [uniform(space, 1, number) for number in range(1000)]
+    sampler = TwoFidelitySampler(make_surface(space, images, [loss(values) for values in images]), space, seed=1)
+    study = optuna.create_study(sampler=sampler)
+    for number in range(100):
+        values = uniform(space, 2, number)
+        params = {name: to_optuna(parameter, values[name]) for name, parameter in space.items()}
+        study.add_trial(
+            optuna.trial.create_trial(params=params, distributions=sampler.distributions, value=loss(values))
+        )
+    began = time.process_time()
+    study.ask(sampler.distributions)
+    assert time.process_time() - began < 2

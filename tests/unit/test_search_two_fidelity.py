@@ -1,0 +1,122 @@
+"""What the model of the target learns from the proxy, and how it unlearns it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import multivariate_normal, norm, spearmanr
+
+from understudy.search import two_fidelity
+from understudy.search.gaussian import Array, Posterior, fit, matern
+from understudy.search.two_fidelity import TwoFidelity, Units
+
+AXIS, DECADE = 0, 1 / 3  # the first coordinate is three decades of learning rate
+NOTHING = np.zeros((0, 2)), np.zeros(0)
+
+
+def bowl(x: Array, where: float = 0.5) -> Array:
+    """Losses in units with the best, -1, at `where` on the rate's axis."""
+    return np.asarray(-1 + 8 * (x[:, 0] - where) ** 2 + (x[:, 1] - 0.3) ** 2)
+
+
+def elsewhere(x: Array) -> Array:
+    """Losses that have nothing to do with the bowl's."""
+    return np.asarray(np.sin(7 * x[:, 1]) - 2 * x[:, 0])
+
+
+def surface(count: int = 40) -> Posterior:
+    x = np.random.default_rng(1).random((count, 2))
+    return fit(x, bowl(x))
+
+
+def grid() -> Array:
+    line = np.linspace(0, 1, 21)
+    return np.array([[a, b] for a in line for b in line])
+
+
+def model(x: Array, f: Array) -> TwoFidelity:
+    return TwoFidelity(surface(), AXIS, DECADE, x, f)
+
+
+def test_without_results_the_proxy_decides() -> None:
+    means, _ = model(*NOTHING).predict(grid())
+    assert spearmanr(means, bowl(grid())).statistic > 0.95
+    assert grid()[np.argmin(means)] == pytest.approx([0.5, 0.3], abs=0.1)
+
+
+def test_results_are_met_and_their_offset_is_learnt() -> None:
+    x = grid()[::40]
+    means, variances = model(x, bowl(x) + 2.5).predict(grid())
+    assert means == pytest.approx(bowl(grid()) + 2.5, abs=0.2)
+    assert variances.max() < 0.1
+    assert means[::40] == pytest.approx(bowl(x) + 2.5, abs=0.05)
+
+
+def test_the_shift_of_the_rate_is_learnt() -> None:
+    x = np.array([[0.35, 0.3], [0.5, 0.3], [0.65, 0.3], [0.5, 0.6]])
+    moved = model(x, bowl(x, 0.65))
+    mean, spread = moved.shift()
+    assert mean == pytest.approx(-0.15, abs=0.05)  # the counterpart on the proxy lies lower
+    assert spread < 0.1
+    assert grid()[np.argmin(moved.predict(grid())[0])][0] == pytest.approx(0.65, abs=0.051)
+    assert moved.trust() > 0.9
+
+
+def test_a_misleading_proxy_is_found_out() -> None:
+    x = np.random.default_rng(2).random((12, 2))
+    inverted = model(x, -3 * bowl(x))
+    assert inverted.trust() < 0.01
+    assert spearmanr(inverted.predict(grid())[0], -bowl(grid())).statistic > 0.8
+    unrelated = model(x, elsewhere(x))
+    assert unrelated.trust() < 0.3
+    assert spearmanr(unrelated.predict(grid())[0], elsewhere(grid())).statistic > 0.8
+
+
+def test_trust_is_the_prior_without_results_and_grows_with_agreement() -> None:
+    assert model(*NOTHING).trust() == pytest.approx((1 - two_fidelity.UNLIKE) * norm.cdf(1 / two_fidelity.SCALE_SPREAD))
+    x = grid()[::60]
+    assert model(x, bowl(x)).trust() > 0.99
+
+
+def test_the_chance_is_that_of_the_mixture() -> None:
+    x = grid()[::90]
+    made = model(x, bowl(x))
+    points, level = grid()[::7], -0.9
+    generator = np.random.default_rng(3)
+    means, variances = made._each(points)
+    chosen = generator.choice(len(made._shares), size=20_000, p=made._shares)
+    draws = means[chosen] + np.sqrt(variances[chosen]) * generator.standard_normal((20_000, len(points)))
+    assert made.chance_below(points, level) == pytest.approx((draws < level).mean(axis=0), abs=0.015)
+
+
+def test_evidence_and_predictions_are_those_of_the_joint_normal() -> None:
+    """One hypothesis, written out: c and ρ as latent normals, by scipy's density."""
+    x = np.random.default_rng(4).random((6, 2))
+    f = bowl(x) + 0.1
+    made = model(x, f)
+    point = next(each for each in made._kept if each.hypothesis.shift is not None)
+    moved = x + np.array([point.hypothesis.shift, 0.0])
+    m, w = surface().predict(moved)
+    correlation = matern(
+        np.sqrt((((x[:, None] - x[None]) / np.array(point.hypothesis.lengths)) ** 2).sum(axis=2).clip(0))
+    )
+    features = np.stack([np.ones(6), m], axis=1) * [two_fidelity.OFFSET_SPREAD, two_fidelity.SCALE_SPREAD]
+    covariance = features @ features.T + point.hypothesis.amplitude**2 * correlation
+    covariance += np.diag(made._noise + w)
+    expected = multivariate_normal(m, covariance).logpdf(f) + 3 * math.log(2 * math.pi)
+    assert point.log_weight - point.hypothesis.log_prior == pytest.approx(expected, rel=1e-6)
+
+
+def test_units_put_the_best_at_minus_one_and_tame_divergence() -> None:
+    told = Units(centre=3.0, spread=0.5).of(np.array([2.5, 3.0, 3.5, 100.0]))
+    assert told[:2] == pytest.approx([-1, 0])
+    assert told[2] == pytest.approx(math.log(2))
+    assert told[3] < 6
+
+
+def test_priors_sum_to_one() -> None:
+    for axis in (AXIS, None):
+        points = two_fidelity._grid(surface(), axis, DECADE)
+        assert math.fsum(math.exp(point.log_prior) for point in points) == pytest.approx(1)

@@ -1,0 +1,36 @@
+"""Hyperparameters as Optuna's distributions, and values there and back."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from understudy.hyperparameters import Value
+from understudy.search.quiet import quiet_optuna
+from understudy.search.values import settled
+from understudy.space import Choices, Range
+
+
+def distribution(parameter: Range | Choices) -> Any:
+    """Ordered choices become whole numbers, so that a model knows their order."""
+    with quiet_optuna() as optuna:
+        if isinstance(parameter, Choices):
+            if parameter.ordered:
+                return optuna.distributions.IntDistribution(0, len(parameter.choices) - 1)
+            return optuna.distributions.CategoricalDistribution(parameter.choices)
+        if parameter.integer:
+            low, high = math.ceil(parameter.low), math.floor(parameter.high)
+            return optuna.distributions.IntDistribution(low, high, log=parameter.log)
+        return optuna.distributions.FloatDistribution(parameter.low, parameter.high, log=parameter.log)
+
+
+def to_optuna(parameter: Range | Choices, value: Value) -> Value:
+    """A value as the parameter's distribution has it."""
+    return parameter.choices.index(value) if isinstance(parameter, Choices) and parameter.ordered else value
+
+
+def from_optuna(parameter: Range | Choices, value: Value) -> Value:
+    """A value of the parameter's distribution, rounded as searched values are."""
+    if isinstance(parameter, Choices):
+        return parameter.choices[int(value)] if parameter.ordered else value
+    return int(value) if parameter.integer else settled(value, parameter)

@@ -1,0 +1,124 @@
+"""Gaussian process regression with few dimensions and at most some thousand points.
+
+Notation: n points x (n, d) in unit coordinates, losses y (n,), lengths l (d,). Kernel: Matérn 5/2 with a length per
+dimension (Rasmussen & Williams 2006, equation 4.17), v · m(r), r² = Σ (x_i - x'_i)² / l_i², and a noise variance s.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import cho_solve, cholesky, solve_triangular
+from scipy.optimize import minimize
+
+Array = NDArray[np.float64]
+
+# Priors on the logarithms, mean and standard deviation. Lengths grow with the square root of the number of dimensions
+# (Hvarfner et al. 2024): otherwise nothing could be learnt from few points in many dimensions.
+LENGTH = (math.log(0.5), 1.0)
+VARIANCE = (0.0, 1.0)
+NOISE = (math.log(1e-3), 1.5)
+JITTER = 1e-8
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel and its noise, for standardized losses."""
+
+    lengths: Array  # (d,)
+    variance: float
+    noise: float
+
+    def between(self, a: Array, b: Array) -> Array:
+        """Covariances (n, m) without noise."""
+        return self.variance * matern(distances(a, b, self.lengths))
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """A fitted process."""
+
+    kernel: Kernel
+    x: Array  # (n, d)
+    factor: Array  # (n, n), lower Cholesky factor of the covariance
+    weights: Array  # (n,), covariance^-1 · (y - mean)
+    mean: float
+
+    def predict(self, points: Array) -> tuple[Array, Array]:
+        """Means and variances (m,) without noise."""
+        across = self.kernel.between(points, self.x)
+        half = solve_triangular(self.factor, across.T, lower=True)
+        variances = np.maximum(self.kernel.variance - (half**2).sum(axis=0), 1e-12)
+        return self.mean + across @ self.weights, variances
+
+
+def distances(a: Array, b: Array, lengths: Array) -> Array:
+    """Scaled distances r (n, m)."""
+    first, second = a / lengths, b / lengths
+    squared = (first**2).sum(axis=1)[:, None] + (second**2).sum(axis=1)[None, :] - 2 * first @ second.T
+    return np.asarray(np.sqrt(np.maximum(squared, 0.0)))
+
+
+def matern(r: Array) -> Array:
+    """m(r), 1 at 0."""
+    scaled = math.sqrt(5) * r
+    return np.asarray((1 + scaled + scaled**2 / 3) * np.exp(-scaled))
+
+
+def condition(kernel: Kernel, x: Array, y: Array, mean: float = 0.0) -> Posterior:
+    """The process given its points."""
+    covariance = kernel.between(x, x) + (kernel.noise + JITTER) * np.eye(len(x))
+    factor = cholesky(covariance, lower=True)
+    return Posterior(kernel, x, factor, cho_solve((factor, True), y - mean), mean)
+
+
+def fit(x: Array, y: Array) -> Posterior:
+    """The process with the kernel of largest posterior density, found by L-BFGS from two starting points.
+
+    `y` should be standardized. Deterministic.
+    """
+    dimensions = x.shape[1]
+    prior_mean = np.array([*[LENGTH[0] + 0.5 * math.log(dimensions)] * dimensions, VARIANCE[0], NOISE[0]])
+    prior_spread = np.array([*[LENGTH[1]] * dimensions, VARIANCE[1], NOISE[1]])
+    squares = (x[:, None, :] - x[None, :, :]) ** 2  # (n, n, d)
+    bounds = list(zip(prior_mean - 4 * prior_spread, prior_mean + 4 * prior_spread, strict=True))
+    starts = (prior_mean, prior_mean - np.array([*[1.0] * dimensions, 0.0, -2.0]))
+    arguments = squares, y, prior_mean, prior_spread
+    found = [minimize(_negative_log_density, start, arguments, "L-BFGS-B", True, bounds=bounds) for start in starts]
+    best = min(found, key=lambda result: float(result.fun))
+    logs = np.asarray(best.x)
+    kernel = Kernel(np.exp(logs[:dimensions]), math.exp(logs[-2]), math.exp(logs[-1]))
+    return condition(kernel, x, y)
+
+
+def _negative_log_density(
+    logs: Array, squares: Array, y: Array, prior_mean: Array, prior_spread: Array
+) -> tuple[float, Array]:
+    """Of the data and the priors, up to a constant, with its gradient by the logarithms."""
+    dimensions = squares.shape[2]
+    inverse_squares = np.exp(-2 * logs[:dimensions])
+    variance, noise = math.exp(logs[-2]), math.exp(logs[-1])
+    scaled = math.sqrt(5) * np.sqrt(np.maximum(squares @ inverse_squares, 0.0))
+    decay = np.exp(-scaled)
+    correlation = (1 + scaled + scaled**2 / 3) * decay
+    covariance = variance * correlation + (noise + JITTER) * np.eye(len(y))
+    try:
+        factor = cholesky(covariance, lower=True)
+    except np.linalg.LinAlgError:
+        return 1e25, np.zeros_like(logs)
+    weights = cho_solve((factor, True), y)
+    difference = np.outer(weights, weights) - cho_solve((factor, True), np.eye(len(y)))  # twice the gradient by K
+    slope = variance * 5 / 3 * (1 + scaled) * decay  # dK / d(log l_i) = slope · squares_i / l_i²
+    gradient = np.array(
+        [
+            *(0.5 * np.einsum("ij,ijk->k", difference * slope, squares) * inverse_squares),
+            0.5 * variance * float((difference * correlation).sum()),
+            0.5 * noise * float(np.trace(difference)),
+        ]
+    )
+    offset = (logs - prior_mean) / prior_spread
+    density = -0.5 * y @ weights - np.log(np.diag(factor)).sum() - 0.5 * offset @ offset
+    return -float(density), -(gradient - offset / prior_spread)

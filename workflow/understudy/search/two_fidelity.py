@@ -1,0 +1,209 @@
+"""The target as the proxy's surface, shifted and scaled, plus a deviation of its own (Kennedy & O'Hagan 2000).
+
+Notation: x a configuration in unit coordinates of the target's space, f its loss in units (see `Units`), p the proxy's
+surface with mean m and variance w. There are two stories of the target:
+
+    it is like the proxy    f(x) = c + ρ · m(x + s · e) + δ(x) + noise,    c ~ N(0, C²),  ρ ~ N(1, R²)
+    it is like nothing      f(x) = c + δ(x) + noise
+
+where e is the learning rate's axis and δ a Gaussian process with kernel a² · Matérn 5/2. c and ρ are integrated out
+exactly. The shift s, the amplitude a, the lengths of δ and the story itself are not fitted but averaged over a grid,
+each point with its prior and its evidence: with three results a maximum would be an accident. Where the proxy misleads,
+the evidence moves to the second story.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.linalg import cho_solve, cholesky, solve_triangular
+from scipy.special import logsumexp, ndtr
+
+from understudy.search.gaussian import Array, Posterior, distances, matern
+
+OFFSET_SPREAD = 3.0  # C
+SCALE_SPREAD = 0.5  # R
+AMPLITUDES = (0.03, 0.1, 0.3, 1.0)  # of the deviation from the proxy, in units
+AMPLITUDE_PRIOR = (math.log(0.15), 1.0)  # of its logarithm: mean and standard deviation
+LENGTH_FACTORS = (1.0, 2.0)  # of the deviation's lengths over the surface's
+SHIFT_SPREAD = 0.25  # decades of learning rate by which the scale rule may be off: a factor of 1.8
+SHIFTS = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0)  # in SHIFT_SPREADs
+UNLIKE = 0.1  # prior probability that the proxy says nothing
+UNLIKE_AMPLITUDES = (0.7, 1.5)
+UNLIKE_LENGTHS = (0.3, 0.6)  # times the square root of the number of coordinates
+NOISE = (1e-4, 4e-3)  # bounds of a loss's variance, in units; between them it is the surface's
+NEGLIGIBLE = math.log(1e-4)  # share of the weight below which a hypothesis is left out
+
+
+@dataclass(frozen=True)
+class Units:
+    """Losses in units of the proxy's distance from its best to its median; above the centre they grow like a logarithm.
+
+    So diverged trials don't flatten the rest, and one model holds for both stages.
+    """
+
+    centre: float  # nats
+    spread: float  # nats
+
+    def of(self, losses: Array) -> Array:
+        """Nats to units."""
+        plain = (losses - self.centre) / self.spread
+        return np.where(plain > 0, np.log1p(np.maximum(plain, 0.0)), plain)
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """One point of the grid. `shift` is in unit coordinates; None in the story without the proxy."""
+
+    shift: float | None
+    amplitude: float
+    lengths: tuple[float, ...]
+    log_prior: float
+
+
+@dataclass(frozen=True)
+class _Conditioned:
+    """A hypothesis with the target's results in it."""
+
+    hypothesis: Hypothesis
+    factor: Array  # (n, n), lower Cholesky factor of the results' covariance
+    weights: Array  # (n,)
+    features: Array  # (n,), m at the results' configurations
+    log_weight: float
+
+
+class TwoFidelity:
+    """The model with the target's results: `x` (n, d) in unit coordinates, `f` (n,) in units; there may be none.
+
+    `axis` is the learning rate's coordinate, None where there is none, and `decade` how long a factor of ten is on it.
+    """
+
+    def __init__(self, surface: Posterior, axis: int | None, decade: float, x: Array, f: Array) -> None:
+        self._surface, self._axis, self._x, self._f = surface, axis, x, f
+        self._noise = min(max(surface.kernel.noise, NOISE[0]), NOISE[1])
+        conditioned = [self._condition(point) for point in _grid(surface, axis, decade)]
+        logs = np.array([each.log_weight for each in conditioned])
+        logs -= logsumexp(logs)
+        self._kept = [each for each, log in zip(conditioned, logs, strict=True) if log > NEGLIGIBLE]
+        shares = np.exp(logs[logs > NEGLIGIBLE])
+        self._shares = shares / shares.sum()
+
+    def predict(self, points: Array) -> tuple[Array, Array]:
+        """Mean and variance (m,) of f at each point."""
+        means, variances = self._each(points)
+        mean = self._shares @ means
+        return mean, self._shares @ (variances + means**2) - mean**2
+
+    def chance_below(self, points: Array, level: float) -> Array:
+        """The probability (m,) that f is below a level."""
+        means, variances = self._each(points)
+        chances: Array = self._shares @ ndtr((level - means) / np.sqrt(variances))
+        return chances
+
+    def shift(self) -> tuple[float, float]:
+        """Posterior mean and standard deviation of the learning rate's shift, in unit coordinates."""
+        pairs = zip(self._kept, self._shares, strict=True)
+        told = [(each.hypothesis.shift, share) for each, share in pairs if each.hypothesis.shift is not None]
+        if not told:
+            return 0.0, math.inf
+        shifts, shares = np.array([shift for shift, _ in told]), np.array([share for _, share in told])
+        mean = float(shares @ shifts / shares.sum())
+        return mean, math.sqrt(float(shares @ (shifts - mean) ** 2 / shares.sum()))
+
+    def trust(self) -> float:
+        """The probability that the target is like the proxy and falls where it falls: ρ > 0."""
+        pairs = zip(self._kept, self._shares, strict=True)
+        return float(
+            math.fsum(share * _chance_of_likeness(each) for each, share in pairs if each.hypothesis.shift is not None)
+        )
+
+    def _each(self, points: Array) -> tuple[Array, Array]:
+        """Means and variances (kept, m) under each hypothesis."""
+        surfaces = {shift: self._surface_at(points, shift) for shift in {k.hypothesis.shift for k in self._kept}}
+        correlations = {
+            lengths: matern(distances(points, self._x, np.array(lengths)))
+            for lengths in {k.hypothesis.lengths for k in self._kept}
+        }
+        found = [
+            self._predict(each, *surfaces[each.hypothesis.shift], correlations[each.hypothesis.lengths])
+            for each in self._kept
+        ]
+        return np.stack([mean for mean, _ in found]), np.stack([variance for _, variance in found])
+
+    def _predict(self, each: _Conditioned, m: Array, w: Array, correlation: Array) -> tuple[Array, Array]:
+        across = _covariance(each.hypothesis, m, each.features, correlation)
+        half = solve_triangular(each.factor, across.T, lower=True, check_finite=False)
+        prior = OFFSET_SPREAD**2 + _scale_variance(each.hypothesis) * m**2 + each.hypothesis.amplitude**2
+        variance = np.maximum(prior - (half**2).sum(axis=0), 1e-10) + w
+        return m + across @ each.weights, variance
+
+    def _condition(self, point: Hypothesis) -> _Conditioned:
+        m, w = self._surface_at(self._x, point.shift)
+        if not len(m):
+            return _Conditioned(point, np.zeros((0, 0)), m, m, point.log_prior)
+        correlation = matern(distances(self._x, self._x, np.array(point.lengths)))
+        factor = cholesky(_covariance(point, m, m, correlation) + np.diag(self._noise + w), lower=True)
+        weights = cho_solve((factor, True), self._f - m)
+        evidence = -0.5 * float((self._f - m) @ weights) - float(np.log(np.diag(factor)).sum())
+        return _Conditioned(point, factor, weights, m, point.log_prior + evidence)
+
+    def _surface_at(self, points: Array, shift: float | None) -> tuple[Array, Array]:
+        """The proxy's mean and variance at the points' counterparts; zeros where it says nothing."""
+        if shift is None or not len(points):
+            return np.zeros(len(points)), np.zeros(len(points))
+        moved = points.copy()
+        if self._axis is not None:
+            moved[:, self._axis] += shift
+        return self._surface.predict(moved)
+
+
+def _chance_of_likeness(each: _Conditioned) -> float:
+    """That ρ is positive, by its posterior: a normal distribution."""
+    variance, m = SCALE_SPREAD**2, each.features
+    mean = 1 + variance * float(m @ each.weights)
+    reduced = float((solve_triangular(each.factor, m, lower=True) ** 2).sum()) if len(m) else 0.0
+    return float(ndtr(mean / math.sqrt(max(variance - variance**2 * reduced, 1e-12))))
+
+
+def _scale_variance(point: Hypothesis) -> float:
+    return 0.0 if point.shift is None else SCALE_SPREAD**2
+
+
+def _covariance(point: Hypothesis, m_a: Array, m_b: Array, correlation: Array) -> Array:
+    """Of f at two sets of points, whose surface is m_a and m_b; c, ρ and δ are in it."""
+    scale = _scale_variance(point) * np.outer(m_a, m_b)
+    return np.asarray(OFFSET_SPREAD**2 + scale + point.amplitude**2 * correlation)
+
+
+def _grid(surface: Posterior, axis: int | None, decade: float) -> list[Hypothesis]:
+    """All hypotheses of both stories."""
+    mean, spread = AMPLITUDE_PRIOR
+    like = [
+        Hypothesis(
+            shift=step * SHIFT_SPREAD * decade,
+            amplitude=amplitude,
+            lengths=tuple(factor * length for length in surface.kernel.lengths),
+            log_prior=-0.5 * step**2 - 0.5 * ((math.log(amplitude) - mean) / spread) ** 2,
+        )
+        for step, amplitude, factor in itertools.product(
+            SHIFTS if axis is not None else (0.0,), AMPLITUDES, LENGTH_FACTORS
+        )
+    ]
+    dimensions = len(surface.kernel.lengths)
+    unlike = [
+        Hypothesis(None, amplitude, (length * math.sqrt(dimensions),) * dimensions, 0.0)
+        for amplitude, length in itertools.product(UNLIKE_AMPLITUDES, UNLIKE_LENGTHS)
+    ]
+    return _weighed(like, 1 - UNLIKE) + _weighed(unlike, UNLIKE)
+
+
+def _weighed(points: list[Hypothesis], share: float) -> list[Hypothesis]:
+    """The same with priors that sum to `share`."""
+    total = float(logsumexp([point.log_prior for point in points]))
+    return [
+        Hypothesis(point.shift, point.amplitude, point.lengths, point.log_prior - total + math.log(share))
+        for point in points
+    ]
