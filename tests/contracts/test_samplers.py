@@ -18,7 +18,7 @@ import pytest
 from understudy.artifacts import Proposal, Surface
 from understudy.errors import UserError
 from understudy.hyperparameters import Value, complete
-from understudy.search.samplers import candidates, told_values
+from understudy.search.samplers import candidates, refined, told_values
 from understudy.search.surface import make_surface
 from understudy.search.values import from_unit
 from understudy.search.window import History
@@ -180,8 +180,15 @@ def test_two_fidelity_begins_where_the_proxy_is_best_and_takes_hints() -> None:
     first = asked(history([], pending=0), "two_fidelity", [5])[0]
     assert math.log10(float(first["learning_rate"])) == pytest.approx(-2, abs=0.4)
     hint = from_unit(SPACE, [2 / 3, *[0.5] * 6])
-    taken = candidates(SPACE, history([], pending=0), "two_fidelity", list(range(3)), surface(), [hint])
-    assert all(loss_of(values) <= loss_of(hint) + 0.05 for values in taken)
+    taken, outlook = refined(SPACE, history([], pending=0), 5, surface(), [hint])
+    assert loss_of(taken) <= loss_of(hint) + 0.05
+    assert 0.8 < outlook.trust < 0.95
+    assert outlook.chance is None
+    after = refined(SPACE, history(["complete"] * 8), 5, surface(), [])[1]
+    assert after.trust > 0.95
+    assert after.chance is not None
+    assert 0 < after.chance < 1
+    assert after.rate_shift == pytest.approx(1, rel=0.5)
 
 
 def loss_of(values: dict[str, Value]) -> float:

@@ -20,7 +20,7 @@ from understudy.cli import main
 from understudy.paths import StudyPaths
 from understudy.summary import export
 from understudy.summary.report import mixed_facts
-from understudy.summary.wording import agreement_text, verdict
+from understudy.summary.wording import agreement_text, trust_text, verdict
 from understudy.trial import ResolvedExecution
 
 
@@ -350,3 +350,12 @@ def test_status_shows_every_stage(
 def test_status_without_a_study_says_what_to_do(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["status", "--results", str(tmp_path / "none")]) == 2
     assert "snakemake" in capfd.readouterr().err
+
+
+def test_trust_in_words() -> None:
+    assert trust_text(None) is None
+    for trust, word in ((0.97, "followed"), (0.6, "in doubt"), (0.02, "left the proxy aside")):
+        sentence = trust_text(trust)
+        assert sentence is not None
+        assert word in sentence
+        assert f"{trust:.2f}" in sentence

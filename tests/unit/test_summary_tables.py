@@ -11,12 +11,13 @@ import pytest
 import synthetic_study
 from scipy import stats
 
+from understudy.artifacts import Outlook
 from understudy.cli import main
 from understudy.errors import CorruptFileError
 from understudy.files import write_json
 from understudy.hyperparameters import HYPERPARAMETERS
 from understudy.summary import derived
-from understudy.summary.panels import by_name
+from understudy.summary.panels import by_name, pairs_of
 from understudy.summary.tables import (
     costs_frame,
     curves_frame,
@@ -187,3 +188,17 @@ def test_the_default_is_found_among_trials_or_finalists(study: synthetic_study.S
     seeds = [r.result.objective for r in study.finalists[:3]]
     assert derived.default_loss(unsearched, default) == pytest.approx(np.mean(seeds))
     assert derived.default_loss(unsearched.filter(pl.col("stage") == "proxy"), default) is None
+
+
+def test_trust_is_what_the_last_proposal_believed(study: synthetic_study.Study, trials: pl.DataFrame) -> None:
+    agreed = derived.agreement(derived.echo_pairs(trials), 0.95, seed=1)
+    assert derived.with_trust(agreed, study.proposals).equals(agreed)
+    outlooks = [Outlook(trust=trust, chance=0.5, rate_shift=1.0) for trust in (0.9, 0.4, 0.2)]
+    proposals = [
+        proposal.model_copy(update={"outlook": outlook})
+        for proposal, outlook in zip(study.proposals, [*outlooks, None], strict=False)
+    ]
+    table = derived.with_trust(agreed, proposals)
+    assert by_name(table)["trust"][0] == 0.2
+    assert table.schema == agreed.schema
+    assert pairs_of(table) == pairs_of(agreed) == 15

@@ -98,6 +98,14 @@ class Starts(_Frozen):
     starts: tuple[Start, ...]
 
 
+class Outlook(_Frozen):
+    """What the two-fidelity model expected when it made a proposal."""
+
+    trust: float = Field(description="probability that the target falls where the proxy does")
+    chance: float | None = Field(description="probability that the proposal beats the best so far; None without one")
+    rate_shift: float = Field(description="expected factor of the learning rate beyond the scale rule")
+
+
 class Proposal(_Frozen):
     """One target trial before it runs: `results/target/trials/{n}/proposal.json`."""
 
@@ -110,6 +118,7 @@ class Proposal(_Frozen):
     redrawn: tuple[str, ...] = Field(default=(), description="hyperparameters drawn anew to bring it into its region")
     visible: tuple[str, ...] = Field(description="trials whose results it was made from")
     pending: tuple[str, ...] = Field(description="trials that counted as running")
+    outlook: Outlook | None = Field(default=None, description="of two_fidelity")
 
 
 class Finalist(_Frozen):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from understudy.artifacts import Proposal, Region, Regions, Start, Starts
 from understudy.hyperparameters import Value, complete
 from understudy.search.guidance import choose_place, draw, move_inside, outside, place_shares
-from understudy.search.samplers import CANDIDATES, candidates
+from understudy.search.samplers import CANDIDATES, candidates, refined
 from understudy.search.values import Identity, from_unit, identity
 from understudy.search.window import History
 from understudy.sections import TargetSection
@@ -79,14 +79,13 @@ def _from_surface(settings: TargetSection, number: int, regions: Regions, starts
     tried = {identity(spec.hyperparameters) for spec in _specs(history)}
     offered = starts.starts[: settings.starts]
     known = {identity(start.hyperparameters): start for start in offered}
-    seed = derive_seed(settings.seed, "propose", number)
+    seed, outlook = derive_seed(settings.seed, "propose", number), None
     if number == CHECK and identity(starts.default) not in tried:
         values = starts.default
     else:
         hints = [{name: start.hyperparameters[name] for name in regions.space} for start in offered]
-        drawn = candidates(regions.space, history, settings.sampler, [seed], regions.surface, hints)
-        chosen = _choose(drawn, regions.space, None, history, derive_seed(settings.seed, "redraw", number))
-        values = complete(chosen.values, starts.default, settings.method)
+        chosen, outlook = refined(regions.space, history, seed, regions.surface, hints)
+        values = complete(chosen, starts.default, settings.method)
     start = known.get(identity(values))
     if start is None and values == starts.default:
         start = next(start for start in starts.starts if start.hyperparameters == starts.default)
@@ -101,6 +100,7 @@ def _from_surface(settings: TargetSection, number: int, regions: Regions, starts
         sampler=SAMPLER_CLASSES[settings.sampler],
         visible=tuple(record.spec.id for record in history.visible),
         pending=tuple(proposal.spec.id for proposal in history.pending),
+        outlook=outlook,
     )
 
 

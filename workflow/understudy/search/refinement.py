@@ -15,13 +15,13 @@ import numpy as np
 import optuna
 from scipy.stats import qmc
 
-from understudy.artifacts import Surface
+from understudy.artifacts import Outlook, Surface
 from understudy.hyperparameters import Value
 from understudy.search.distributions import distribution, from_optuna, to_optuna
 from understudy.search.gaussian import Array
 from understudy.search.surface import points, posterior, rate_axis
 from understudy.search.two_fidelity import TwoFidelity, Units
-from understudy.search.values import Identity, from_unit, identity
+from understudy.search.values import Identity, from_unit, identity, rounded
 from understudy.space import Space
 
 SPREAD_OUT = 2048  # candidates all over the space, a power of two
@@ -50,6 +50,7 @@ class TwoFidelitySampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         self._hints = [dict(values) for values in hints]
         self._generator = np.random.default_rng(seed)
         self._process, self._axis = posterior(surface), rate_axis(space)
+        self.outlook: Outlook | None = None  # of the last proposal
 
     def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, Any]:  # noqa: ARG002
         """The whole space, with or without finished trials."""
@@ -82,7 +83,7 @@ class TwoFidelitySampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         """What to try after `tried`, of which the first ones have losses and the others are running."""
         x = points(self.space, tried) if tried else np.zeros((0, len(self.surface.lengths)))
         f = self._units(losses)
-        model = TwoFidelity(self._process, *self._axis, x[: len(f)], f)
+        model = told = TwoFidelity(self._process, *self._axis, x[: len(f)], f)
         if len(f) < len(tried):
             f = np.concatenate([f, model.predict(x[len(f) :])[0]])
             model = TwoFidelity(self._process, *self._axis, x, f)
@@ -96,7 +97,7 @@ class TwoFidelitySampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         drawn = self._distinct(everywhere, taken)
         drawn += [values for values in self._hints if identity(values) not in taken]
         if not drawn:  # everything was tried
-            return self._distinct(self._generator.random((1, len(self.space))), set())[0]
+            drawn = self._distinct(self._generator.random((1, len(self.space))), set())
         found = worth(drawn)
         for _ in range(2):  # around the best, then around the best of these
             centres = _first(drawn, found) + _first(tried, -f)
@@ -104,7 +105,14 @@ class TwoFidelitySampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
             new = self._distinct(near, taken | {identity(values) for values in drawn})
             if new:
                 drawn, found = drawn + new, np.concatenate([found, worth(new)])
-        return drawn[int(np.argmax(found))]
+        place = int(np.argmax(found))
+        shift, decade = told.shift()[0], self._axis[1]
+        self.outlook = Outlook(
+            trust=float(rounded(told.trust())),
+            chance=float(rounded(float(found[place]))) if len(f) else None,
+            rate_shift=float(rounded(10 ** (-shift / decade))) if decade else 1.0,
+        )
+        return drawn[place]
 
     def _units(self, losses: Sequence[float]) -> Array:
         """The target's losses in the proxy's units (n,).

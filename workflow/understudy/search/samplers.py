@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from understudy.artifacts import Surface
+from understudy.artifacts import Outlook, Surface
 from understudy.errors import UserError
 from understudy.hyperparameters import Value
 from understudy.search.distributions import distribution, from_optuna, to_optuna
@@ -26,18 +26,34 @@ CANDIDATES: Mapping[Sampler, int] = {"tpe": 16, "random": 16, "gp": 1, "two_fide
 
 
 def candidates(
-    space: Space,
-    history: History,
-    sampler: Sampler,
-    seeds: Sequence[int],
-    surface: Surface | None = None,
-    hints: Sequence[Mapping[str, Value]] = (),
+    space: Space, history: History, sampler: Sampler, seeds: Sequence[int], surface: Surface | None = None
 ) -> list[dict[str, Value]]:
     """A configuration of the space per seed, each asked from the same study.
 
     The model, not its random fallback, makes them as soon as one result is visible. `two_fidelity` needs the proxy's
-    `surface` and has the `hints` among its candidates; Optuna's own samplers look at neither.
+    `surface`; Optuna's own samplers don't look at it.
     """
+    return [values for values, _ in _asked(space, history, sampler, seeds, surface, ())]
+
+
+def refined(
+    space: Space, history: History, seed: int, surface: Surface | None, hints: Sequence[Mapping[str, Value]]
+) -> tuple[dict[str, Value], Outlook]:
+    """What `two_fidelity` proposes, with the `hints` among its candidates, and what its model expects."""
+    [(values, asked)] = _asked(space, history, "two_fidelity", [seed], surface, hints)
+    outlook: Outlook = asked.outlook
+    return values, outlook
+
+
+def _asked(
+    space: Space,
+    history: History,
+    sampler: Sampler,
+    seeds: Sequence[int],
+    surface: Surface | None,
+    hints: Sequence[Mapping[str, Value]],
+) -> list[tuple[dict[str, Value], Any]]:
+    """A configuration per seed, with the sampler that made it."""
     with quiet_optuna() as optuna:
         distributions = {name: distribution(parameter) for name, parameter in space.items()}
         study = rebuild(optuna, space, history, distributions)
@@ -45,7 +61,8 @@ def candidates(
         for seed in seeds:
             study.sampler = make_sampler(optuna, sampler, seed, space, surface, hints)
             trial = study.ask(distributions)
-            found.append({name: from_optuna(space[name], trial.params[name]) for name in space})
+            values = {name: from_optuna(space[name], trial.params[name]) for name in space}
+            found.append((values, study.sampler))
             study.tell(trial, state=optuna.trial.TrialState.FAIL)  # or the next one would avoid it as running
     return found
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import polars as pl
 
-from understudy.artifacts import Winner
+from understudy.artifacts import Proposal, Winner
 from understudy.hyperparameters import HYPERPARAMETERS, Value
 from understudy.summary.statistics import Statistic, bootstrap_pairs, kendall, spearman, top_quartile_recall
 from understudy.trial import derive_seed
@@ -50,6 +50,17 @@ def agreement(pairs: pl.DataFrame, confidence: float, seed: int) -> pl.DataFrame
         numbers = found.model_dump() if found else {"confidence": confidence}
         rows.append({"statistic": name, "pairs": len(pairs), **numbers})
     return pl.DataFrame(rows, schema=AGREEMENT_SCHEMA)
+
+
+def with_trust(agreement: pl.DataFrame, proposals: Sequence[Proposal]) -> pl.DataFrame:
+    """The agreement with a last row `trust`: what the two-fidelity model came to think of the proxy."""
+    told = [proposal for proposal in proposals if proposal.outlook is not None]
+    if not told:
+        return agreement
+    last = max(told, key=lambda proposal: proposal.number)
+    assert last.outlook is not None
+    row = {"statistic": "trust", "value": last.outlook.trust, "pairs": len(last.visible)}
+    return pl.concat([agreement, pl.DataFrame([row], schema_overrides=AGREEMENT_SCHEMA)], how="diagonal")
 
 
 def cost_per_stage(trials: pl.DataFrame, costs: pl.DataFrame) -> pl.DataFrame:

@@ -11,7 +11,7 @@ from understudy.artifacts import DecodeResults, Interval, TestResult, Winner
 from understudy.hyperparameters import Value
 from understudy.paths import StudyPaths
 from understudy.settings import Role
-from understudy.summary.panels import by_name
+from understudy.summary.panels import by_name, pairs_of
 from understudy.summary.wording import (
     agreement_text,
     count_text,
@@ -24,6 +24,7 @@ from understudy.summary.wording import (
     quantization_text,
     seconds_text,
     statuses_text,
+    trust_text,
     value_text,
     verdict,
 )
@@ -54,14 +55,18 @@ def headline(
     `tables` holds `trials`, `costs` (per stage) and `agreement`.
     """
     statuses = tables["trials"].group_by("status").len().sort("status").iter_rows()
-    agreed = tables["agreement"]
-    pairs = int(agreed["pairs"].max() or 0)  # type: ignore[arg-type]
+    agreed = by_name(tables["agreement"])
+    trusted = trust_text(agreed["trust"][0] if "trust" in agreed else None)
     sections = [
         [*(_model(card, executions[card.role]) for card in sorted(cards, key=lambda card: card.role))],
         _configuration(winner, default, searched),
         _validation(winner, test.validation_gain),
         _test(test, winner.rank == 0),
-        ["Agreement", "  " + agreement_text(by_name(agreed).get("spearman"), pairs)],
+        [
+            "Agreement",
+            "  " + agreement_text(agreed.get("spearman"), pairs_of(tables["agreement"])),
+            *([f"  {trusted}"] if trusted else []),
+        ],
         [*_cost(tables["costs"]), f"  {statuses_text(statuses)}."],
         _decoding(decode),
         ["Files", f"  report               {paths.report}", f"  best configuration   {paths.best_config}"],

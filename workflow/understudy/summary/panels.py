@@ -165,6 +165,11 @@ def _look(stage: str, trial: str, winner: int) -> dict[str, Any]:
     return {"color": style.TARGET, "lw": 1.2, "ls": (0, (1, 1)), "label": "other finalists", "zorder": 3}
 
 
+def pairs_of(table: pl.DataFrame) -> int:
+    """How many configurations the agreement table's rank statistics are about."""
+    return int(table.filter(pl.col("statistic") != "trust")["pairs"].max() or 0)  # type: ignore[arg-type]
+
+
 def by_name(table: pl.DataFrame) -> Mapping[str, tuple[float, float, float]]:
     """The agreement table's defined statistics: value, low and high by name."""
     known = table.drop_nulls("value")

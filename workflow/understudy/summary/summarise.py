@@ -52,7 +52,7 @@ def write_summary(
     trials = trials_frame(evidence.records)
     costs, curves = costs_frame(evidence.records), curves_frame(evidence.records)
     pairs = derived.echo_pairs(trials)
-    agreement = derived.agreement(pairs, settings.confidence, settings.seed)
+    agreement = derived.with_trust(derived.agreement(pairs, settings.confidence, settings.seed), evidence.proposals)
     per_stage = derived.cost_per_stage(trials, costs)
     searched = list(settings.space)
     weights = derived.importance(importance)

@@ -12,6 +12,7 @@ from understudy.summary.style import flop_unit
 # A convention of this program's, not a standard one: from which rank correlation on each word is used.
 ENOUGH_PAIRS = 10  # below, a resampled rank correlation says next to nothing
 ENOUGH_SEEDS = 3  # below, resampled seeds hardly show how much they differ
+FOLLOWED, DOUBTED = 0.9, 0.5  # least trust in the proxy to be called so
 WORDS = ((0.8, "much"), (0.5, "roughly"), (0.2, "only faintly"))
 
 
@@ -109,6 +110,18 @@ def agreement_text(spearman: tuple[float, float, float] | None, pairs: int) -> s
     if word is None:
         sentence = "The proxy doesn't rank configurations as the target does"
     return f"{sentence}: Spearman {value:.2f} ({low:.2f} to {high:.2f}, {pairs} configurations run on both)."
+
+
+def trust_text(trust: float | None) -> str | None:
+    """What the two-fidelity model made of the proxy, in words and a number; None where another sampler proposed."""
+    if trust is None:
+        return None
+    belief = f"with probability {trust:.2f} the target is better where the proxy is"
+    if trust >= FOLLOWED:
+        return f"The sampler followed the proxy: by its model {belief}."
+    if trust >= DOUBTED:
+        return f"The sampler was in doubt about the proxy: by its model {belief}."
+    return f"The sampler left the proxy aside and went by the target's own results: by its model {belief}."
 
 
 def statuses_text(statuses: Iterable[tuple[str, int]]) -> str:
