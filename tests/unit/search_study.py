@@ -164,7 +164,7 @@ def run_target(
     records = []
     for number in range(count):
         proposal = next_proposal(study, folder, number, regions, starts)
-        records.append(record(proposal.spec, loss))
+        records.append(record(proposal.spec, loss, "skipped" if proposal.skip else None))
         write_json(folder / f"{number:04d}" / "proposal.json", proposal)
         write_json(folder / f"{number:04d}" / "result.json", records[-1])
     return records

@@ -34,6 +34,14 @@ def test_means_and_variances() -> None:
     assert variances == pytest.approx(spreads**2, rel=1e-7)
 
 
+def test_covariances_between_points() -> None:
+    x, y = data()
+    points = np.random.default_rng(2).random((12, 3))
+    process = condition(Kernel(LENGTHS, VARIANCE, NOISE), x, y)
+    expected = theirs(x, y).predict(points, return_cov=True)[1]
+    assert process.at(points[:5]).covariance(process.at(points)) == pytest.approx(expected[:5], rel=1e-6, abs=1e-9)
+
+
 def arguments() -> tuple[Array, Array, Array, Array]:
     x, y = data()
     centre, spread = np.array([-0.5, 0.0, 0.5, 0.0, -5.0]), np.array([1.0, 1.0, 1.0, 1.0, 1.5])

@@ -14,10 +14,14 @@ import optuna
 import pytest
 import search_study as made
 
+from understudy.artifacts import Proposal
+from understudy.errors import UserError
+from understudy.files import read_model
 from understudy.hyperparameters import Value
 from understudy.process import set_threads
 from understudy.search import propose
 from understudy.search.distributions import to_optuna
+from understudy.search.planning import plan_echo
 from understudy.search.refinement import TwoFidelitySampler
 from understudy.search.sequences import uniform
 from understudy.search.surface import MOST, make_surface
@@ -165,3 +169,52 @@ def test_a_proposal_is_quick() -> None:
     began = time.process_time()
     study.ask(sampler.distributions)
     assert time.process_time() - began < 2
+
+
+STOPPING = made.config(
+    target__sampler="two_fidelity", target__window=1, target__stop={"gain": 0.005, "chance": 0.2}, target__trials=16
+)
+
+
+def test_what_is_not_worth_it_is_skipped(tmp_path: Path) -> None:
+    records = made.run_target(STOPPING, tmp_path, *made.transferred(STOPPING), 12)
+    ran = [record.result.status != "skipped" for record in records]
+    assert sum(ran) < 12
+    assert all(ran[: propose.CHECK + 1])
+    assert made.best_of(records) < 2.01  # of the bowl, whose best is 2
+    for number, record in enumerate(records):
+        proposal = json.loads((tmp_path / f"{number:04d}" / "proposal.json").read_text())
+        worth = (proposal["outlook"] or {}).get("worth")
+        assert (proposal["skip"] is None) == (record.result.status != "skipped")
+        if proposal["skip"]:
+            assert worth < 0.2
+            assert "below 0.2" in proposal["skip"]
+
+
+def test_where_the_proxy_misleads_nothing_is_skipped_too_early(tmp_path: Path) -> None:
+    records = made.run_target(STOPPING, tmp_path, *made.transferred(STOPPING), 12, elsewhere)
+    assert made.best_of(records) < 2.1
+
+
+def test_without_stop_nothing_is_skipped(tmp_path: Path) -> None:
+    records = made.run_target(STUDY, tmp_path, *made.transferred(STUDY), 8)
+    assert "skipped" not in [record.result.status for record in records]
+    told = json.loads((tmp_path / "0007" / "proposal.json").read_text())
+    assert told["skip"] is None
+    assert told["outlook"]["worth"] is None
+
+
+def test_what_the_target_skips_is_not_echoed(tmp_path: Path) -> None:
+    found = made.transferred(STOPPING)
+    made.run_target(STOPPING, tmp_path, *found, 12)
+    proposals = [read_model(path, Proposal) for path in sorted(tmp_path.glob("*/proposal.json"))]
+    search = made.section(STOPPING, "search")
+    pack = plan_echo(search, made.PROXY, made.EXECUTION, found[0].scale, "echo-000", proposals)
+    ran = [proposal.spec.id for proposal in proposals if proposal.skip is None]
+    assert [spec.parents[0] for spec in pack.specs] == ran
+    assert len(ran) < len(proposals)
+
+
+def test_stop_needs_the_model() -> None:
+    with pytest.raises(UserError, match="the sampler is `gp`"):
+        made.config(target__sampler="gp", target__stop={})

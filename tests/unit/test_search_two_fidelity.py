@@ -85,10 +85,12 @@ def test_the_chance_is_that_of_the_mixture() -> None:
     made = model(x, bowl(x))
     points, level = grid()[::7], -0.9
     generator = np.random.default_rng(3)
-    means, variances = made._each(points)
+    centres, variances = made._each(points)
     chosen = generator.choice(len(made._shares), size=20_000, p=made._shares)
-    draws = means[chosen] + np.sqrt(variances[chosen]) * generator.standard_normal((20_000, len(points)))
-    assert made.chance_below(points, level) == pytest.approx((draws < level).mean(axis=0), abs=0.015)
+    draws = centres[chosen] + np.sqrt(variances[chosen]) * generator.standard_normal((20_000, len(points)))
+    means, chances = made.prospects(points, level)
+    assert chances == pytest.approx((draws < level).mean(axis=0), abs=0.015)
+    assert means == pytest.approx(draws.mean(axis=0), abs=0.05)
 
 
 def test_evidence_and_predictions_are_those_of_the_joint_normal() -> None:
@@ -98,13 +100,14 @@ def test_evidence_and_predictions_are_those_of_the_joint_normal() -> None:
     made = model(x, f)
     point = next(each for each in made._kept if each.hypothesis.shift is not None)
     moved = x + np.array([point.hypothesis.shift, 0.0])
-    m, w = surface().predict(moved)
+    proxy = surface().at(moved)
+    m = proxy.mean
     correlation = matern(
         np.sqrt((((x[:, None] - x[None]) / np.array(point.hypothesis.lengths)) ** 2).sum(axis=2).clip(0))
     )
     features = np.stack([np.ones(6), m], axis=1) * [two_fidelity.OFFSET_SPREAD, two_fidelity.SCALE_SPREAD]
     covariance = features @ features.T + point.hypothesis.amplitude**2 * correlation
-    covariance += np.diag(made._noise + w)
+    covariance += proxy.covariance(proxy) + made._noise * np.eye(6)
     expected = multivariate_normal(m, covariance).logpdf(f) + 3 * math.log(2 * math.pi)
     assert point.log_weight - point.hypothesis.log_prior == pytest.approx(expected, rel=1e-6)
 

@@ -103,6 +103,7 @@ class Outlook(_Frozen):
 
     trust: float = Field(description="probability that the target falls where the proxy does")
     chance: float | None = Field(description="probability that the proposal beats the best so far; None without one")
+    worth: float | None = Field(default=None, description="probability to beat it by `target.stop.gain`")
     rate_shift: float = Field(description="expected factor of the learning rate beyond the scale rule")
 
 
@@ -119,6 +120,7 @@ class Proposal(_Frozen):
     visible: tuple[str, ...] = Field(description="trials whose results it was made from")
     pending: tuple[str, ...] = Field(description="trials that counted as running")
     outlook: Outlook | None = Field(default=None, description="of two_fidelity")
+    skip: str | None = Field(default=None, description="why the trial isn't worth its price, so that it isn't run")
 
 
 class Finalist(_Frozen):

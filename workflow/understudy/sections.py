@@ -21,6 +21,7 @@ from understudy.settings import (
     Role,
     Sampler,
     Section,
+    StopSettings,
     TestSettings,
     TrainingSettings,
     TransferSettings,
@@ -86,6 +87,7 @@ class TargetSection(Section):
     starts: int
     sampler: Sampler
     explore: float
+    stop: StopSettings | None = None
     method: Method
 
 
@@ -139,6 +141,7 @@ def sections(config: StudyConfig) -> dict[str, Section]:
             starts=target.starts,
             sampler=target.sampler,
             explore=target.explore,
+            stop=target.stop,
             method=target.method,
         ),
         "finalists": FinalistSection(

@@ -229,6 +229,17 @@ class TransferSettings(Section):
     )
 
 
+class StopSettings(Section):
+    """When more target trials aren't worth their price; `{}` takes the defaults. With `two_fidelity` alone."""
+
+    gain: float = Field(
+        default=0.001, gt=0, lt=1, description="what would be worth a trial, as a share of the best loss"
+    )
+    chance: float = Field(
+        default=0.05, gt=0, lt=1, description="trials are skipped while the model gives less than this to such a gain"
+    )
+
+
 class TargetSettings(Section):
     """The target stage."""
 
@@ -239,6 +250,9 @@ class TargetSettings(Section):
         default="gp", description="Optuna's sampler after the starts; the Gaussian process is better with few trials"
     )
     explore: float = Field(default=0.2, ge=0, le=1, description="share of proposals that may leave the regions")
+    stop: StopSettings | None = Field(
+        default=None, description="skip trials that are hardly worth it; `{}` turns it on"
+    )
     method: Method = Field(default="lora", description="LoRA, or all of the model's weights")
 
     @model_validator(mode="after")
@@ -248,6 +262,8 @@ class TargetSettings(Section):
                 f"`window` may be at most a quarter of `trials` ({max(1, self.trials // 4)} for {self.trials} trials), "
                 f"but got {self.window}"
             )
+        if self.stop is not None and self.sampler != "two_fidelity":
+            raise ValueError(f"`stop` asks the model of `sampler: two_fidelity`, but the sampler is `{self.sampler}`")
         if self.starts > self.trials:
             raise ValueError(f"`starts` may be at most `trials` ({self.trials}), but got {self.starts}")
         return self

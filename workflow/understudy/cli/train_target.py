@@ -10,6 +10,7 @@ from understudy.artifacts import Proposal
 from understudy.cli.training_arguments import add_job_arguments, read_job
 from understudy.files import read_model, write_json
 from understudy.train.launch import train_alone
+from understudy.train.trial import skip_trial
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Read the proposal, train it unless the store has it, write the record."""
+    """Read the proposal, train it unless it is skipped or the store has it, write the record."""
     process.end_with_parent()
-    spec = read_model(arguments.proposal, Proposal).spec
-    write_json(arguments.output, train_alone(spec, read_job(arguments)))
+    proposal, job = read_model(arguments.proposal, Proposal), read_job(arguments)
+    if proposal.skip is not None:
+        write_json(arguments.output, skip_trial(proposal.spec, job, proposal.skip))
+        return
+    write_json(arguments.output, train_alone(proposal.spec, job))

@@ -31,7 +31,7 @@ def select_finalists(configurations: int, starts: Starts, records: Sequence[Tria
     taken = {identity(starts.default)}
     for record in complete:
         _add(finalists, taken, _of_trial(record), configurations)
-    tried = {identity(record.spec.hyperparameters) for record in ordered}
+    tried = {identity(record.spec.hyperparameters) for record in ordered if record.result.status != "skipped"}
     for start in starts.starts:
         if identity(start.hyperparameters) not in tried:
             _add(finalists, taken, _untried(start.origin, start.hyperparameters), configurations)

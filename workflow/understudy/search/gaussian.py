@@ -38,6 +38,25 @@ class Kernel:
 
 
 @dataclass(frozen=True)
+class Marginal:
+    """A fitted process at some points (m, d): their means (m,), and what makes the covariance with other points."""
+
+    kernel: Kernel
+    points: Array
+    mean: Array
+    half: Array  # (n, m), factor^-1 · covariance of data and points
+
+    @property
+    def variance(self) -> Array:
+        """(m,), without noise."""
+        return np.asarray(np.maximum(self.kernel.variance - (self.half**2).sum(axis=0), 1e-12))
+
+    def covariance(self, other: Marginal) -> Array:
+        """With the process at other points, given the same data (m, other's m)."""
+        return self.kernel.between(self.points, other.points) - self.half.T @ other.half
+
+
+@dataclass(frozen=True)
 class Posterior:
     """A fitted process."""
 
@@ -47,12 +66,16 @@ class Posterior:
     weights: Array  # (n,), covariance^-1 · (y - mean)
     mean: float
 
+    def at(self, points: Array) -> Marginal:
+        """What is known of the function at some points (m, d)."""
+        across = self.kernel.between(points, self.x)
+        half = solve_triangular(self.factor, across.T, lower=True, check_finite=False)
+        return Marginal(self.kernel, points, self.mean + across @ self.weights, half)
+
     def predict(self, points: Array) -> tuple[Array, Array]:
         """Means and variances (m,) without noise."""
-        across = self.kernel.between(points, self.x)
-        half = solve_triangular(self.factor, across.T, lower=True)
-        variances = np.maximum(self.kernel.variance - (half**2).sum(axis=0), 1e-12)
-        return self.mean + across @ self.weights, variances
+        found = self.at(points)
+        return found.mean, found.variance
 
 
 def distances(a: Array, b: Array, lengths: Array) -> Array:

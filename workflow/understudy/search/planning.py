@@ -133,6 +133,7 @@ def plan_echo(
 
     What isn't searched, and what a fully fine-tuned target lacks (the adapter's settings), is the proxy default's. A
     start that is the image of a proxy trial comes out as that trial's own configuration, whose result the store has.
+    What the target skips isn't run here either.
     """
     known = with_rate(settings.defaults, learning_rate_rule(model.hidden_size, model.model_type, "lora"))
     specs = tuple(
@@ -145,6 +146,7 @@ def plan_echo(
             parents=(proposal.spec.id,),
         )
         for proposal in sorted(proposals, key=lambda proposal: proposal.number)
+        if proposal.skip is None
     )
     return Pack(id=pack, specs=specs, solo=_solo(specs, model, execution))
 

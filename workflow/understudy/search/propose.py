@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from understudy.artifacts import Proposal, Region, Regions, Start, Starts
+from understudy.artifacts import Outlook, Proposal, Region, Regions, Start, Starts
 from understudy.hyperparameters import Value, complete
 from understudy.search.guidance import choose_place, draw, move_inside, outside, place_shares
 from understudy.search.samplers import CANDIDATES, candidates, refined
@@ -84,7 +84,8 @@ def _from_surface(settings: TargetSection, number: int, regions: Regions, starts
         values = starts.default
     else:
         hints = [{name: start.hyperparameters[name] for name in regions.space} for start in offered]
-        chosen, outlook = refined(regions.space, history, seed, regions.surface, hints)
+        gain = settings.stop.gain if settings.stop else 0.0
+        chosen, outlook = refined(regions.space, history, seed, regions.surface, hints, gain)
         values = complete(chosen, starts.default, settings.method)
     start = known.get(identity(values))
     if start is None and values == starts.default:
@@ -101,7 +102,16 @@ def _from_surface(settings: TargetSection, number: int, regions: Regions, starts
         visible=tuple(record.spec.id for record in history.visible),
         pending=tuple(proposal.spec.id for proposal in history.pending),
         outlook=outlook,
+        skip=_reason_to_skip(settings, number, outlook),
     )
+
+
+def _reason_to_skip(settings: TargetSection, number: int, outlook: Outlook | None) -> str | None:
+    """Why a trial after the default's isn't worth its price, if it isn't."""
+    stop = settings.stop
+    if stop is None or outlook is None or outlook.worth is None or number <= CHECK or outlook.worth >= stop.chance:
+        return None
+    return f"the chance to beat the best loss by {stop.gain:.2g} of it is {outlook.worth:.2g}, below {stop.chance:.2g}"
 
 
 def is_start(settings: TargetSection, number: int, starts: Starts) -> bool:

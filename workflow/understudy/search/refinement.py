@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+from scipy.special import ndtr
 from scipy.stats import qmc
 
 from understudy.artifacts import Outlook, Surface
@@ -25,28 +26,35 @@ from understudy.search.values import Identity, from_unit, identity, rounded
 from understudy.space import Space
 
 SPREAD_OUT = 2048  # candidates all over the space, a power of two
-AROUND = 96  # candidates around each centre
+AROUND = 48  # candidates around each centre
 CENTRES = 6  # the best of those all over the space, and of those tried
 RADII = (0.02, 0.06, 0.15)  # in unit coordinates
 MOVED = 0.5  # probability that a candidate around a centre differs from it in a coordinate
 REDRAWN = 0.3  # share of those around a centre that have one coordinate drawn anew
+LOOKED_AT = 256  # of the best candidates, for a larger gain
 LESS = 0.005  # in units: what counts as better
+LIKELY = 0.35  # chance to be better from which the expected loss decides
 
 
 class TwoFidelitySampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
-    """Proposes the configuration with the largest probability to beat the best so far, by the two-fidelity model.
+    """Proposes by the two-fidelity model: of what is likely enough to beat the best so far, the smallest expected loss.
 
-    Without a result it is the one with the smallest expected loss. The probability of improvement and not the expected
-    one: where the budget is a few runs, exploring what might be much better but probably isn't costs more than it finds
-    (see the measurements beside `tests/benchmarks/transfer.py`). Running trials are believed to come out as predicted.
+    Likely enough is a chance of `LIKELY`; where nothing is, the largest chance counts, and without a result the
+    expected loss alone. The expected improvement is no guide here: where the budget is a few runs, looking for what
+    might be much better but probably isn't costs more than it finds (measured: see `tests/benchmarks/README.md`).
+    Running trials are believed to come out as predicted.
 
     `surface` and `space` are those of `results/transfer/regions.json`; a trial's parameters have `distributions`.
-    `hints` are configurations of the space that are candidates beside those that the sampler draws.
+    `hints` are configurations of the space that are candidates beside those that the sampler draws. With `gain`, a
+    share of the best loss, `outlook.worth` says how probable it is that a candidate beats that loss by so much.
     """
 
-    def __init__(self, surface: Surface, space: Space, seed: int, hints: Sequence[Mapping[str, Value]] = ()) -> None:
+    def __init__(
+        self, surface: Surface, space: Space, seed: int, hints: Sequence[Mapping[str, Value]] = (), gain: float = 0.0
+    ) -> None:
         self.surface, self.space = surface, space
         self.distributions = {name: distribution(parameter) for name, parameter in space.items()}
+        self._gain = gain
         self._hints = [dict(values) for values in hints]
         self._generator = np.random.default_rng(seed)
         self._process, self._axis = posterior(surface), rate_axis(space)
@@ -89,8 +97,8 @@ class TwoFidelitySampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
             model = TwoFidelity(self._process, *self._axis, x, f)
 
         def worth(configurations: Sequence[dict[str, Value]]) -> Array:
-            coordinates = points(self.space, configurations)
-            return model.chance_below(coordinates, f.min() - LESS) if len(f) else -model.predict(coordinates)[0]
+            means, chances = model.prospects(points(self.space, configurations), f.min() - LESS if len(f) else 0.0)
+            return np.where(chances >= LIKELY, 1 + ndtr(f.min() - means), chances) if len(f) else -means
 
         taken = {identity(values) for values in tried}
         everywhere = qmc.Sobol(len(self.space), rng=self._generator).random(SPREAD_OUT)
@@ -106,13 +114,22 @@ class TwoFidelitySampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
             if new:
                 drawn, found = drawn + new, np.concatenate([found, worth(new)])
         place = int(np.argmax(found))
+        worthwhile = None
+        if losses and self._gain:
+            few = points(self.space, [drawn[index] for index in np.argsort(-found, kind="stable")[:LOOKED_AT]])
+            less = self._gain * abs(min(losses)) / self.surface.spread
+            worthwhile = float(rounded(float(model.prospects(few, f.min() - less)[1].max())))
         shift, decade = told.shift()[0], self._axis[1]
         self.outlook = Outlook(
             trust=float(rounded(told.trust())),
-            chance=float(rounded(float(found[place]))) if len(f) else None,
+            chance=self._chance(model, drawn[place], f.min()) if len(f) else None,
+            worth=worthwhile,
             rate_shift=float(rounded(10 ** (-shift / decade))) if decade else 1.0,
         )
         return drawn[place]
+
+    def _chance(self, model: TwoFidelity, values: Mapping[str, Value], best: float) -> float:
+        return float(rounded(float(model.prospects(points(self.space, [values]), best - LESS)[1][0])))
 
     def _units(self, losses: Sequence[float]) -> Array:
         """The target's losses in the proxy's units (n,).

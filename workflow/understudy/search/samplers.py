@@ -37,10 +37,15 @@ def candidates(
 
 
 def refined(
-    space: Space, history: History, seed: int, surface: Surface | None, hints: Sequence[Mapping[str, Value]]
+    space: Space,
+    history: History,
+    seed: int,
+    surface: Surface | None,
+    hints: Sequence[Mapping[str, Value]],
+    gain: float = 0.0,
 ) -> tuple[dict[str, Value], Outlook]:
     """What `two_fidelity` proposes, with the `hints` among its candidates, and what its model expects."""
-    [(values, asked)] = _asked(space, history, "two_fidelity", [seed], surface, hints)
+    [(values, asked)] = _asked(space, history, "two_fidelity", [seed], surface, hints, gain)
     outlook: Outlook = asked.outlook
     return values, outlook
 
@@ -52,6 +57,7 @@ def _asked(
     seeds: Sequence[int],
     surface: Surface | None,
     hints: Sequence[Mapping[str, Value]],
+    gain: float = 0.0,
 ) -> list[tuple[dict[str, Value], Any]]:
     """A configuration per seed, with the sampler that made it."""
     with quiet_optuna() as optuna:
@@ -59,7 +65,7 @@ def _asked(
         study = rebuild(optuna, space, history, distributions)
         found = []
         for seed in seeds:
-            study.sampler = make_sampler(optuna, sampler, seed, space, surface, hints)
+            study.sampler = make_sampler(optuna, sampler, seed, space, surface, hints, gain)
             trial = study.ask(distributions)
             values = {name: from_optuna(space[name], trial.params[name]) for name in space}
             found.append((values, study.sampler))
@@ -68,7 +74,13 @@ def _asked(
 
 
 def make_sampler(
-    optuna: Any, name: Sampler, seed: int, space: Space, surface: Surface | None, hints: Sequence[Mapping[str, Value]]
+    optuna: Any,
+    name: Sampler,
+    seed: int,
+    space: Space,
+    surface: Surface | None,
+    hints: Sequence[Mapping[str, Value]],
+    gain: float,
 ) -> Any:
     """The Optuna sampler. `n_startup_trials` counts completed trials only: the given starts have to be enough.
 
@@ -81,7 +93,7 @@ def make_sampler(
         if surface is None:
             raise UserError("the transfer has no surface for `target.sampler: two_fidelity`; run the workflow again")
         set_threads(1)
-        return TwoFidelitySampler(surface, space, seed, hints)
+        return TwoFidelitySampler(surface, space, seed, hints, gain)
     if name == "tpe":
         return optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=1)
     if name == "gp":

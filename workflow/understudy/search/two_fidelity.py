@@ -1,9 +1,9 @@
 """The target as the proxy's surface, shifted and scaled, plus a deviation of its own (Kennedy & O'Hagan 2000).
 
-Notation: x a configuration in unit coordinates of the target's space, f its loss in units (see `Units`), p the proxy's
-surface with mean m and variance w. There are two stories of the target:
+Notation: x a configuration in unit coordinates of the target's space, f its loss in units (see `Units`), m the proxy's
+surface by its mean, ε what is unknown of it by its covariance. There are two stories of the target:
 
-    it is like the proxy    f(x) = c + ρ · m(x + s · e) + δ(x) + noise,    c ~ N(0, C²),  ρ ~ N(1, R²)
+    it is like the proxy    f(x) = c + (ρ · m + ε)(x + s · e) + δ(x) + noise,    c ~ N(0, C²),  ρ ~ N(1, R²)
     it is like nothing      f(x) = c + δ(x) + noise
 
 where e is the learning rate's axis and δ a Gaussian process with kernel a² · Matérn 5/2. c and ρ are integrated out
@@ -22,13 +22,13 @@ import numpy as np
 from scipy.linalg import cho_solve, cholesky, solve_triangular
 from scipy.special import logsumexp, ndtr
 
-from understudy.search.gaussian import Array, Posterior, distances, matern
+from understudy.search.gaussian import Array, Marginal, Posterior, distances, matern
 
 OFFSET_SPREAD = 3.0  # C
 SCALE_SPREAD = 0.5  # R
 AMPLITUDES = (0.03, 0.1, 0.3, 1.0)  # of the deviation from the proxy, in units
 AMPLITUDE_PRIOR = (math.log(0.15), 1.0)  # of its logarithm: mean and standard deviation
-LENGTH_FACTORS = (1.0, 2.0)  # of the deviation's lengths over the surface's
+WIDE = 0.6  # a length in every coordinate, times the square root of their number: what mattered little may matter now
 SHIFT_SPREAD = 0.25  # decades of learning rate by which the scale rule may be off: a factor of 1.8
 SHIFTS = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0)  # in SHIFT_SPREADs
 UNLIKE = 0.1  # prior probability that the proxy says nothing
@@ -71,7 +71,8 @@ class _Conditioned:
     hypothesis: Hypothesis
     factor: Array  # (n, n), lower Cholesky factor of the results' covariance
     weights: Array  # (n,)
-    features: Array  # (n,), m at the results' configurations
+    proxy: Marginal | None  # the surface at the results' counterparts
+    features: Array  # (n,), m there; zeros where it says nothing
     log_weight: float
 
 
@@ -97,11 +98,10 @@ class TwoFidelity:
         mean = self._shares @ means
         return mean, self._shares @ (variances + means**2) - mean**2
 
-    def chance_below(self, points: Array, level: float) -> Array:
-        """The probability (m,) that f is below a level."""
+    def prospects(self, points: Array, level: float) -> tuple[Array, Array]:
+        """The mean (m,) of f at each point, and the probability (m,) that it is below a level."""
         means, variances = self._each(points)
-        chances: Array = self._shares @ ndtr((level - means) / np.sqrt(variances))
-        return chances
+        return self._shares @ means, self._shares @ ndtr((level - means) / np.sqrt(variances))
 
     def shift(self) -> tuple[float, float]:
         """Posterior mean and standard deviation of the learning rate's shift, in unit coordinates."""
@@ -122,42 +122,66 @@ class TwoFidelity:
 
     def _each(self, points: Array) -> tuple[Array, Array]:
         """Means and variances (kept, m) under each hypothesis."""
-        surfaces = {shift: self._surface_at(points, shift) for shift in {k.hypothesis.shift for k in self._kept}}
+        proxies = {shift: self._proxy(points, shift) for shift in {k.hypothesis.shift for k in self._kept}}
+        across = {
+            each.hypothesis.shift: _surface_covariance(
+                proxies[each.hypothesis.shift], each.proxy, len(points), len(self._f)
+            )
+            for each in self._kept
+        }
         correlations = {
             lengths: matern(distances(points, self._x, np.array(lengths)))
             for lengths in {k.hypothesis.lengths for k in self._kept}
         }
         found = [
-            self._predict(each, *surfaces[each.hypothesis.shift], correlations[each.hypothesis.lengths])
+            self._predict(
+                each,
+                proxies[each.hypothesis.shift],
+                across[each.hypothesis.shift],
+                correlations[each.hypothesis.lengths],
+            )
             for each in self._kept
         ]
         return np.stack([mean for mean, _ in found]), np.stack([variance for _, variance in found])
 
-    def _predict(self, each: _Conditioned, m: Array, w: Array, correlation: Array) -> tuple[Array, Array]:
-        across = _covariance(each.hypothesis, m, each.features, correlation)
+    def _predict(
+        self, each: _Conditioned, proxy: Marginal | None, unknown: Array, correlation: Array
+    ) -> tuple[Array, Array]:
+        point = each.hypothesis
+        m = proxy.mean if proxy is not None else np.zeros(len(correlation))
+        across = _covariance(point, m, each.features, correlation) + unknown
         half = solve_triangular(each.factor, across.T, lower=True, check_finite=False)
-        prior = OFFSET_SPREAD**2 + _scale_variance(each.hypothesis) * m**2 + each.hypothesis.amplitude**2
-        variance = np.maximum(prior - (half**2).sum(axis=0), 1e-10) + w
-        return m + across @ each.weights, variance
+        prior = OFFSET_SPREAD**2 + _scale_variance(point) * m**2 + point.amplitude**2
+        if proxy is not None:
+            prior = prior + proxy.variance
+        return m + across @ each.weights, np.maximum(prior - (half**2).sum(axis=0), 1e-10)
 
     def _condition(self, point: Hypothesis) -> _Conditioned:
-        m, w = self._surface_at(self._x, point.shift)
-        if not len(m):
-            return _Conditioned(point, np.zeros((0, 0)), m, m, point.log_prior)
+        count = len(self._f)
+        proxy = self._proxy(self._x, point.shift)
+        m = proxy.mean if proxy is not None else np.zeros(count)
+        if not count:
+            return _Conditioned(point, np.zeros((0, 0)), m, proxy, m, point.log_prior)
         correlation = matern(distances(self._x, self._x, np.array(point.lengths)))
-        factor = cholesky(_covariance(point, m, m, correlation) + np.diag(self._noise + w), lower=True)
+        covariance = _covariance(point, m, m, correlation) + _surface_covariance(proxy, proxy, count, count)
+        factor = cholesky(covariance + self._noise * np.eye(count), lower=True)
         weights = cho_solve((factor, True), self._f - m)
         evidence = -0.5 * float((self._f - m) @ weights) - float(np.log(np.diag(factor)).sum())
-        return _Conditioned(point, factor, weights, m, point.log_prior + evidence)
+        return _Conditioned(point, factor, weights, proxy, m, point.log_prior + evidence)
 
-    def _surface_at(self, points: Array, shift: float | None) -> tuple[Array, Array]:
-        """The proxy's mean and variance at the points' counterparts; zeros where it says nothing."""
-        if shift is None or not len(points):
-            return np.zeros(len(points)), np.zeros(len(points))
+    def _proxy(self, points: Array, shift: float | None) -> Marginal | None:
+        """The surface at the points' counterparts; None in the story without it."""
+        if shift is None:
+            return None
         moved = points.copy()
         if self._axis is not None:
             moved[:, self._axis] += shift
-        return self._surface.predict(moved)
+        return self._surface.at(moved)
+
+
+def _surface_covariance(a: Marginal | None, b: Marginal | None, rows: int, columns: int) -> Array:
+    """Of what is unknown of the surface, ε."""
+    return np.zeros((rows, columns)) if a is None or b is None else a.covariance(b)
 
 
 def _chance_of_likeness(each: _Conditioned) -> float:
@@ -173,7 +197,7 @@ def _scale_variance(point: Hypothesis) -> float:
 
 
 def _covariance(point: Hypothesis, m_a: Array, m_b: Array, correlation: Array) -> Array:
-    """Of f at two sets of points, whose surface is m_a and m_b; c, ρ and δ are in it."""
+    """Of f at two sets of points, where the surface's mean is m_a and m_b; c, ρ and δ are in it."""
     scale = _scale_variance(point) * np.outer(m_a, m_b)
     return np.asarray(OFFSET_SPREAD**2 + scale + point.amplitude**2 * correlation)
 
@@ -181,18 +205,19 @@ def _covariance(point: Hypothesis, m_a: Array, m_b: Array, correlation: Array) -
 def _grid(surface: Posterior, axis: int | None, decade: float) -> list[Hypothesis]:
     """All hypotheses of both stories."""
     mean, spread = AMPLITUDE_PRIOR
+    dimensions = len(surface.kernel.lengths)
+    deviations = (tuple(surface.kernel.lengths.tolist()), (WIDE * math.sqrt(dimensions),) * dimensions)
     like = [
         Hypothesis(
             shift=step * SHIFT_SPREAD * decade,
             amplitude=amplitude,
-            lengths=tuple(factor * length for length in surface.kernel.lengths),
+            lengths=lengths,
             log_prior=-0.5 * step**2 - 0.5 * ((math.log(amplitude) - mean) / spread) ** 2,
         )
-        for step, amplitude, factor in itertools.product(
-            SHIFTS if axis is not None else (0.0,), AMPLITUDES, LENGTH_FACTORS
+        for step, amplitude, lengths in itertools.product(
+            SHIFTS if axis is not None else (0.0,), AMPLITUDES, deviations
         )
     ]
-    dimensions = len(surface.kernel.lengths)
     unlike = [
         Hypothesis(None, amplitude, (length * math.sqrt(dimensions),) * dimensions, 0.0)
         for amplitude, length in itertools.product(UNLIKE_AMPLITUDES, UNLIKE_LENGTHS)

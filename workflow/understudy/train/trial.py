@@ -8,7 +8,7 @@ from pathlib import Path
 
 from understudy import progress
 from understudy.store import Store
-from understudy.trial import TrialInputs, TrialRecord, TrialSpec, trial_digest
+from understudy.trial import TrialInputs, TrialRecord, TrialResult, TrialSpec, trial_digest
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,14 @@ def train_trial(spec: TrialSpec, job: Job, train: Callable[[TrialSpec], TrialRec
         record = found if found is not None and reused else train(spec)
     record = TrialRecord(spec=spec, result=record.result)
     progress.finished(job.progress, record, reused)
+    return record
+
+
+def skip_trial(spec: TrialSpec, job: Job, reason: str) -> TrialRecord:
+    """The record of a trial that isn't worth its price. The store doesn't get it: another study may want the trial."""
+    result = TrialResult(digest=trial_digest(spec, job.inputs), status="skipped", message=reason)
+    record = TrialRecord(spec=spec, result=result)
+    progress.finished(job.progress, record, reused=False)
     return record
 
 
