@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -153,6 +155,41 @@ def test_transfer_settings_leave_the_proxy_stage_alone(finished: Study, tmp_path
     assert "rule propose:" in planned
     assert "rule train_pack:" not in planned
     assert "rule collect_proxy:" not in planned
+
+
+def test_target_trials_that_are_not_worth_it_are_skipped(finished: Study, tmp_path: Path) -> None:
+    """Nothing gains half of the loss, so everything after the default's trial is skipped, and nothing of it echoed."""
+    target = {"trials": 7, "window": 1, "sampler": "two_fidelity", "stop": {"gain": 0.5}}
+    study = copy_of(finished, tmp_path / "stop", **{f"target__{name}": value for name, value in target.items()})
+    done = study.run()
+    assert done.returncode == 0, done.stdout
+    trials = pl.read_parquet(study.results / "summary" / "trials.parquet")
+    statuses = trials.filter(stage="target").sort("id")["status"].to_list()
+    assert statuses == ["complete"] * 5 + ["skipped"] * 2
+    assert trials.filter(origin="echo")["id"].sort().to_list() == [f"e{number:04d}" for number in range(5)]
+    assert "2 skipped" in done.stdout
+    assert "by its model with probability" in done.stdout
+    assert "by its model with probability" in (study.results / "report.html").read_text()
+    assert study.run("--dry-run").stdout.count("Nothing to be done") == 1
+
+
+def test_the_table_that_the_benchmark_replays_can_be_made(finished: Study, tmp_path: Path) -> None:
+    script = Path(__file__).parents[1] / "benchmarks" / "transfer_runs.py"
+    command = [
+        sys.executable,
+        str(script),
+        "--store",
+        str(tmp_path / "store"),
+        "--output",
+        str(tmp_path / "runs.parquet"),
+    ]
+    command += ["--configurations", "2", "--repeated", "1", "--seeds", "2", "--jobs", "1"]
+    subprocess.run(command, cwd=finished.folder, check=True, capture_output=True)
+    runs = pl.read_parquet(tmp_path / "runs.parquet")
+    assert runs.height == 9
+    assert runs.group_by("model").len().sort("model")["len"].to_list() == [3, 3, 3]
+    assert runs.select(pl.col("eval_loss") - pl.col("curve").list.last()).to_series().abs().max() < 1e-5
+    assert runs["id"].n_unique() == 2
 
 
 def test_a_second_run_is_refused_while_the_first_goes_on(tmp_path: Path) -> None:
