@@ -73,11 +73,12 @@ def propose(settings: TargetSection, number: int, regions: Regions, starts: Star
 def _from_surface(settings: TargetSection, number: int, regions: Regions, starts: Starts, history: History) -> Proposal:
     """A proposal of the two-fidelity model, which has the proxy's surface in it and needs no regions to guide it.
 
-    The starts are candidates among others, so that the evidence decides when they are run. The default configuration
-    alone is certain, at the latest as trial `CHECK`: where the proxy misleads, it shows what the others should reach.
+    The first trial is one of the starts; from then on they are candidates among others, so that the evidence decides
+    when they are run. The default configuration alone is certain, at the latest as trial `CHECK`: where the proxy
+    misleads, it shows what the others should reach.
     """
     tried = {identity(spec.hyperparameters) for spec in _specs(history)}
-    offered = starts.starts[: settings.starts]
+    offered = starts.starts
     known = {identity(start.hyperparameters): start for start in offered}
     seed, outlook = derive_seed(settings.seed, "propose", number), None
     if number == CHECK and identity(starts.default) not in tried:

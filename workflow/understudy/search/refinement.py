@@ -32,6 +32,7 @@ RADII = (0.02, 0.06, 0.15)  # in unit coordinates
 MOVED = 0.5  # probability that a candidate around a centre differs from it in a coordinate
 REDRAWN = 0.3  # share of those around a centre that have one coordinate drawn anew
 LOOKED_AT = 256  # of the best candidates, for a larger gain
+ROUNDS = 2  # of candidates around centres
 LESS = 0.005  # in units: what counts as better
 LIKELY = 0.35  # chance to be better from which the expected loss decides
 
@@ -40,12 +41,13 @@ class TwoFidelitySampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
     """Proposes by the two-fidelity model: of what is likely enough to beat the best so far, the smallest expected loss.
 
     Likely enough is a chance of `LIKELY`; where nothing is, the largest chance counts, and without a result the
-    expected loss alone. The expected improvement is no guide here: where the budget is a few runs, looking for what
+    expected loss and what is unknown of it on the proxy, one standard deviation. The expected improvement is no guide here: where the budget is a few runs, looking for what
     might be much better but probably isn't costs more than it finds (measured: see `tests/benchmarks/README.md`).
     Running trials are believed to come out as predicted.
 
     `surface` and `space` are those of `results/transfer/regions.json`; a trial's parameters have `distributions`.
-    `hints` are configurations of the space that are candidates beside those that the sampler draws. With `gain`, a
+    `hints` are configurations of the space, such as the proxy's best: the first trial is one of them, since what a model
+    imagines beyond its data waits for a result; then they are candidates beside those that the sampler draws. With `gain`, a
     share of the best loss, `outlook.worth` says how probable it is that a candidate beats that loss by so much.
     """
 
@@ -97,8 +99,11 @@ class TwoFidelitySampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
             model = TwoFidelity(self._process, *self._axis, x, f)
 
         def worth(configurations: Sequence[dict[str, Value]]) -> Array:
-            means, chances = model.prospects(points(self.space, configurations), f.min() - LESS if len(f) else 0.0)
-            return np.where(chances >= LIKELY, 1 + ndtr(f.min() - means), chances) if len(f) else -means
+            coordinates = points(self.space, configurations)
+            means, chances = model.prospects(coordinates, f.min() - LESS if len(f) else 0.0)
+            if not len(f):
+                return -means - np.sqrt(self._process.at(coordinates).variance)
+            return np.where(chances >= LIKELY, 1 + ndtr(f.min() - means), chances)
 
         taken = {identity(values) for values in tried}
         everywhere = qmc.Sobol(len(self.space), rng=self._generator).random(SPREAD_OUT)
@@ -106,8 +111,11 @@ class TwoFidelitySampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         drawn += [values for values in self._hints if identity(values) not in taken]
         if not drawn:  # everything was tried
             drawn = self._distinct(self._generator.random((1, len(self.space))), set())
+        known_only = bool(self._hints) and not tried
+        if known_only:
+            drawn = list(self._hints)
         found = worth(drawn)
-        for _ in range(2):  # around the best, then around the best of these
+        for _ in range(0 if known_only else ROUNDS):  # around the best, then around the best of these
             centres = _first(drawn, found) + _first(tried, -f)
             near = np.concatenate([self._around(centre, radius) for centre in centres for radius in RADII])
             new = self._distinct(near, taken | {identity(values) for values in drawn})
