@@ -89,11 +89,11 @@ class StudyConfig(Section):
         if how.gradient_checkpointing:
             return "with `execution.proxy.gradient_checkpointing` they train one after the other"
         if self.execution.device == "cpu" and how.dtype == "bfloat16":
-            return "on CPUs those compute in float32, and `execution.proxy.dtype` is bfloat16"
+            return "on CPUs such trials compute in float32, and `execution.proxy.dtype` is bfloat16"
         if all(float(value) > 0 for value in self._proxy_values("attention_dropout")):
             return "trials with `attention_dropout` above 0 train alone, and it is in all of them"
         if all(foreign_modules(value) for value in self._proxy_values("lora_target_modules")):
-            return f"those have adapters on {', '.join(SITES)} only, and all `lora_target_modules` name others"
+            return f"such trials have adapters on {', '.join(SITES)} only, and all `lora_target_modules` name others"
         return None
 
     def _proxy_values(self, name: str) -> list[Value]:

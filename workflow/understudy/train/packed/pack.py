@@ -176,10 +176,10 @@ class Pack:
 
     def _read(self) -> None:
         """Look at the losses of the steps since the last time; end who has diverged."""
-        unread, self._unread = self._unread, []
-        if not unread:
+        if not self._unread:
             return
-        losses = iter(torch.cat([part.losses[: len(part.steps)] for part in unread]).tolist())
+        losses = iter(torch.cat([part.losses[: len(part.steps)] for part in self._unread]).tolist())
+        unread, self._unread = self._unread, []
         self._share_time()
         for part in unread:
             for trial, step, counted in part.steps:
