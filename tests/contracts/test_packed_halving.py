@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from packed_study import make_pack, without_cost
+from packed_study import Outcome, make_pack, without_cost
 from training_study import make_job, make_spec, tiny_llama
 
 from understudy.errors import UnderstudyError
@@ -320,6 +320,20 @@ def test_nobody_waits_for_ever() -> None:
     pack = make_pack(SPECS[:2], read_base(tiny_llama(), dense=True), {}, halving=halving)
     with pytest.raises(UnderstudyError, match="r0000, r0001 wait at a rung"):
         pack.run()
+
+
+def test_who_waits_goes_on_when_the_last_score_comes_from_elsewhere() -> None:
+    bracket, outcomes = ("r0000", "r0001", "elsewhere"), dict[str, Outcome]()
+    halving = Halving(rungs=RUNGS, reduction_factor=3, metric="eval_loss", brackets=(bracket,))
+    pack = make_pack(SPECS[:2], read_base(tiny_llama(), dense=True), outcomes, halving=halving)
+
+    def tell() -> None:
+        if len(pack.paused) == 2:
+            for rung in range(len(RUNGS)):
+                pack.brackets.report("elsewhere", rung, None)
+
+    pack.run(tell)
+    assert sorted(outcome.status for outcome in outcomes.values()) == ["complete", "stopped"]
 
 
 @pytest.mark.parametrize("brackets", [(), (IDS[:3],)], ids=["in no bracket", "in a bracket"])
