@@ -258,11 +258,11 @@ def test_two_processes_on_one_store(tmp_path: Path) -> None:
 
 
 def test_a_pack_of_many_trials_opens_few_files(tmp_path: Path) -> None:
-    specs = tuple(make_spec(f"r{n:04d}", learning_rate=1e-3 + n * 1e-5, num_train_epochs=0.1) for n in range(40))
+    specs = tuple(make_spec(f"r{n:04d}", learning_rate=1e-3 + n * 1e-5, num_train_epochs=0.1) for n in range(60))
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     job = make_job(tmp_path)
-    open_now = len(list(Path("/proc/self/fd").iterdir()))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (open_now + 20, before[1]))
+    highest = max(int(path.name) for path in Path("/proc/self/fd").iterdir())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 30, before[1]))
     try:
         found = train_pack(Pack(id="random-000", specs=specs), job)
     finally:

@@ -85,10 +85,10 @@ class Pack:
         """Whether anything is left to do. Nobody may be left at a rung with nobody to wait for."""
         if not (self.queue or self.active):
             self._judge()
+            self._tell()
             if self.paused and not self.queue:
                 waiting = ", ".join(trial.spec.id for trial in self.paused)
                 raise UnderstudyError(f"{waiting} wait at a rung of halving for trials that aren't in their pack")
-            self._tell()
         return bool(self.queue or self.active)
 
     def _tell(self) -> None:
