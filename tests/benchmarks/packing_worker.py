@@ -194,12 +194,13 @@ class Worker:
                 raise RuntimeError(f"trial {trial.spec.id} is {status}: {message}")
             losses[trial.spec.seed] = _loss(trial.history)
 
-        packing = Packing(trials=task.trials, tokens=task.pass_tokens, dense=dense)
-        pack = Pack(base, [begin(spec) for spec in specs], examples, corpus, packing, None, ended, batched)
+        packing, notes = Packing(trials=task.trials, tokens=task.pass_tokens, dense=dense), list[str]()
+        trials = [begin(spec) for spec in specs]
+        pack = Pack(base, trials, examples, corpus, packing, None, ended, notes.append, batched)
 
         def timed() -> tuple[dict[int, float], list[str]]:
             pack.run()
-            return losses, pack.notes
+            return losses, notes
 
         return timed
 

@@ -9,13 +9,16 @@ from typing import Any
 
 import pytest
 import torch
-from packed_study import without_cost
-from training_study import make_job, make_spec
+from packed_study import Outcome, make_pack, without_cost
+from training_study import make_job, make_spec, tiny_llama
 
+from understudy.errors import UnderstudyError
 from understudy.files import write_json
 from understudy.store import Store
 from understudy.train.pack import train_pack
+from understudy.train.packed import checkpoint
 from understudy.train.packed import pack as loop
+from understudy.train.packed.base import read_base
 from understudy.train.trial import Job
 from understudy.trial import Halving, Pack, PackResults, TrialRecord, TrialSpec, trial_digest
 
@@ -186,25 +189,188 @@ def test_without_halving_only_the_stopped_are_trained(full: Mapping[str, TrialRe
         train_pack(Pack(id="random-000", specs=SPECS), job)
 
 
-def test_finished_trials_take_part_by_their_curves(full: Mapping[str, TrialRecord], tmp_path: Path) -> None:
-    """Trials that another study has trained in full are compared, and stay complete."""
+def test_trials_outside_of_brackets_are_scored_and_otherwise_as_without_halving(tmp_path: Path) -> None:
+    """Between two points of the curve as well."""
+    plain = by_id(train_pack(Pack(id="random-000", specs=SPECS), job_of(tmp_path / "plain", evaluations=3)))
+    scored = by_id(train_pack(halved(), job_of(tmp_path / "scored", evaluations=3)))
+    unlike = {"cost", "provenance", "rung_scores"}
+    for id, record in scored.items():
+        assert record.result.model_dump(exclude=unlike) == plain[id].result.model_dump(exclude=unlike)
+        assert [found.share for found in record.result.rung_scores] == list(RUNGS)
+        if record.result.status == "complete":
+            assert all(found.step and found.point for found in record.result.rung_scores)
+
+
+@pytest.mark.parametrize("evaluations", [1, 100])
+@pytest.mark.parametrize("before", [3, 8])
+def test_an_extension_gives_the_fates_of_all_at_once(evaluations: int, before: int, tmp_path: Path) -> None:
+    """The trials after the last full bracket ran in full; with more trials they are in one."""
+    plan = halved(IDS[:6], IDS[6:])
+    at_once = train_pack(plan, job_of(tmp_path / "at once", evaluations))
+    job = job_of(tmp_path / "extended", evaluations)
+    first = train_pack(halved(*[IDS[:6]][: before // 6], specs=SPECS[:before]), job)
+    extended = train_pack(plan, job)
+    assert without_cost(extended) == without_cost(at_once)
+    changed = [a.spec.id for a, b in zip(first.records, extended.records, strict=False) if a.result != b.result]
+    assert changed
+    store = Store(job.store)
+    assert [store.find(record.result.digest) for record in extended.records] == list(extended.records)
+    with pytest.MonkeyPatch.context() as patch:
+        no_training(patch)
+        assert train_pack(plan, job) == extended
+
+
+def test_finished_trials_without_scores_stay_complete_and_take_no_part(
+    full: Mapping[str, TrialRecord], tmp_path: Path
+) -> None:
+    """Those of a time before halving."""
     job = job_of(tmp_path)
-    for id in IDS[:4]:
+    old = ("r0000", "r0008", "r0010")
+    for id in old:
         Store(job.store).save(full[id])
-    found, expected = fates(train_pack(halved(IDS), job)), expected_fates(full, IDS, "eval_loss")
-    assert {id: found[id] for id in IDS[4:]} == {id: expected[id] for id in IDS[4:]}
-    assert {id: found[id] for id in IDS[:4]} == {
-        id: (r.result.status, r.result.steps) for id, r in full.items() if id in IDS[:4]
-    }
+    others = [id for id in IDS if id not in old]
+    found, expected = fates(train_pack(halved(IDS), job)), expected_fates(full, others, "eval_loss")
+    assert {id: found[id] for id in others} == expected
+    assert {id: found[id] for id in old} == {id: (full[id].result.status, full[id].result.steps) for id in old}
+    assert expected != {id: fate for id, fate in expected_fates(full, IDS, "eval_loss").items() if id in others}
 
 
 def test_scores_of_another_metric_are_not_compared(full: Mapping[str, TrialRecord], tmp_path: Path) -> None:
     job = job_of(tmp_path)
     first = fates(train_pack(halved(IDS, metric="eval_accuracy"), job))
-    survivors = [id for id, (status, _) in first.items() if status != "stopped"]
-    found, expected = fates(train_pack(halved(IDS), job)), expected_fates(full, IDS, "eval_loss")
-    others = [id for id in IDS if id not in survivors]
-    assert {id: found[id] for id in others} == {id: expected[id] for id in others}
+    others = [id for id, (status, _) in first.items() if status == "stopped"]
+    found, expected = fates(train_pack(halved(IDS), job)), expected_fates(full, others, "eval_loss")
+    assert {id: found[id] for id in others} == expected
+
+
+COPIES = tuple(SPECS[number].model_copy(update={"id": f"d{number:02d}"}) for number in (1, 2, 6, 8))
+
+
+@pytest.mark.parametrize("evaluations", [2, 100])
+def test_fates_do_not_depend_on_which_pack_was_first(evaluations: int, tmp_path: Path) -> None:
+    """Two packs have configurations in common; one of them runs these in full."""
+    plans = halved(IDS[:9], IDS[9:]), halved(specs=COPIES).model_copy(update={"id": "default-000"})
+    found = []
+    for order in (1, -1):
+        job = job_of(tmp_path / str(order), evaluations)
+        results = {plan.id: train_pack(plan, job) for plan in plans[::order]}
+        found.append({id: without_cost(one) for id, one in results.items()})
+        ends = fates(results["default-000"])
+        assert {status for status, _ in ends.values()} == {"complete"}
+        assert [fates(results["random-000"])[id][0] for id in ("r0002", "r0006")] == ["stopped", "stopped"]
+        with pytest.MonkeyPatch.context() as patch:
+            no_training(patch)
+            assert {plan.id: train_pack(plan, job) for plan in plans} == results
+    assert found[0] == found[1]
+
+
+def test_a_copy_outside_of_brackets_runs_in_full(results: PackResults, tmp_path: Path) -> None:
+    found = by_id(train_pack(halved(IDS[:9], IDS[9:], specs=(*SPECS, *COPIES)), job_of(tmp_path)))
+    assert {found[spec.id].result.status for spec in COPIES} == {"complete"}
+    of_brackets = PackResults(id=results.id, records=tuple(found[id] for id in IDS), notes=results.notes)
+    assert without_cost(of_brackets) == without_cost(results)
+
+
+class Interrupted(Exception):  # noqa: N818  # nothing is wrong
+    pass
+
+
+@pytest.mark.parametrize("saved_at", [None, 2, 12])
+def test_another_pack_trains_a_trial_of_one_that_was_interrupted(saved_at: int | None, tmp_path: Path) -> None:
+    plan = halved(IDS[:9], IDS[9:])
+    other = halved(specs=COPIES[1:3]).model_copy(update={"id": "default-000"})
+    whole = train_pack(plan, job_of(tmp_path / "whole"))
+    job, rounds = job_of(tmp_path / "cut"), 0
+
+    def when_due(self: Any, pack: Any) -> None:
+        nonlocal rounds
+        rounds += 1
+        if rounds == saved_at:
+            self.save(pack)
+        if rounds == 14:
+            raise Interrupted
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint.Checkpoint, "save_when_due", when_due)
+        with pytest.raises(Interrupted):
+            train_pack(plan, job)
+    train_pack(other, job)
+    assert without_cost(train_pack(plan, job)) == without_cost(whole)
+
+
+def test_a_score_that_comes_out_otherwise_after_an_interruption(results: PackResults, tmp_path: Path) -> None:
+    """Another machine may round otherwise, and a trial that was stopped would go on now. It stays stopped."""
+    job, records = job_of(tmp_path), by_id(results)
+    bracket = [records[id] for id in IDS[:9]]
+    scores = sorted((record.result.rung_scores[0].score or math.inf, record.spec.id) for record in bracket)
+    fourth = records[scores[3][1]]
+    assert (fourth.result.status, len(fourth.result.rung_scores)) == ("stopped", 1)
+    own = fourth.result.rung_scores[0].model_copy(update={"score": scores[2][0] * (1 - 1e-7)})
+    Store(job.store).save(
+        TrialRecord(spec=fourth.spec, result=fourth.result.model_copy(update={"rung_scores": (own,)}))
+    )
+    found = fates(train_pack(halved(IDS[:9], IDS[9:]), job))
+    assert found[fourth.spec.id] == ("stopped", fourth.result.steps)
+    assert [found[id][0] for id in IDS[:9]].count("complete") == 1
+
+
+def test_nobody_waits_for_ever() -> None:
+    bracket = ("r0000", "r0001", "elsewhere")
+    halving = Halving(rungs=RUNGS, reduction_factor=3, metric="eval_loss", brackets=(bracket,))
+    pack = make_pack(SPECS[:2], read_base(tiny_llama(), dense=True), {}, halving=halving)
+    with pytest.raises(UnderstudyError, match="r0000, r0001 wait at a rung"):
+        pack.run()
+
+
+def test_who_waits_goes_on_when_the_last_score_comes_from_elsewhere() -> None:
+    bracket, outcomes = ("r0000", "r0001", "elsewhere"), dict[str, Outcome]()
+    halving = Halving(rungs=RUNGS, reduction_factor=3, metric="eval_loss", brackets=(bracket,))
+    pack = make_pack(SPECS[:2], read_base(tiny_llama(), dense=True), outcomes, halving=halving)
+
+    def tell() -> None:
+        if len(pack.paused) == 2:
+            for rung in range(len(RUNGS)):
+                pack.brackets.report("elsewhere", rung, None)
+
+    pack.run(tell)
+    assert sorted(outcome.status for outcome in outcomes.values()) == ["complete", "stopped"]
+
+
+@pytest.mark.parametrize("brackets", [(), (IDS[:3],)], ids=["in no bracket", "in a bracket"])
+def test_a_loss_at_a_rung_that_is_no_number(
+    brackets: Sequence[Sequence[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the worst there, and a trial that nobody stops goes on."""
+    evaluate = loop.Pack._evaluate
+
+    def broken(self: Any, trial: Any) -> float:
+        loss = evaluate(self, trial)
+        if trial.spec.id != "r0001" or trial.history.steps == trial.steps:
+            return loss
+        trial.history.metrics = dict.fromkeys(trial.history.metrics, math.nan)
+        return math.nan
+
+    monkeypatch.setattr(loop.Pack, "_evaluate", broken)
+    plan = halved(*brackets, specs=SPECS[:3])
+    result = train_pack(plan, job_of(tmp_path, evaluations=1)).records[1].result
+    assert [(found.score, found.point) for found in result.rung_scores] == [(None, None)] * (1 if brackets else 2)
+    assert result.status == ("stopped" if brackets else "complete")
+    assert len(result.curve) == (0 if brackets else 1)
+
+
+def test_trials_that_are_compared_before_they_learn_are_named(tmp_path: Path) -> None:
+    warming = tuple(
+        spec.model_copy(update={"hyperparameters": {**spec.hyperparameters, "warmup_ratio": 0.25, "batch_size": 24}})
+        for spec in SPECS[:3]
+    )
+    plan = halved(IDS[:3], specs=warming).model_copy(update={"notes": ("from the plan",)})
+    plan = plan.model_copy(update={"halving": plan.halving.model_copy(update={"rungs": (0.3,)})})
+    found = train_pack(plan, job_of(tmp_path))
+    assert found.notes[0] == "from the plan"
+    assert (
+        "rung 1 of 1 compares r0000, r0001, r0002 before the first step with a learning rate above 0" in found.notes[1]
+    )
+    assert len({record.result.rung_scores[0].score for record in found.records}) == 1
 
 
 def test_the_same_trial_twice_has_one_fate(tmp_path: Path) -> None:

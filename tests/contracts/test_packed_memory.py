@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from packed_study import without_cost
 from training_study import limit_memory, make_job, make_spec
 
+from understudy.store import Store
 from understudy.train.pack import train_pack
-from understudy.train.packed import pack
+from understudy.train.packed import adapters, pack
 from understudy.train.trial import Job
-from understudy.trial import Pack, PackResults
+from understudy.trial import Halving, Pack, PackResults
 
 SPECS = tuple(
     make_spec(f"r{number:04d}", batch_size=48 - number, num_train_epochs=3, lora_r=2 + number) for number in range(8)
@@ -71,3 +73,86 @@ def test_a_trial_that_does_not_fit_at_all(plenty: PackResults, tmp_path: Path) -
     assert not any("with 1 trial" in note for note in found.notes)
     for record, expected in zip(others, plenty.records, strict=True):
         assert record.result.metrics == pytest.approx(expected.result.metrics, rel=1e-4)
+
+
+THREE = Pack(id="random-000", specs=SPECS[:3])
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, calls: set[int], error: Exception) -> None:
+    """Let some calls of a function fail, by number from 1."""
+    original, count = getattr(owner, name), 0
+
+    def sometimes(*arguments: Any, **named: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count in calls:
+            raise error
+        return original(*arguments, **named)
+
+    monkeypatch.setattr(owner, name, sometimes)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB"), OSError("No space left on device")],
+    ids=["memory", "disk"],
+)
+def test_an_adapter_that_cannot_be_saved(
+    error: Exception, plenty: PackResults, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its trial's record is there, the pack goes on as it was, and a note tells."""
+    job = make_job(tmp_path, packing=PLENTY)
+    failing(monkeypatch, adapters, "save", {1}, error)
+    found = train_pack(THREE, job)
+    for record, expected in zip(found.records, plenty.records, strict=False):
+        assert (record.result.status, record.result.metrics) == ("complete", expected.result.metrics)
+        assert Store(job.store).find(record.result.digest) == record
+    (note,) = found.notes
+    assert str(error) in note
+    assert "adapter of" in note
+    assert not list(job.store.glob("*/.adapter*"))
+    assert train_pack(THREE, job) == found
+
+
+def test_a_lack_of_memory_while_a_result_is_kept_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No split could make it good. What had ended comes out of the checkpoint, or is trained again."""
+    job = make_job(tmp_path, packing=PLENTY)
+    with monkeypatch.context() as patch:
+        failing(patch, Store, "save", {2}, MemoryError("out of memory"))
+        with pytest.raises(MemoryError):
+            train_pack(THREE, job)
+    assert len(list(job.store.glob("*/record.json"))) == 1
+    assert [record.result.status for record in train_pack(THREE, job).records] == ["complete"] * 3
+
+
+@pytest.mark.parametrize("halved", [False, True])
+@pytest.mark.parametrize("call", [1, 2, 3, 5])
+def test_memory_that_runs_out_when_a_trial_leaves_its_slot(
+    call: int, halved: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At its end, at a rung, or in the split: whatever is done again comes out as before."""
+    halving = Halving(rungs=(0.6,), reduction_factor=2, metric="eval_loss", brackets=(tuple(s.id for s in SPECS[:3]),))
+    plan = THREE.model_copy(update={"halving": halving if halved else None})
+    whole = train_pack(plan, make_job(tmp_path / "whole", packing=PLENTY))
+    failing(monkeypatch, adapters.Stack, "copy", {call}, MemoryError("out of memory"))
+    found = train_pack(plan, make_job(tmp_path / "cut", packing=PLENTY))
+    assert without_cost(found.model_copy(update={"notes": ()})) == without_cost(whole)
+
+
+def test_a_rerun_from_the_store_has_the_notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = make_job(tmp_path, packing=PLENTY)
+    failing(monkeypatch, pack.Pack, "_pass", {3, 7}, MemoryError("out of memory"))
+    found = train_pack(THREE, job)
+    assert len(found.notes) == 2
+    assert train_pack(THREE, job) == found
+
+
+def test_notes_outlive_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = make_job(tmp_path, packing=PLENTY)
+    with monkeypatch.context() as patch:
+        failing(patch, pack.Pack, "_pass", {3}, MemoryError("out of memory"))
+        failing(patch, pack.Pack, "_tell", {6}, KeyError("killed"))
+        with pytest.raises(KeyError):
+            train_pack(THREE, job)
+    (note,) = train_pack(THREE, job).notes
+    assert "went on with 1 trials and 32768 tokens" in note

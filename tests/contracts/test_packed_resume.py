@@ -80,7 +80,7 @@ def job_of(root: Path) -> Job:
 
 
 def files_of(job: Job) -> list[Path]:
-    return list((job.store / "packs").glob("*"))
+    return list((job.store / "packs").glob("*.pt"))
 
 
 def interrupted_and_resumed(

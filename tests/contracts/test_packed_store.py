@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+import multiprocessing
+import resource
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,18 +19,20 @@ from reference_loop import labelled
 from torch import Tensor
 from training_study import make_job, make_spec, tiny_llama
 
+from understudy.files import write_json
 from understudy.models.loading import load_base
 from understudy.store import Store
 from understudy.train.engine import Engine
 from understudy.train.launch import train_alone
 from understudy.train.pack import train_pack
-from understudy.train.packed import adapters
+from understudy.train.packed import adapters, checkpoint
+from understudy.train.packed import pack as loop
 from understudy.train.packed.adapters import Fresh, Stack, Weights
 from understudy.train.packed.base import read_base
 from understudy.train.packed.decoder import Decoder
 from understudy.train.packed.layout import Layout
 from understudy.train.packed.rows import Corpus
-from understudy.trial import Pack, PackResults, TrialSpec
+from understudy.trial import Halving, Pack, PackResults, TrialSpec
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 
@@ -60,7 +65,7 @@ def test_the_same_pack_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     assert without_cost(first) == without_cost(second)
 
 
-@pytest.mark.parametrize("quantization", ["none", "nf4"])
+@pytest.mark.parametrize("quantization", ["none", "nf4", "int8"])
 def test_the_best_trials_adapter_is_kept_as_peft_has_it(quantization: Any, tmp_path: Path) -> None:
     job = make_job(tmp_path, quantization)
     records = train_pack(Pack(id="random-000", specs=SPECS), job).records
@@ -72,7 +77,8 @@ def test_the_best_trials_adapter_is_kept_as_peft_has_it(quantization: Any, tmp_p
     assert (config.r, config.use_rslora, sorted(config.target_modules)) == (4, True, ["o_proj", "v_proj"])
     batch = labelled(Engine(job).examples.validation)
     with torch.no_grad():
-        assert float(model(**batch).loss) == pytest.approx(best.result.objective, rel=1e-5)
+        tolerance = 5e-4 if quantization == "int8" else 1e-5
+        assert float(model(**batch).loss) == pytest.approx(best.result.objective, rel=tolerance)
 
 
 def test_only_adapters_that_beat_those_before_are_kept(tmp_path: Path) -> None:
@@ -181,3 +187,170 @@ def test_solo_trials_are_not_trained_again(with_solo: tuple[Any, PackResults], m
         solo={"s0001": "attention masks", "s0002": "some reason"},
     )
     assert train_pack(plan, job) == results
+
+
+def reshape(job: Any, **changes: Any) -> None:
+    """Alter a checkpoint's config."""
+    path = Path(job.inputs.model.path) / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize("halved", [False, True])
+def test_a_base_that_packs_cannot_train_on(halved: bool, tmp_path: Path) -> None:
+    """Its type is known, but it computes something more: the pack's trials are trained by its own code."""
+    job, alone = make_job(tmp_path / "pack"), make_job(tmp_path / "alone")
+    for each in (job, alone):
+        reshape(each, rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4})
+    ids = tuple(spec.id for spec in SPECS[:2])
+    halving = Halving(rungs=(0.3,), reduction_factor=2, metric="eval_loss", brackets=(ids,)) if halved else None
+    plan = Pack(id="random-000", specs=SPECS[:2], halving=halving)
+    found = train_pack(plan, job)
+    for record in found.records:
+        expected = train_alone(record.spec, alone)
+        assert record.result.model_dump(exclude=UNLIKE) == expected.result.model_dump(exclude=UNLIKE)
+    (note,) = found.notes
+    assert "`rope_type: dynamic`" in note
+    assert ("in spite of `proxy.halving`" in note) == halved
+    assert train_pack(plan, job) == found
+
+
+def test_packs_that_share_a_trial_train_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for the other, the first record counts, and both report it."""
+    job, step, others = make_job(tmp_path), loop.Pack._round, []
+    one = Pack(id="random-000", specs=SPECS[:2])
+    other = Pack(id="grid-000", specs=(SPECS[0].model_copy(update={"id": "g0000"}), SPECS[2]))
+
+    def between(self: Any) -> None:
+        if not others:
+            others.append(None)
+            others[0] = train_pack(other, job)
+        step(self)
+
+    monkeypatch.setattr(loop.Pack, "_round", between)
+    found = train_pack(one, job)
+    assert found.records[0].result == others[0].records[0].result
+    assert len(list(job.store.glob("*/record.json"))) == 3
+    assert (train_pack(one, job), train_pack(other, job)) == (found, others[0])
+
+
+def in_own_process(plan: Pack, root: Path, results: Path) -> None:
+    job = make_job(root / results.stem)
+    write_json(results, train_pack(plan, dataclasses.replace(job, store=root / "store")))
+
+
+def test_two_processes_on_one_store(tmp_path: Path) -> None:
+    """The same pack, and one that shares most trials with it."""
+    plans = [Pack(id="random-000", specs=specs) for specs in (SPECS[:3], SPECS[:3], SPECS[1:])]
+    paths = [tmp_path / f"{number}.json" for number in range(3)]
+    context = multiprocessing.get_context("spawn")
+    arguments = [(plan, tmp_path, path) for plan, path in zip(plans, paths, strict=True)]
+    processes = [context.Process(target=in_own_process, args=each) for each in arguments]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    first, second, third = (PackResults.model_validate_json(path.read_text()) for path in paths)
+    assert first == second
+    assert third.records[:2] == first.records[1:]
+    store = Store(tmp_path / "store")
+    assert all(store.find(record.result.digest) == record for record in third.records)
+
+
+def test_a_pack_of_many_trials_opens_few_files(tmp_path: Path) -> None:
+    specs = tuple(make_spec(f"r{n:04d}", learning_rate=1e-3 + n * 1e-5, num_train_epochs=0.1) for n in range(60))
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    job = make_job(tmp_path)
+    highest = max(int(path.name) for path in Path("/proc/self/fd").iterdir())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 30, before[1]))
+    try:
+        found = train_pack(Pack(id="random-000", specs=specs), job)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert {record.result.status for record in found.records} == {"complete"}
+
+
+class Clock:
+    """Time that passes only where a test lets it."""
+
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    monotonic = perf_counter
+
+
+def slowed(monkeypatch: pytest.MonkeyPatch, clock: Clock, seconds: Mapping[str, float]) -> None:
+    """Let calls of a pack's methods take so many seconds each."""
+
+    def slow(name: str, method: Any, taken: float) -> None:
+        def called(*arguments: Any) -> Any:
+            clock.now += taken
+            return method(*arguments)
+
+        monkeypatch.setattr(loop.Pack, name, called)
+
+    for name, taken in seconds.items():
+        slow(name, getattr(loop.Pack, name), taken)
+
+
+def test_the_time_of_a_pack_is_its_trials_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it: waiting for losses, seats, evaluations; by the tokens that each puts through the base."""
+    clock = Clock()
+    monkeypatch.setattr(loop, "time", clock)
+    slowed(monkeypatch, clock, {"_read": 1.0, "_seat": 10.0, "_evaluate": 100.0, "_step": 1000.0})
+    twins = tuple(make_spec(f"r{number}", learning_rate=1e-3 * number) for number in (1, 2))
+    long = make_spec("r3", num_train_epochs=3)
+    found = train_pack(Pack(id="random-000", specs=(*twins, long)), make_job(tmp_path))
+    seconds = [record.result.cost.wall_seconds for record in found.records]
+    assert sum(seconds) == pytest.approx(clock.now)
+    assert seconds[0] == pytest.approx(seconds[1], rel=0.05)
+    assert seconds[2] > 2 * seconds[0]
+
+
+class Saved:
+    """What a checkpoint saves: it takes a while."""
+
+    def __init__(self, clock: Clock, seconds: float) -> None:
+        self.clock, self.seconds = clock, seconds
+
+    def state(self) -> dict[str, Any]:
+        self.clock.now += self.seconds
+        return {"trials": {}}
+
+
+def test_how_often_a_pack_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every so many seconds, or at most a twentieth of the time where it takes long."""
+    clock = Clock()
+    monkeypatch.setattr(checkpoint, "time", clock)
+    file = checkpoint.Checkpoint(tmp_path / "x.pt", seconds=5.0)
+
+    def saved_after(pack: Any, rounds: int) -> list[int]:
+        found = []
+        for number in range(1, rounds + 1):
+            clock.now += 1.0
+            file.path.unlink(missing_ok=True)
+            file.save_when_due(pack)
+            found += [number] if file.path.exists() else []
+        return found
+
+    assert saved_after(Saved(clock, 0.0), 12) == [5, 10]
+    assert saved_after(Saved(clock, 1.0), 50) == [3, 23, 43]
+
+
+def test_a_pack_is_saved_as_it_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, seen = make_job(tmp_path), []
+    monkeypatch.setattr(checkpoint.Checkpoint.__init__, "__defaults__", (0.0,))
+    monkeypatch.setattr(checkpoint, "SHARE", 0)
+    step = loop.Pack._round
+
+    def between(self: Any) -> None:
+        seen.append(len(list(job.store.glob("packs/*.pt"))))
+        step(self)
+
+    monkeypatch.setattr(loop.Pack, "_round", between)
+    train_pack(Pack(id="random-000", specs=SPECS[:1]), job)
+    assert seen == [0, *[1] * (len(seen) - 1)]
+    assert len(seen) > 5
+    assert not list(job.store.glob("packs/*.pt"))

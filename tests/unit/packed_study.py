@@ -130,7 +130,8 @@ def make_pack(
 
     packing = Packing(trials=slots, tokens=tokens, dense=True)
     brackets = Brackets(halving) if halving is not None else None
-    return Pack(base, [begin(spec) for spec in specs], examples, corpus, packing, brackets, ended, batched)
+    trials = [begin(spec) for spec in specs]
+    return Pack(base, trials, examples, corpus, packing, brackets, ended, lambda _: None, batched)
 
 
 def train_packed(

@@ -93,6 +93,10 @@ CASES: list[tuple[str, str, Any, str, str]] = [
     ("a bracket of one", "proxy.halving", {"bracket": 1}, "proxy.halving.bracket", "greater than or equal to 2"),
     ("a factor of one", "proxy.halving", {"reduction_factor": 1}, "proxy.halving.reduction_factor", "equal to 2"),
     ("no rungs", "proxy.halving", {"rungs": 0}, "proxy.halving.rungs", "equal to 1"),
+    ("halving: true", "proxy.halving", True, "proxy.halving", "write `halving: {}` to switch it on, but got true"),
+    ("halving: false", "proxy.halving", False, "proxy.halving", "leave `halving` out to switch it off"),
+    ("pack trials as a switch", "execution.proxy.pack_trials", True, "execution.proxy.pack_trials", "whole number"),
+    ("pack tokens as a switch", "execution.proxy.pack_tokens", False, "execution.proxy.pack_tokens", "whole number"),
     ("an unknown metric", "proxy.halving", {"metric": "loss"}, "proxy.halving.metric", "'eval_loss'"),
     ("an unknown key of halving", "proxy.halving", {"rung": 1}, "proxy.halving.rung", "did you mean `rungs`?"),
     ("packs of the target", "execution.target.pack_trials", 4, "execution.target.pack_trials", "unknown key"),
@@ -197,6 +201,20 @@ def test_halving_is_one_line(raw: dict[str, Any], pack_size: int, halving: dict[
         ({"proxy": {"random": 8, "sobol": 9, "grid": {}, "halving": {}}}, "`random` 8, `sobol` 9, `grid` 0"),
         ({"proxy": {"halving": {}}, "execution": {"proxy": {"packed": False}}}, "`execution.proxy.packed` is false"),
         ({"proxy": {"halving": {}}, "execution": {"proxy": {"gradient_checkpointing": True}}}, "one after the other"),
+        ({"proxy": {"halving": {}}, "execution": {"device": "cpu", "proxy": {"dtype": "bfloat16"}}}, "is bfloat16"),
+        ({"proxy": {"halving": {}}, "defaults": {"attention_dropout": 0.1}}, "`attention_dropout` above 0 train alone"),
+        (
+            {
+                "proxy": {"halving": {}},
+                "space": {"attention_dropout": {"low": 0.1, "high": 0.2}},
+                "defaults": {"attention_dropout": 0.1},
+            },
+            "`attention_dropout` above 0 train alone",
+        ),
+        (
+            {"proxy": {"halving": {}, "grid": {}}, "space": {"lora_target_modules": ["lm_head", "q_proj,lm_head"]}},
+            "all `lora_target_modules` name others",
+        ),
     ],
 )
 def test_halving_that_could_stop_nothing_is_refused(raw: dict[str, Any], changes: dict[str, Any], words: str) -> None:
@@ -204,6 +222,22 @@ def test_halving_that_could_stop_nothing_is_refused(raw: dict[str, Any], changes
         raw[section] |= values
     (text,) = problems(raw).values()
     assert words in text
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"proxy": {"halving": None}, "defaults": {"attention_dropout": 0.1}},
+        {"proxy": {"halving": {}}, "space": {"attention_dropout": {"low": 0.0, "high": 0.2}}},
+        {"proxy": {"halving": {}}, "space": {"attention_dropout": [0.1, 0.2]}},  # the grid's trials have none
+        {"proxy": {"halving": {}}, "space": {"lora_target_modules": ["lm_head", "q_proj"]}},
+        {"proxy": {"halving": {}}, "execution": {"proxy": {"dtype": "bfloat16"}}},  # on GPUs that is as it should be
+    ],
+)
+def test_halving_that_could_stop_something_is_taken(raw: dict[str, Any], changes: dict[str, Any]) -> None:
+    for section, values in changes.items():
+        raw[section] |= values
+    assert (config.parse(raw).proxy.halving is None) == (changes["proxy"]["halving"] is None)
 
 
 def test_halving_changes_the_plan_of_packs_alone(raw: dict[str, Any]) -> None:

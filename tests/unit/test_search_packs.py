@@ -84,7 +84,13 @@ def test_brackets_are_consecutive_and_an_incomplete_one_is_not_halved() -> None:
     assert second.halving is not None
     assert list(second.halving.brackets[1]) == ids(second)[9:]
     assert ids(third) == [f"r{number:04d}" for number in range(36, 40)]
-    assert third.halving is None
+    assert third.halving is not None  # its trials are scored, for an extension
+    assert third.halving.brackets == ()
+    assert third.halving.rungs == first.halving.rungs
+    assert solo_text(third).splitlines()[1:] == [
+        "brackets of 3-fold halving: 0; 4 of 4 trials are in none and run in full"
+    ]
+    assert {pack.notes for pack in (first, second, third)} == {()}
 
 
 @pytest.mark.parametrize(("before", "after"), [(36, 40), (25, 40), (45, 50)])
@@ -101,14 +107,15 @@ def test_defaults_and_echoes_are_never_halved() -> None:
     study = halved(proxy__pack_size=3, proxy__halving={"rungs": 1})
     (default,) = packs(study, "default").values()
     assert len(default.specs) == 3
-    assert default.halving is None
+    assert default.halving is not None
+    assert default.halving.brackets == ()
     regions, starts = made.transferred(study)
     from pathlib import Path
 
     proposals = [made.next_proposal(study, Path(), n, regions, starts) for n in range(3)]
     settings = made.section(study, "search")
     echo = plan_echo(settings, made.PROXY, made.EXECUTION, regions.scale, "echo-000", proposals)
-    assert (len(echo.specs), echo.halving, echo.solo) == (3, None, {})
+    assert (len(echo.specs), echo.halving, echo.solo) == (3, default.halving, {})
     assert all(len(pack.halving.brackets[0]) == 3 for pack in packs(study, "sobol").values() if pack.halving)
 
 
@@ -125,6 +132,56 @@ def test_trials_that_train_alone_are_in_no_bracket() -> None:
         dropped, brackets = dropped + len(masked), brackets + len(found) // 9
     assert 10 < dropped < 30
     assert 1 <= brackets <= 3
+
+
+def test_packs_without_a_bracket_say_so() -> None:
+    study = halved(space__attention_dropout=[0.0, 0.1, 0.2, 0.3])
+    without = [pack for pack in packs(study, "random").values() if not pack.halving or not pack.halving.brackets]
+    noted = [pack for pack in without if pack.notes]
+    assert [len(pack.specs) for pack in without if not pack.notes] == [4]  # too few as they are
+    assert noted
+    for pack in noted:
+        alone = len(pack.solo)
+        assert pack.notes == (f"no trial is halved: a bracket takes 9, but of 18 trials {alone} train alone",)
+        assert pack.notes[0] in solo_text(pack).splitlines()
+
+
+def few_configurations(**changes: Any) -> StudyConfig:
+    """Six in all: most trials are copies of others."""
+    space = {"learning_rate": [1e-3, 3e-3, 1e-2], "lora_r": [4, 32]}
+    halving = {"rungs": 1, "bracket": 2}
+    values = {"space": space, "proxy__grid": {"learning_rate": [1e-3], "lora_r": [4, 32]}, "proxy__halving": halving}
+    return made.config(**{**values, "proxy__pack_size": 6, "proxy__random": 18, "proxy__sobol": 16, **changes})
+
+
+def test_copies_are_in_no_bracket() -> None:
+    study = few_configurations()
+    for origin in ("grid", "sobol", "random"):
+        planned = packs(study, origin).values()
+        specs = [
+            spec for other in ("default", *{"grid", origin}) for p in packs(study, other).values() for spec in p.specs
+        ]
+        first: dict[str, str] = {}
+        order = {"d": 0, "g": 1, "q": 2, "r": 2}
+        for spec in sorted(specs, key=lambda spec: (order[spec.id[0]], spec.id)):
+            first.setdefault(str(spec.hyperparameters), spec.id)
+        bracketed = [id for pack in planned if pack.halving for bracket in pack.halving.brackets for id in bracket]
+        own = [spec.id for pack in planned for spec in pack.specs if first[str(spec.hyperparameters)] == spec.id]
+        assert set(bracketed) <= set(own)
+        assert len(own) < sum(len(pack.specs) for pack in planned)
+        if origin != "grid":
+            assert bracketed
+            assert any("repeat other trials" in note for pack in planned for note in pack.notes)
+
+
+@pytest.mark.parametrize("key", ["proxy__random", "proxy__sobol"])
+def test_an_extension_keeps_brackets_among_copies(key: str) -> None:
+    found = []
+    for count in (12, 24):
+        study = few_configurations(**{key: count})
+        planned = [pack for origin in ("random", "sobol", "grid") for pack in packs(study, origin).values()]
+        found.append({pack.id: pack.halving for pack in planned})
+    assert found[0].items() <= found[1].items()
 
 
 def test_without_packing_every_trial_says_why_it_is_alone() -> None:

@@ -54,6 +54,17 @@ def test_imports_go_downward_only(path: Path) -> None:
             assert part_of(imported) in MAY_IMPORT[part], f"{part} may not import {imported}"
 
 
+def test_the_list_of_packed_modules_is_whole_and_in_order() -> None:
+    folder = PACKAGE / "train" / "packed"
+    text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))) or ""
+    listed = re.findall(r"^ {4}(\w+) {2,}", text, flags=re.MULTILINE)
+    assert sorted(listed) == sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
+    for number, name in enumerate(listed):
+        for imported in imports_of(folder / f"{name}.py"):
+            if imported.startswith("understudy.train.packed."):
+                assert imported.split(".")[3] in listed[:number], f"{name} imports {imported}"
+
+
 @pytest.mark.parametrize(
     "command", ["plan_pack", "propose", "write_settings", "collect_proxy", "choose_winner", "status"]
 )

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from understudy.train.packed.halving import Brackets, rung_step, score, scores_of_finished
+from understudy.train.packed.halving import Brackets, as_stopped, known_scores, rung_step, score
 from understudy.trial import CurvePoint, Halving, RungScore, TrialResult
 
 Table = dict[str, list[float]]  # each trial's score at every rung
@@ -94,39 +94,43 @@ def test_nobody_is_judged_before_all_are_there() -> None:
     for id in "abc":
         brackets.report(id, 0, 1.0)
         assert brackets.survivors("a", 0) is None
-    brackets.ended("d", 0)
+    brackets.report("d", 0, None)
     assert brackets.survivors("d", 0) == {"a", "b"}  # ties go by id
     assert brackets.survivors("a", 1) is None
+    assert (brackets.stopped_at("a"), brackets.stopped_at("d")) == (None, 0)
     brackets.report("a", 1, 3.0)
-    brackets.ended("b", 1, 2.0)
+    brackets.report("b", 1, 2.0)
     assert brackets.survivors("a", 1) == {"b"}
+    assert (brackets.stopped_at("a"), brackets.stopped_at("b")) == (1, None)
 
 
-def test_who_ended_counts_with_its_last_score() -> None:
+def test_who_is_absent_takes_no_part() -> None:
+    brackets = Brackets(HALVING, absent=["a"])
+    assert "a" not in brackets
+    for id, found in zip("bcd", (3.0, 2.0, 1.0), strict=True):
+        brackets.report(id, 0, found)
+    assert brackets.survivors("b", 0) == {"d"}  # one of three
+
+
+def test_who_begins_anew_has_no_scores() -> None:
     brackets = Brackets(HALVING)
-    brackets.ended("a", 0, 0.5)  # complete before the first rung
-    for id in "bcd":
+    for id in "abcd":
         brackets.report(id, 0, 1.0)
+    brackets.forget("b")
+    assert brackets.survivors("a", 0) is None
+    brackets.report("b", 0, 0.5)
     assert brackets.survivors("a", 0) == {"a", "b"}
-    brackets.report("b", 1, 0.7)
-    assert brackets.survivors("b", 1) == {"a"}
-    shares = [found.share for found in brackets.scores_of("a")]
-    assert shares == [1 / 9, 1 / 3]
-    assert brackets.scores_of("x") == ()
-    brackets.ended("c", 1)
-    assert [found.score for found in brackets.scores_of("c")] == [1.0, None]
 
 
 def test_rungs_stand_after_whole_steps() -> None:
     brackets = Brackets(HALVING)
-    steps = [step for step in range(1, 28) if brackets.stands_at_rung("a", 0, step, 27)]
+    steps = [step for step in range(1, 28) if brackets.stands_at_rung(0, step, 27)]
     assert steps[0] == rung_step(1 / 9, 27) == 3
-    assert brackets.stands_at_rung("a", 1, 9, 27)
-    assert not brackets.stands_at_rung("a", 1, 8, 27)
-    assert not brackets.stands_at_rung("a", 2, 20, 27)  # no rung left
-    assert not brackets.stands_at_rung("x", 0, 3, 27)  # in no bracket
+    assert brackets.stands_at_rung(1, 9, 27)
+    assert not brackets.stands_at_rung(1, 8, 27)
+    assert not brackets.stands_at_rung(2, 20, 27)  # no rung left
     assert rung_step(1 / 9, 2) == 1
-    assert not brackets.stands_at_rung("a", 0, 1, 1)  # at its end
+    assert not brackets.stands_at_rung(0, 1, 1)  # at its end
 
 
 def test_scores() -> None:
@@ -145,32 +149,49 @@ def result(status: str, curve: Sequence[tuple[int, float]] = (), **changes: obje
 CURVE = [(2, 5.0), (8, 4.0), (18, 3.0), (27, 2.0)]
 
 
-def test_scores_of_trials_that_ran_in_full_are_on_their_curves() -> None:
-    complete = result("complete", CURVE, metrics={"eval_loss": 2.0, "eval_accuracy": 0.5})
-    assert scores_of_finished(HALVING, complete) == [5.0, 4.0]  # the last points up to steps 3 and 9
+def rung_score(share: float, score: float | None, step: int | None) -> RungScore:
+    point = CurvePoint(step=step, tokens=9 * step, train_loss=1, eval_loss=score, learning_rate=1) if step else None
+    return RungScore(share=share, metric="eval_loss", score=score, step=step, point=point)
+
+
+SCORES = [rung_score(1 / 9, 7.0, 3), rung_score(1 / 3, 6.0, 9)]
+
+
+def scores(halving: Halving, found: TrialResult) -> list[float | None] | None:
+    known = known_scores(halving, found)
+    return None if known is None else [taken.score for taken in known]
+
+
+@pytest.mark.parametrize("status", ["complete", "diverged", "out_of_memory"])
+def test_finished_trials_have_the_scores_that_were_written_down(status: str) -> None:
+    ended = [SCORES[0], RungScore(share=1 / 3, metric="eval_loss", score=None)]
+    assert scores(HALVING, result(status, CURVE, rung_scores=SCORES)) == [7.0, 6.0]
+    assert scores(HALVING, result(status, CURVE, rung_scores=ended)) == [7.0, None]
+
+
+@pytest.mark.parametrize("status", ["complete", "diverged", "failed"])
+def test_finished_trials_without_scores_are_not_compared(status: str) -> None:
+    """A curve's points stand elsewhere, and its end is no score of a rung."""
+    assert scores(HALVING, result(status, CURVE, metrics={"eval_loss": 2.0})) is None
     by_training = HALVING.model_copy(update={"metric": "train_loss"})
-    assert scores_of_finished(by_training, complete) == [50.0, 40.0]
-    by_accuracy = HALVING.model_copy(update={"metric": "eval_accuracy"})
-    assert scores_of_finished(by_accuracy, complete) == [-0.5, -0.5]  # it isn't on the curve
-    late = result("complete", CURVE[2:], metrics={"eval_loss": 2.0})
-    assert scores_of_finished(HALVING, late) == [2.0, 2.0]
-
-
-@pytest.mark.parametrize("status", ["diverged", "out_of_memory", "failed"])
-def test_trials_without_an_end_are_the_worst(status: str) -> None:
-    assert scores_of_finished(HALVING, result(status, CURVE[:1])) == [math.inf, math.inf]
-
-
-def test_scores_that_were_written_down_count() -> None:
-    scores = [
-        RungScore(share=1 / 9, metric="eval_loss", score=7.0),
-        RungScore(share=1 / 3, metric="eval_loss", score=None),
-    ]
-    complete = result("complete", CURVE, rung_scores=scores, metrics={"eval_loss": 2.0})
-    assert scores_of_finished(HALVING, complete) == [7.0, math.inf]
-    assert scores_of_finished(HALVING, result("stopped", CURVE[:1], rung_scores=scores[:1])) == [7.0]
-    assert scores_of_finished(HALVING, result("diverged", CURVE[:1], rung_scores=scores[:1])) == [7.0, math.inf]
-    by_training = HALVING.model_copy(update={"metric": "train_loss"})
-    assert scores_of_finished(by_training, complete) == [50.0, 40.0]  # those of another metric don't
+    assert scores(by_training, result(status, CURVE, rung_scores=SCORES)) is None
     other_rungs = HALVING.model_copy(update={"rungs": (1 / 3, 2 / 3)})
-    assert scores_of_finished(other_rungs, complete) == [math.inf, 3.0]
+    assert scores(other_rungs, result(status, CURVE, rung_scores=SCORES)) is None
+
+
+def test_stopped_trials_are_the_worst_later() -> None:
+    assert scores(HALVING, result("stopped", CURVE[:1], rung_scores=SCORES[:1])) == [7.0, None]
+
+
+def test_a_full_run_as_its_bracket_would_have_stopped_it() -> None:
+    metrics = {"eval_loss": 2.0}
+    full = result("complete", CURVE, rung_scores=SCORES, metrics=metrics, objective=2.0, digest="plain")
+    stopped = as_stopped(HALVING, 0, full, "other")
+    assert (stopped.digest, stopped.status, stopped.objective, stopped.metrics) == ("other", "stopped", None, {})
+    assert (stopped.steps, stopped.rung_scores) == (3, (SCORES[0],))
+    assert [(point.step, point.eval_loss) for point in stopped.curve] == [(2, 5.0), (3, 7.0)]
+    assert "rung 1 of 2" in str(stopped.message)
+    later = as_stopped(HALVING, 1, full, "other")
+    assert [point.step for point in later.curve] == [2, 8, 9]
+    on_curve = full.model_copy(update={"curve": (*full.curve[:1], SCORES[0].point, *full.curve[1:])})
+    assert [point.step for point in as_stopped(HALVING, 0, on_curve, "other").curve] == [2, 3]

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from itertools import pairwise
 from pathlib import Path
 
 import polars as pl
@@ -136,6 +137,32 @@ def test_more_proxy_trials_leave_the_old_ones_alone(finished: Study, tmp_path: P
     new = pl.read_parquet(study.results / "proxy" / "trials.parquet")
     old = pl.read_parquet(finished.results / "proxy" / "trials.parquet")
     assert new.filter(pl.col("id") != "q0002").equals(old)
+
+
+def test_halving_in_a_study_that_has_begun(tmp_path: Path) -> None:
+    """What was finished before stays; an extension fills the last bracket, which is then judged as a whole."""
+    halving = {"rungs": 1, "reduction_factor": 2, "bracket": 4}
+    steps = ({"proxy__sobol": 4}, {"proxy__sobol": 7, "proxy__halving": halving}, {"proxy__sobol": 8})
+    changes: dict[str, object] = {"proxy__grid": {}, "proxy__defaults": False}
+    tables, stores = [], []
+    for step in steps:
+        changes |= step
+        study = Study(tmp_path / "halved", tiny(**changes))
+        done = study.run("results/proxy/trials.parquet")
+        assert done.returncode == 0, done.stdout
+        tables.append(pl.read_parquet(study.results / "proxy" / "trials.parquet").sort("id"))
+        stores.append(study.trained())
+    assert [table.height for table in tables] == [4, 7, 8]
+    assert tables[1].head(4).equals(tables[0])
+    assert set(tables[1]["status"]) == {"complete"}
+    assert tables[2].head(4).equals(tables[0])
+    assert sorted(tables[2].tail(4)["status"]) == ["complete", "complete", "stopped", "stopped"]
+    for before, after in pairwise(stores):
+        assert before.items() <= after.items(), "a finished trial was trained again"
+    results = json.loads((study.results / "proxy" / "packs" / "sobol-001" / "results.json").read_text())
+    scores = {record["spec"]["id"]: record["result"]["rung_scores"][0]["score"] for record in results["records"]}
+    best = sorted(scores, key=lambda id: (scores[id], id))[:2]
+    assert sorted(tables[2].tail(4).filter(status="complete")["id"]) == sorted(best)
 
 
 @pytest.mark.parametrize("case", ["everything forced", "without Snakemake's notes"])

@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from understudy.errors import ConfigError, nearest
 from understudy.hyperparameters import HYPERPARAMETERS, Value
+from understudy.packing import SITES, foreign_modules
 from understudy.settings import (
     DataSettings,
     DecodeSettings,
@@ -22,7 +23,7 @@ from understudy.settings import (
     TrainingSettings,
     TransferSettings,
 )
-from understudy.space import Parameter, Range
+from understudy.space import Choices, Parameter, Range
 
 MOVED = {
     "training.target_modules": "is a hyperparameter now; write `lora_target_modules` under `defaults`, or search it in "
@@ -68,16 +69,10 @@ class StudyConfig(Section):
 
     @model_validator(mode="after")
     def _packs_fit(self) -> StudyConfig:
-        how, halving = self.execution.proxy, self.proxy.halving
-        if halving is not None and not how.packed:
+        how = self.execution.proxy
+        if self.proxy.halving is not None and (alone := self._all_alone()) is not None:
             raise ValueError(
-                "`proxy.halving` compares trials that train at the same time, but `execution.proxy.packed` is false; "
-                "leave one of the two out"
-            )
-        if halving is not None and how.gradient_checkpointing:
-            raise ValueError(
-                "`proxy.halving` compares trials that train at the same time, but with "
-                "`execution.proxy.gradient_checkpointing` they train one after the other; leave one of the two out"
+                f"`proxy.halving` compares trials that train at the same time, but {alone}; leave one of the two out"
             )
         if how.pack_tokens != "auto" and how.pack_tokens < self.data.max_length:
             raise ValueError(
@@ -85,6 +80,29 @@ class StudyConfig(Section):
                 f"(`data.max_length`), but got {how.pack_tokens}"
             )
         return self
+
+    def _all_alone(self) -> str | None:
+        """Why every proxy trial would train alone, as far as the config shows; `packing` decides trial by trial."""
+        how = self.execution.proxy
+        if not how.packed:
+            return "`execution.proxy.packed` is false"
+        if how.gradient_checkpointing:
+            return "with `execution.proxy.gradient_checkpointing` they train one after the other"
+        if self.execution.device == "cpu" and how.dtype == "bfloat16":
+            return "on CPUs such trials compute in float32, and `execution.proxy.dtype` is bfloat16"
+        if all(float(value) > 0 for value in self._proxy_values("attention_dropout")):
+            return "trials with `attention_dropout` above 0 train alone, and it is in all of them"
+        if all(foreign_modules(value) for value in self._proxy_values("lora_target_modules")):
+            return f"such trials have adapters on {', '.join(SITES)} only, and all `lora_target_modules` name others"
+        return None
+
+    def _proxy_values(self, name: str) -> list[Value]:
+        """The values that a hyperparameter has in proxy trials, a range's least one for all of it."""
+        searched, default = self.space.get(name), self.defaults.get(name, HYPERPARAMETERS[name].default)
+        if searched is None:
+            return [default]
+        grid = self.proxy.grid.get(name, (default,)) if self.proxy.grid else ()
+        return [*(searched.choices if isinstance(searched, Choices) else (searched.low,)), *grid]
 
 
 def parse(raw: Any, source: str = "the config") -> StudyConfig:

@@ -6,9 +6,9 @@ The descriptions become the JSON schema that editors complete from, and `config/
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from understudy.hyperparameters import Value
 
@@ -165,8 +165,18 @@ class ProxySettings(Section):
         default=True, description="run the target's configurations back on the proxy, to measure their agreement"
     )
     halving: HalvingSettings | None = Field(
-        default=None, description="stop bad trials early; `{}` switches it on. Defaults and echoes always run in full"
+        default=None,
+        description="stop bad trials early; `{}` switches it on, nothing leaves it off. Defaults and echoes always run "
+        "in full",
     )
+
+    @field_validator("halving", mode="before")
+    @classmethod
+    def _halving_is_a_section(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            way = "write `halving: {}` to switch it on" if value else "leave `halving` out to switch it off"
+            raise ValueError(f"is a section; {way}, but got {str(value).lower()}")
+        return value
 
     @model_validator(mode="after")
     def _something_to_try(self) -> ProxySettings:
@@ -301,6 +311,13 @@ class StageExecution(Section):
     )
     dtype: Dtype = Field(default="auto", description="compute type; `auto` is float32 on CPUs, bfloat16 on GPUs")
     gradient_checkpointing: bool = Field(default=False, description="recompute activations to save memory")
+
+    @field_validator("micro_batch_size", "pack_trials", "pack_tokens", mode="before", check_fields=False)
+    @classmethod
+    def _numbers_are_numbers(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            raise ValueError(f"must be a whole number or `auto`, but got {str(value).lower()}")
+        return value
 
     @model_validator(mode="after")
     def _positive(self) -> StageExecution:

@@ -2,7 +2,10 @@
 
     {root}/{digest}/record.json     spec and result as first written
     {root}/{digest}/adapter/        the adapter in PEFT's format, or weights/ after full fine-tuning
-    {root}/{digest}/.lock           held while the trial is trained
+    {root}/{digest}/.lock           held while the trial is trained alone, or is saved
+    {root}/packs/{digest}.pt        where a pack of trials stands that isn't through
+    {root}/packs/{digest}.notes.json    what went otherwise than planned with it
+    {root}/packs/{digest}.lock      held while it is trained
 
 It is the reason why nothing that is finished is trained again. No rule declares a file in it as output, and
 nothing in the workflow deletes from it.
@@ -12,7 +15,7 @@ from __future__ import annotations
 
 import fcntl
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from understudy.errors import CorruptFileError
@@ -53,11 +56,31 @@ class Store:
         """Keep a finished trial. Its adapter, if any, must already be in place."""
         write_json(self.entry(record.result.digest) / "record.json", record)
 
-    @contextmanager
-    def locked(self, digest: str) -> Iterator[None]:
-        """Hold the entry while its trial is trained; a second process that wants it waits here."""
-        entry = self.entry(digest)
-        entry.mkdir(parents=True, exist_ok=True)
-        with (entry / ".lock").open("w") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
+    def keep(self, record: TrialRecord) -> TrialRecord:
+        """Save a finished trial unless somebody else has in the meantime; return the record that is kept."""
+        digest = record.result.digest
+        with self.locked(digest):
+            found = self.find(digest)
+            if found is None:
+                self.save(record)
+            return found or record
+
+    def locked(self, digest: str) -> AbstractContextManager[None]:
+        """Hold an entry while its trial is trained or saved; a second process that wants it waits here."""
+        return _locked(self.entry(digest) / ".lock")
+
+    def pack_file(self, digest: str, suffix: str) -> Path:
+        """A file of a pack, whether it exists or not."""
+        return self.root / "packs" / f"{digest}.{suffix}"
+
+    def pack_locked(self, digest: str) -> AbstractContextManager[None]:
+        """Hold a pack while it is trained; a second process that wants it waits here."""
+        return _locked(self.pack_file(digest, "lock"))
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield

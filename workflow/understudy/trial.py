@@ -71,11 +71,16 @@ class Cost(_Frozen):
 
 
 class RungScore(_Frozen):
-    """What successive halving compared at a rung that a trial reached."""
+    """What successive halving compares at a rung.
+
+    Where a config has halving, trials outside of brackets have scores too: more trials may put them into one.
+    """
 
     share: float = Field(description="of the trial's own steps")
     metric: HalvingMetric
     score: float | None = Field(description="smaller is better; None for the worst: not a number, or no end")
+    step: int | None = Field(default=None, description="after which it stood there; None where it had ended before")
+    point: CurvePoint | None = Field(default=None, description="its learning curve there; None without a finite loss")
 
 
 class TrialResult(_Frozen):
@@ -104,7 +109,8 @@ class TrialRecord(_Frozen):
 class Halving(_Frozen):
     """Successive halving (Jamieson & Talwalkar 2016) within a pack.
 
-    At each rung the best 1 / `reduction_factor` of a bracket's trials, rounded up, go on and the others stop.
+    Every trial of the pack is evaluated at the rungs. At each of them the best 1 / `reduction_factor` of a bracket's
+    trials, rounded up, go on and the others stop.
     """
 
     rungs: tuple[float, ...] = Field(description="shares of a trial's own steps, ascending, each below 1")
@@ -123,6 +129,7 @@ class Pack(_Frozen):
         default_factory=dict, description="trials that are trained alone, by id, and what the packed engine can't do"
     )
     halving: Halving | None = None
+    notes: tuple[str, ...] = Field(default=(), description="what the plan couldn't do of what the config wants")
 
 
 class PackResults(_Frozen):

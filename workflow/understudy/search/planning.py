@@ -14,6 +14,7 @@ from understudy.search.defaults import known_good, learning_rate_rule, with_rate
 from understudy.search.grid import grid_points
 from understudy.search.scaling import to_proxy
 from understudy.search.sequences import sobol, uniform
+from understudy.search.values import Identity, identity
 from understudy.sections import SearchSection
 from understudy.settings import HalvingSettings
 from understudy.trial import Halving, ModelCard, Origin, Pack, ResolvedExecution, TrialSpec, search_seed
@@ -47,7 +48,12 @@ def plan_pack(
     start = place.index * place.size
     chosen = tuple(specs[i] for i in sorted(order[start : start + place.count]))
     solo = _solo(chosen, model, execution)
-    return Pack(id=pack, specs=chosen, solo=solo, halving=_halving(settings.halving, chosen, solo))
+    plan = Pack(id=pack, specs=chosen, solo=solo)
+    if settings.halving is None:
+        return plan
+    copies = _copies(settings, model, chosen, place)
+    halving = _halving(settings.halving, [spec for spec in chosen if spec.id not in {*solo, *copies}])
+    return plan.model_copy(update={"halving": halving, "notes": _why_unhalved(settings.halving, plan, halving, copies)})
 
 
 def _block(settings: SearchSection, model: ModelCard, pack: str, place: PackRange) -> list[TrialSpec]:
@@ -86,25 +92,60 @@ def _solo(specs: Sequence[TrialSpec], model: ModelCard, execution: ResolvedExecu
     return {trial: reason for trial, reason in reasons.items() if reason is not None}
 
 
-def _halving(settings: HalvingSettings | None, specs: Sequence[TrialSpec], solo: Mapping[str, str]) -> Halving | None:
-    """Brackets of a pack's packable trials by number; None where there is none.
+def _halving(settings: HalvingSettings, specs: Sequence[TrialSpec]) -> Halving:
+    """Brackets of trials by number. Known-good configurations are needed whole by later steps, and in none.
 
-    Known-good configurations are needed whole by later steps. Trials after the last full bracket run in full, so that
-    an extension, which fills that bracket, never changes what became of a finished trial.
+    Trials after the last full bracket are in none either, until more trials fill it.
     """
-    if settings is None or settings.bracket is None:
-        return None
-    ids = [spec.id for spec in specs if spec.origin != "default" and spec.id not in solo]
+    ids = [spec.id for spec in specs if spec.origin not in ("default", "echo")]
     size, factor = settings.bracket, settings.reduction_factor
-    brackets = tuple(tuple(ids[start : start + size]) for start in range(0, len(ids) - size + 1, size))
-    if not brackets:
-        return None
+    assert size is not None, "the sections decide it"
     return Halving(
         rungs=tuple(float(factor) ** -rung for rung in range(settings.rungs, 0, -1)),
         reduction_factor=factor,
         metric=settings.metric,
-        brackets=brackets,
+        brackets=tuple(tuple(ids[start : start + size]) for start in range(0, len(ids) - size + 1, size)),
     )
+
+
+def _copies(
+    settings: SearchSection, model: ModelCard, specs: Sequence[TrialSpec], place: PackRange
+) -> Mapping[str, str]:
+    """The pack's trials whose configuration is that of a known-good default, of a grid's point, or of an earlier trial
+    of the same origin, by id, each with what it repeats.
+
+    They run in full, as what they repeat may. The plan doesn't know how many Sobol trials there are, so a random trial
+    isn't compared with those.
+    """
+    if place.origin == "default":
+        return {}
+    rate = learning_rate_rule(model.hidden_size, model.model_type, "lora")
+    known = with_rate(settings.defaults, rate)
+    first: dict[Identity, str] = {}
+
+    def note(letter: str, configurations: Sequence[Mapping[str, Value]]) -> None:
+        for number, values in enumerate(configurations):
+            first.setdefault(identity(complete(values, known, "lora")), trial_id(letter, number))
+
+    note("d", [item.hyperparameters for item in known_good(settings.space, settings.defaults, rate, "lora")])
+    if place.origin != "grid":
+        note("g", grid_points(settings.grid))
+    note(LETTERS[place.origin][1], _configurations(settings, rate, place.origin, 0, place.first + place.block))
+    found = {spec.id: first[identity(spec.hyperparameters)] for spec in specs}
+    return {id: original for id, original in found.items() if original != id}
+
+
+def _why_unhalved(
+    settings: HalvingSettings, plan: Pack, halving: Halving, copies: Mapping[str, str]
+) -> tuple[str, ...]:
+    """What keeps a pack of searched trials from having any bracket, in words."""
+    size, count = settings.bracket or 0, len(plan.specs)
+    if halving.brackets or count < size or plan.specs[0].origin == "default":
+        return ()
+    lost = [f"{len(plan.solo)} train alone"] if plan.solo else []
+    if repeated := copies.keys() - plan.solo.keys():
+        lost.append(f"{len(repeated)} repeat other trials")
+    return (f"no trial is halved: a bracket takes {size}, but of {count} trials {' and '.join(lost)}",)
 
 
 def _configurations(
@@ -148,7 +189,8 @@ def plan_echo(
         for proposal in sorted(proposals, key=lambda proposal: proposal.number)
         if proposal.skip is None
     )
-    return Pack(id=pack, specs=specs, solo=_solo(specs, model, execution))
+    halving = settings.halving and _halving(settings.halving, specs)
+    return Pack(id=pack, specs=specs, solo=_solo(specs, model, execution), halving=halving)
 
 
 def _searched(settings: SearchSection, proposal: Proposal) -> dict[str, Value]:
@@ -160,6 +202,10 @@ def solo_text(pack: Pack) -> str:
     """How a pack's trials are trained, for the log."""
     lines = [f"{len(pack.specs) - len(pack.solo)} of {len(pack.specs)} trials share the base"]
     if pack.halving:
-        lines.append(f"brackets of {pack.halving.reduction_factor}-fold halving: {len(pack.halving.brackets)}")
+        halved = sum(len(bracket) for bracket in pack.halving.brackets)
+        lines.append(
+            f"brackets of {pack.halving.reduction_factor}-fold halving: {len(pack.halving.brackets)}; "
+            f"{len(pack.specs) - halved} of {len(pack.specs)} trials are in none and run in full"
+        )
     reasons = Counter(pack.solo.values())
-    return "\n".join([*lines, *(f"{count} alone: {reason}" for reason, count in reasons.items())])
+    return "\n".join([*lines, *pack.notes, *(f"{count} alone: {reason}" for reason, count in reasons.items())])

@@ -37,18 +37,18 @@ def trainable(base: nn.Module, spec: TrialSpec, execution: ResolvedExecution) ->
 
 
 @contextmanager
-def fresh_adapter(base: nn.Module, spec: TrialSpec) -> Iterator[Any]:
+def fresh_adapter(base: nn.Module, spec: TrialSpec, empty: bool = False) -> Iterator[Any]:
     """The base with a trial's untrained adapter inside, by peft; afterwards the adapter is gone.
 
-    Its weights follow from the seed, whatever was drawn before. Raises `ConfigError` for layers that the base doesn't
-    have.
+    Its weights follow from the seed, whatever was drawn before; with `empty` it has none, and takes no memory. Raises
+    `ConfigError` for layers that the base doesn't have.
     """
     target_layers(base, spec.hyperparameters["lora_target_modules"])  # peft passes over unknown names beside known ones
     torch.manual_seed(derive_seed(spec.seed, "adapter"))
     with peft_for(base):
         from peft import get_peft_model
 
-        model = get_peft_model(base, lora_config(spec.hyperparameters))
+        model = get_peft_model(base, lora_config(spec.hyperparameters), low_cpu_mem_usage=empty)
     try:
         yield model
     finally:

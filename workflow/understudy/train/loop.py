@@ -151,14 +151,17 @@ def _summed_loss(
 def note(history: History, train_loss: MeanLoss, rate: float) -> None:
     """Add a point to the learning curve."""
     history.metrics["train_loss"] = train_loss.take()
-    history.curve.append(
-        CurvePoint(
-            step=history.steps,
-            tokens=history.completion_tokens,
-            train_loss=history.metrics["train_loss"],
-            eval_loss=history.metrics["eval_loss"],
-            learning_rate=rate,
-        )
+    history.curve.append(point_of(history, history.metrics["train_loss"], rate))
+
+
+def point_of(history: History, train_loss: float, rate: float) -> CurvePoint:
+    """The learning curve's point at the newest evaluation."""
+    return CurvePoint(
+        step=history.steps,
+        tokens=history.completion_tokens,
+        train_loss=train_loss,
+        eval_loss=history.metrics["eval_loss"],
+        learning_rate=rate,
     )
 
 

@@ -6,17 +6,18 @@ Nothing here imports torch before something has to be trained.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from understudy import devices, progress
-from understudy.files import digest
+from understudy.files import digest, read_json, write_json
 from understudy.store import Store
-from understudy.train.packed.halving import Brackets, scores_of_finished
+from understudy.train.packed.halving import Brackets, as_stopped, known_scores
 from understudy.train.trial import Job, train_trial
-from understudy.trial import Halving, Pack, PackResults, TrialRecord, TrialSpec, halved_digest, trial_digest
+from understudy.trial import Pack, PackResults, TrialRecord, TrialSpec, halved_digest, trial_digest
 
 if TYPE_CHECKING:
     from understudy.train.engine import Engine
@@ -29,81 +30,160 @@ def train_pack(pack: Pack, job: Job) -> PackResults:
     the store at once, and the state of the others in a checkpoint every minute, which is as much as a kill costs.
     """
     training = _Training(pack, job)
-    together = [spec for spec in pack.specs if spec.id not in pack.solo]
-    with ExitStack() as locks:
-        for entry in sorted(
-            {training.digests[spec.id] for spec in together}
-        ):  # in one order, so that packs can't block each other
-            locks.enter_context(training.store.locked(entry))
-        notes = training.together(together)
+    with training.locked():
+        training.together([spec for spec in pack.specs if spec.id not in pack.solo])
     for spec in pack.specs:
         if spec.id in pack.solo:
             training.alone(spec)
-    notes += [f"{', '.join(ids)} trained alone: {reason}" for reason, ids in _by_reason(pack).items()]
+    notes = [*pack.notes, *training.notes, *_alone(pack)]
     return PackResults(id=pack.id, records=tuple(training.records[spec.id] for spec in pack.specs), notes=tuple(notes))
 
 
-def _by_reason(pack: Pack) -> dict[str, list[str]]:
-    """The trials that are trained alone, by the reason why."""
+def _alone(pack: Pack) -> list[str]:
+    """Which trials the plan sends alone, by the reason why."""
     found: dict[str, list[str]] = {}
     for spec in pack.specs:
         if spec.id in pack.solo:
             found.setdefault(pack.solo[spec.id], []).append(spec.id)
-    return found
+    return [f"{', '.join(ids)} trained alone: {reason}" for reason, ids in found.items()]
 
 
 class _Training:
-    """One pack on its way from specs to records."""
+    """One pack on its way from specs to records.
+
+    A bracketed trial has up to two entries in the store: one of its own bracket where that stopped it, which counts
+    first, and a plain one, whoever trained it in full. The plain one is judged as if the trial had been trained here,
+    so what comes of a trial doesn't depend on which pack was first.
+    """
 
     def __init__(self, pack: Pack, job: Job) -> None:
         self.pack, self.job, self.store = pack, job, Store(job.store)
         self.digests = {spec.id: trial_digest(spec, job.inputs) for spec in pack.specs}
-        together = [spec.id for spec in pack.specs if spec.id not in pack.solo]
-        self.first = {self.digests[id]: id for id in reversed(together)}  # of trials that are the same
-        self.halving = self._halving_of_different_trials()
+        self.first = self._first_of_equals()
+        different = set(self.first.values())
+        brackets = pack.halving.brackets if pack.halving is not None else ()
+        own = tuple(tuple(id for id in bracket if id in different) for bracket in brackets)
+        self.halving = pack.halving and pack.halving.model_copy(update={"brackets": own})
+        self.stopped = (
+            {id: halved_digest(self.digests, id, self.halving) for bracket in own for id in bracket}
+            if self.halving is not None
+            else {}
+        )
         self.records: dict[str, TrialRecord] = {}
         self._engine: Engine | None = None
 
-    def together(self, specs: Sequence[TrialSpec]) -> list[str]:
-        """Train what the store lacks; return what went otherwise than planned."""
-        different = [spec for spec in specs if self.first[self.digests[spec.id]] == spec.id]
-        notes = self._different(different)
+    def locked(self) -> AbstractContextManager[None]:
+        """For one process at a time that trains this pack.
+
+        Another pack may train one of its trials meanwhile, which costs time and changes nothing: the first record of a
+        trial is kept.
+        """
+        return self.store.pack_locked(self._name)
+
+    def together(self, specs: Sequence[TrialSpec]) -> None:
+        """Train what the store lacks."""
+        self._different([spec for spec in specs if self.first[spec.id] == spec.id])
         for spec in specs:
             if spec.id not in self.records:
-                self._reuse(spec, self.records[self.first[self.digests[spec.id]]])
-        return notes
-
-    def _different(self, specs: Sequence[TrialSpec]) -> list[str]:
-        halving, packing = self.halving, self.job.inputs.execution.packing
-        halved = {id for bracket in halving.brackets for id in bracket} if halving is not None else set()
-        stopped = {id: halved_digest(self.digests, id, halving) for id in halved} if halving is not None else {}
-        found = {spec.id: self._find(spec, stopped.get(spec.id)) for spec in specs}
-        for spec in specs:
-            self._reuse(spec, found[spec.id])
-        wanted = [spec for spec in specs if spec.id not in self.records]
-        path = self._checkpoint_path(specs)
-        if not wanted:
-            path.unlink(missing_ok=True)  # of a pack that was killed in its last moment
-            return []
-        assert packing is not None, "the plan sends every trial alone where packing is off"
-        brackets = self._brackets()
-        engine = self._prepared()
-        from understudy.train.packed.checkpoint import Checkpoint
-        from understudy.train.packed.train import train_together
-
-        checkpoint = Checkpoint(path)
-        unfinished = checkpoint.trials()
-        # trials that ended after the last checkpoint go on with the others, so that these have the same company again
-        wanted += [spec for spec in specs if spec.id in self.records and spec.id in unfinished]
-        complete = (record.result.objective for record in self.records.values())
-        best = min((objective for objective in complete if objective is not None), default=math.inf)
-        return train_together(
-            engine, packing, wanted, specs, self.digests, stopped, brackets, checkpoint, best, self._finished
-        )
+                self._reuse(spec, self.records[self.first[spec.id]])
 
     def alone(self, spec: TrialSpec) -> None:
         """Train a trial through peft and transformers' own modules."""
         self.records[spec.id] = train_trial(spec, self.job, lambda spec: self._prepared().train(spec))
+
+    @cached_property
+    def notes(self) -> list[str]:
+        """What went otherwise than planned, also when the pack was trained before."""
+        path = self._path("notes.json")
+        return list(read_json(path)) if path.exists() else []
+
+    def note(self, text: str) -> None:
+        """Keep a note where a rerun finds it."""
+        if text not in self.notes:
+            self.notes.append(text)
+            write_json(self._path("notes.json"), self.notes)
+
+    def _different(self, specs: Sequence[TrialSpec]) -> None:
+        found = {spec.id: record for spec in specs if (record := self._find(spec)) is not None}
+        wanted = [spec for spec in specs if spec.id not in found]
+        begun = self._begun(bool(wanted))
+        brackets = self._brackets(found, begun)
+        judged = {id for id in found if id in self.stopped and found[id].result.status != "stopped"}
+        for spec in specs:
+            if spec.id in found and spec.id not in judged:
+                self._reuse(spec, found[spec.id])
+        if wanted:
+            # trials that ended after the last checkpoint go on with the others, so that these have the same company
+            self._train([*wanted, *(spec for spec in specs if spec.id in found and spec.id in begun)], specs, brackets)
+        for spec in specs:
+            if spec.id not in self.records:
+                self._reuse(spec, self._judged(found[spec.id], spec.id, brackets))
+
+    def _find(self, spec: TrialSpec) -> TrialRecord | None:
+        stopped = self.stopped.get(spec.id)
+        found = self.store.find(stopped) if stopped is not None else None
+        return self.store.find(self.digests[spec.id]) if found is None else found
+
+    def _begun(self, going_on: bool) -> Collection[str]:
+        """The trials in the checkpoint. Where nothing is left to train it goes: the pack was killed at its end."""
+        path = self._path("pt")
+        if not path.exists():
+            return ()
+        if not going_on:
+            path.unlink()
+            return ()
+        from understudy.train.packed.checkpoint import Checkpoint
+
+        return Checkpoint(path).trials()
+
+    def _brackets(self, found: Mapping[str, TrialRecord], begun: Collection[str]) -> Brackets | None:
+        """The pack's brackets, with the scores of those that are finished.
+
+        Who was trained without scores takes no part. Who is in the checkpoint is scored when it comes to its rungs.
+        """
+        if self.halving is None:
+            return None
+        known = {
+            id: known_scores(self.halving, found[id].result) for id in self.stopped if id in found and id not in begun
+        }
+        brackets = Brackets(self.halving, absent=[id for id, scores in known.items() if scores is None])
+        for id, scores in known.items():
+            for rung, score in enumerate(scores or ()):
+                brackets.report(id, rung, score.score)
+        return brackets
+
+    def _train(self, specs: Sequence[TrialSpec], company: Sequence[TrialSpec], brackets: Brackets | None) -> None:
+        packing = self.job.inputs.execution.packing
+        assert packing is not None, "the plan sends every trial alone where packing is off"
+        engine = self._prepared()
+        from understudy.train.packed.base import why_unreadable
+        from understudy.train.packed.checkpoint import Checkpoint
+        from understudy.train.packed.train import Company, train_together
+
+        if (reason := why_unreadable(engine.frozen_base)) is not None:
+            halving = ", and in full in spite of `proxy.halving`" if self.stopped else ""
+            self.note(f"the pack's trials trained alone{halving}: {reason}")
+            for spec in specs:
+                if spec.id not in self.records:
+                    self.alone(spec)
+            return
+        again = {spec.id for spec in specs}
+        known = (record.result.objective for id, record in self.records.items() if id not in again)
+        best = min((objective for objective in known if objective is not None), default=math.inf)
+        names = Company(company, self.digests, self.stopped)
+        train_together(
+            engine, packing, specs, names, brackets, Checkpoint(self._path("pt")), best, self._finished, self.note
+        )
+
+    def _judged(self, record: TrialRecord, id: str, brackets: Brackets | None) -> TrialRecord:
+        """A bracketed trial that was trained in full: as it is, or as it would be had its bracket stopped it."""
+        if brackets is None or self.halving is None or id not in brackets:
+            return record
+        rung, scores = brackets.stopped_at(id), known_scores(self.halving, record.result)
+        if rung is None or scores is None or scores[rung].step is None:
+            return record
+        result = as_stopped(self.halving, rung, record.result, self.stopped[id])
+        return self.store.keep(TrialRecord(spec=record.spec, result=result))
 
     def _prepared(self) -> Engine:
         """Base, data and torch, loaded for the first untrained trial."""
@@ -114,44 +194,33 @@ class _Training:
             self._engine = Engine(self.job)
         return self._engine
 
-    def _find(self, spec: TrialSpec, stopped: str | None) -> TrialRecord | None:
-        found = self.store.find(self.digests[spec.id])
-        return self.store.find(stopped) if found is None and stopped is not None else found
-
-    def _reuse(self, spec: TrialSpec, record: TrialRecord | None) -> None:
-        if record is not None:
-            self.records[spec.id] = TrialRecord(spec=spec, result=record.result)
-            progress.finished(self.job.progress, self.records[spec.id], reused=True)
+    def _reuse(self, spec: TrialSpec, record: TrialRecord) -> None:
+        self.records[spec.id] = TrialRecord(spec=spec, result=record.result)
+        progress.finished(self.job.progress, self.records[spec.id], reused=True)
 
     def _finished(self, record: TrialRecord) -> None:
         if record.spec.id in self.records:
             return
-        self.store.save(record)
-        self.records[record.spec.id] = record
-        progress.finished(self.job.progress, record, reused=False)
+        kept = self.store.keep(record)
+        self.records[record.spec.id] = TrialRecord(spec=record.spec, result=kept.result)
+        progress.finished(self.job.progress, self.records[record.spec.id], reused=False)
 
-    def _halving_of_different_trials(self) -> Halving | None:
-        """The pack's halving, in which trials that are the same are one: the first's fate is the others'."""
-        halving, different = self.pack.halving, set(self.first.values())
-        if halving is None:
-            return None
-        brackets = (tuple(id for id in bracket if id in different) for bracket in halving.brackets)
-        return halving.model_copy(update={"brackets": tuple(brackets)})
+    def _first_of_equals(self) -> dict[str, str]:
+        """To each packed trial the first one that is the same, in brackets and outside of them each for itself.
 
-    def _brackets(self) -> Brackets | None:
-        """The pack's brackets with the scores of those that are finished already."""
-        if self.halving is None:
-            return None
-        brackets = Brackets(self.halving)
-        for id, record in self.records.items():
-            if id in brackets:
-                for rung, score in enumerate(scores_of_finished(self.halving, record.result)):
-                    brackets.report(id, rung, score)
-        return brackets
+        A trial in a bracket has the fate of the first such one. Outside of them it always runs in full.
+        """
+        brackets = self.pack.halving.brackets if self.pack.halving is not None else ()
+        bracketed = {id for bracket in brackets for id in bracket}
+        first: dict[tuple[str, bool], str] = {}
+        together = [spec.id for spec in self.pack.specs if spec.id not in self.pack.solo]
+        return {id: first.setdefault((self.digests[id], id in bracketed), id) for id in together}
 
-    def _checkpoint_path(self, specs: Sequence[TrialSpec]) -> Path:
+    @cached_property
+    def _name(self) -> str:
         halving = self.halving.model_dump(mode="json") if self.halving is not None else None
-        name = digest(
-            {"trials": sorted({spec.id: self.digests[spec.id] for spec in specs}.items()), "halving": halving}
-        )
-        return self.store.root / "packs" / f"{name}.pt"
+        different = sorted({id: self.digests[id] for id in self.first.values()}.items())
+        return digest({"trials": different, "halving": halving})
+
+    def _path(self, suffix: str) -> Path:
+        return self.store.pack_file(self._name, suffix)

@@ -7,13 +7,17 @@ trial computes depends on who shares its pack: on one CPU thread that holds to t
 From the bottom up:
 
     layout      where the weights of an adapter lie in its one flat vector
-    adapters    the stacked vectors of all trials, their gradients and moments; PEFT's format in and out
-    products    the adapters' products with all trials' tokens, forward and backward
     base        the frozen decoder's weights, dequantized when they are needed
+    adapters    the stacked vectors of all trials, their gradients and moments; PEFT's format in and out
     rows        from examples to one long row of tokens, and from there to attention
+    products    the adapters' products with all trials' tokens, forward and backward
+    batched     the same on GPUs: those of all trials at once, padded
+    rotary      rotary positions, forward and backward
     decoder     forward and backward through the layers, written out
     head        the loss on completion tokens
-    trials      what a trial has done and does next
-    passes      which trials go through the base together
-    pack        the loop, halving, checkpoints, and what happens when memory runs out
+    trials      what a trial has done and does next, and which trials go through the base together
+    halving     who goes on at a rung
+    pack        the loop, and what happens when memory runs out
+    checkpoint  a pack's state in a file
+    train       from specs to records
 """

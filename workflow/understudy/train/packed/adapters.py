@@ -214,17 +214,17 @@ class Fresh:
 
 
 def save(base: Base, spec: TrialSpec, layout: Layout, values: Tensor, folder: Path) -> None:
-    """Write a trial's adapter in PEFT's format."""
-    with fresh_adapter(base.model, spec) as model:
-        layers = dict(_lora_layers(model))
-        rank = int(spec.hyperparameters["lora_r"])
+    """Write a trial's adapter in PEFT's format, out of `values` on the host; the device's memory isn't touched."""
+    rank, state = int(spec.hyperparameters["lora_r"]), dict[str, Tensor]()
+    with fresh_adapter(base.model, spec, empty=True) as model:
+        adapted = {name for name, _ in _lora_layers(model)}
         for weights, group, sites in zip(layout.views(values), layout.groups, layout.sites, strict=True):
             blocks = weights.a.view(len(sites), layout.rank, group.inputs)
             for block, transposed, index in zip(blocks, weights.b, sites, strict=True):
-                if (layer := layers.get(group.sites[index].name)) is not None:
-                    layer.lora_A["default"].weight.data.copy_(block[:rank])
-                    layer.lora_B["default"].weight.data.copy_(transposed[:rank].t())
-        model.save_pretrained(folder, save_embedding_layers=False)
+                if (name := group.sites[index].name) in adapted:
+                    state[f"base_model.model.{name}.lora_A.default.weight"] = block[:rank].clone()
+                    state[f"base_model.model.{name}.lora_B.default.weight"] = transposed[:rank].t().contiguous()
+        model.save_pretrained(folder, state_dict=state, save_embedding_layers=False)
 
 
 def _lora_layers(model: Any) -> Sequence[tuple[str, Any]]:

@@ -137,7 +137,7 @@ def read_base(model: Any, dense: bool) -> Base:
 
     Raises `ModelError` for a model that computes anything that isn't written out in `decoder`.
     """
-    if (problem := _unreadable(model)) is not None:
+    if (problem := why_unreadable(model)) is not None:
         raise ModelError(
             f"packed trials can't be trained on this model: {problem}. Set `execution.proxy.packed: false`, and trials "
             "are trained one after the other by the model's own code"
@@ -190,8 +190,8 @@ def _window(attention: Any, config: Any) -> int | None:
     return config.sliding_window if config.model_type == "mistral" else found
 
 
-def _unreadable(model: Any) -> str | None:
-    """Why a model can't be read, in words."""
+def why_unreadable(model: Any) -> str | None:
+    """Why packed trials can't be trained on a model, in words; None where they can."""
     config, kind = model.config, model.config.model_type
     if kind not in PACKABLE:
         return f"it is of type {kind}, and packing is tested on {', '.join(PACKABLE)}"

@@ -1,7 +1,7 @@
 """A pack's state in a file, so that a pack that was killed goes on where it was.
 
 The file is whole or not there. It is named by the digests of the pack's trials, so a pack with other trials doesn't
-find it.
+find it. What the pack has noted is in a file of its own, beside it.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import torch
 from understudy.files import written_whole
 from understudy.train.packed.pack import Pack
 
-FORMAT = 2
+FORMAT = 3
 SECONDS = 60.0  # between two checkpoints: what a kill may cost
+SHARE = 20  # a pack trains at least so many times as long as it took to save it
 
 
 class Checkpoint:
@@ -24,7 +25,7 @@ class Checkpoint:
 
     def __init__(self, path: Path, seconds: float = SECONDS) -> None:
         self.path, self._seconds = path, seconds
-        self._last = time.monotonic()
+        self._last, self._took = time.monotonic(), 0.0
 
     def trials(self) -> set[str]:
         """The ids of the trials whose state it holds."""
@@ -44,14 +45,16 @@ class Checkpoint:
 
     def save_when_due(self, pack: Pack) -> None:
         """Write the pack's state if the last one is old enough."""
-        if time.monotonic() - self._last >= self._seconds:
+        if time.monotonic() - self._last >= max(self._seconds, SHARE * self._took):
             self.save(pack)
 
     def save(self, pack: Pack) -> None:
         """Write the pack's state."""
+        began = time.monotonic()
         with written_whole(self.path) as beside:
             torch.save({"format": FORMAT, **pack.state()}, beside)
         self._last = time.monotonic()
+        self._took = self._last - began
 
     def remove(self) -> None:
         """Once the pack is through."""

@@ -7,7 +7,7 @@ its bracket alone, whoever else is in training and whoever is faster.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from understudy.trial import Halving, RungScore, TrialResult
 
@@ -20,75 +20,89 @@ def score(metric: str, metrics: Mapping[str, float]) -> float:
     return -value if metric == "eval_accuracy" else value
 
 
-def scores_of_finished(halving: Halving, result: TrialResult) -> list[float]:
-    """The scores of a trial that was trained before, rung by rung as far as it came.
-
-    They are in its result where it was trained under such halving. Otherwise the learning curve's last point up to the
-    rung counts, or the end where the curve doesn't hold the metric; without an objective the trial is the worst.
-    """
-    known = {found.share: found.score for found in result.rung_scores if found.metric == halving.metric}
-    scores: list[float] = []
-    for share in halving.rungs:
-        score = known.get(share)
-        if score is not None:
-            scores.append(score)
-        elif share in known or result.status not in ("complete", "stopped"):
-            scores.append(WORST)
-        elif result.status == "complete":
-            scores.append(_score_on_curve(halving.metric, result, share))
-    return scores
-
-
-def _score_on_curve(metric: str, result: TrialResult, share: float) -> float:
-    points = [point for point in result.curve if point.step <= rung_step(share, result.steps)]
-    value = getattr(points[-1], metric, None) if points else None
-    return score(metric, result.metrics) if value is None else float(value)
-
-
 def rung_step(share: float, steps: int) -> int:
     """After which step a rung stands."""
     return max(1, round(share * steps))
 
 
-class Brackets:
-    """The scores of every bracket's trials at every rung."""
+def stop_message(halving: Halving, rung: int) -> str:
+    """Why a trial was stopped."""
+    return f"not among the best of its bracket at rung {rung + 1} of {len(halving.rungs)}"
 
-    def __init__(self, halving: Halving) -> None:
+
+def known_scores(halving: Halving, result: TrialResult) -> list[RungScore] | None:
+    """A finished trial's scores, rung by rung; those that it was stopped before are the worst.
+
+    None where it was trained without them, so that it can't be compared with others.
+    """
+    known = {found.share: found for found in result.rung_scores if found.metric == halving.metric}
+    if result.status != "stopped" and not known.keys() >= set(halving.rungs):
+        return None
+    return [known.get(share, RungScore(share=share, metric=halving.metric, score=None)) for share in halving.rungs]
+
+
+def as_stopped(halving: Halving, rung: int, result: TrialResult, digest: str) -> TrialResult:
+    """What would have come of a trial that ran in full, had its bracket stopped it at a rung where it stood."""
+    scores = (known_scores(halving, result) or [])[: rung + 1]
+    step, point = scores[-1].step, scores[-1].point
+    assert step is not None
+    curve = [found for found in result.curve if found.step <= step]
+    if point is not None and point not in curve:
+        curve.append(point)
+    changes: dict[str, object] = {
+        "digest": digest,
+        "status": "stopped",
+        "objective": None,
+        "metrics": {},
+        "curve": tuple(curve),
+        "steps": step,
+        "rung_scores": tuple(scores),
+        "message": stop_message(halving, rung),
+    }
+    return result.model_copy(update=changes)
+
+
+class Brackets:
+    """The scores of every bracket's trials at every rung. Those of `absent` take no part."""
+
+    def __init__(self, halving: Halving, absent: Collection[str] = ()) -> None:
         self.halving = halving
-        self._bracket = {id: bracket for bracket in halving.brackets for id in bracket}
-        self.scores: list[dict[str, float]] = [{} for _ in halving.rungs]
+        present = [tuple(id for id in bracket if id not in absent) for bracket in halving.brackets]
+        self._bracket = {id: bracket for bracket in present for id in bracket}
+        self._scores: list[dict[str, float]] = [{} for _ in halving.rungs]
 
     def __contains__(self, id: str) -> bool:
         return id in self._bracket
 
-    def stands_at_rung(self, id: str, passed: int, done: int, steps: int) -> bool:
+    def stands_at_rung(self, passed: int, done: int, steps: int) -> bool:
         """Whether a trial that has passed some rungs, after so many of its steps, is at the next one."""
         rungs = self.halving.rungs
-        return id in self and passed < len(rungs) and rung_step(rungs[passed], steps) <= done < steps
+        return passed < len(rungs) and rung_step(rungs[passed], steps) <= done < steps
 
-    def report(self, id: str, rung: int, found: float) -> None:
-        """A trial has reached a rung. What isn't a number is the worst."""
-        self.scores[rung][id] = WORST if math.isnan(found) else found
+    def report(self, id: str, rung: int, found: float | None) -> None:
+        """A trial has reached a rung, or ended before it. What isn't a number is the worst."""
+        self._scores[rung][id] = WORST if found is None or math.isnan(found) else found
 
-    def ended(self, id: str, rung: int, found: float = WORST) -> None:
-        """A trial has ended before this rung: its last score stands for this one and all later ones."""
-        for later in range(rung, len(self.scores)):
-            self.report(id, later, found)
-
-    def scores_of(self, id: str) -> tuple[RungScore, ...]:
-        """A trial's scores at the rungs that it reached; none where halving doesn't concern it."""
-        found = zip(self.halving.rungs, self.scores, strict=True)
-        return tuple(
-            RungScore(share=share, metric=self.halving.metric, score=scores[id] if math.isfinite(scores[id]) else None)
-            for share, scores in found
-            if id in scores
-        )
+    def forget(self, id: str) -> None:
+        """A trial begins anew."""
+        for scores in self._scores:
+            scores.pop(id, None)
 
     def survivors(self, id: str, rung: int) -> set[str] | None:
         """Who of the trial's bracket goes on after a rung; None while that is open."""
         there: set[str] | None = set(self._bracket[id]) if rung == 0 else self.survivors(id, rung - 1)
-        scores = self.scores[rung]
+        scores = self._scores[rung]
         if there is None or not there <= scores.keys():
             return None
         ranked = sorted(there, key=lambda member: (scores[member], member))
         return set(ranked[: math.ceil(len(ranked) / self.halving.reduction_factor)])
+
+    def stopped_at(self, id: str) -> int | None:
+        """The rung after which a trial isn't among those that go on; None where there is none, or it is open."""
+        for rung in range(len(self.halving.rungs)):
+            going_on = self.survivors(id, rung)
+            if going_on is None:
+                return None
+            if id not in going_on:
+                return rung
+        return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,21 +13,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from understudy.errors import UnderstudyError
 from understudy.train import memory
-from understudy.train.loop import Examples, note
+from understudy.train.loop import Examples, note, point_of
 from understudy.train.packed import head
-from understudy.train.packed.adapters import Stack
+from understudy.train.packed.adapters import Stack, Weights
 from understudy.train.packed.base import Base
 from understudy.train.packed.decoder import Decoder
-from understudy.train.packed.halving import Brackets, score
+from understudy.train.packed.halving import Brackets, score, stop_message
 from understudy.train.packed.rows import Corpus, Rows
 from understudy.train.packed.trials import Trial, choose, in_order, pieces
-from understudy.trial import Packing, Status
+from understudy.trial import CurvePoint, Packing, RungScore, Status
 
 READ_EVERY = 16  # rounds: on GPUs losses are looked at this much later, so that the device never waits for the host
 TILE = 64  # tokens: what batched products take at least from each trial
 
 Ended = Callable[[Trial, Status, str | None, Tensor | None], None]
+Note = Callable[[str], None]
 
 
 @dataclass
@@ -38,7 +41,11 @@ class _Unread:
 
 
 class Pack:
-    """Trials that train together until none is left. `ended` is told of each one, with its adapter's flat vector."""
+    """Trials that train together until none is left.
+
+    `ended` is told of each one, with its adapter's flat vector on the host, and `note` of what went otherwise than
+    planned.
+    """
 
     def __init__(
         self,
@@ -49,15 +56,17 @@ class Pack:
         packing: Packing,
         brackets: Brackets | None,
         ended: Ended,
+        note: Note,
         batched: bool = False,
     ) -> None:
         self._batched, self._tile = batched, TILE if batched else 1
-        self.base, self.brackets, self.ended = base, brackets, ended
+        self.base, self.brackets, self._ended, self._note = base, brackets, ended, note
+        self._untold: list[tuple[Trial, Status, str | None, Tensor | None]] = []
+        self._clock, self._work = time.perf_counter(), Counter[str]()
         self.queue = in_order(trials)
         self.active: dict[int, Trial] = {}
         self.paused: list[Trial] = []  # at a rung, until their bracket is judged
         self.tokens, self.slots = packing.tokens, min(packing.trials, len(self.queue))
-        self.notes: list[str] = []
         self._corpus, self._examples = corpus, examples
         self._validation = Corpus(examples.validation, base.device)
         self._longest = int(max(corpus.lengths.max(), self._validation.lengths.max()))
@@ -67,9 +76,25 @@ class Pack:
     def run(self, after_round: Callable[[], None] = lambda: None) -> None:
         """Train until every trial has ended. `after_round` may save the pack's state."""
         with torch.no_grad():
-            while self.queue or self.active:
+            while self._goes_on():
                 self._round()
+                self._tell()
                 after_round()
+
+    def _goes_on(self) -> bool:
+        """Whether anything is left to do. Nobody may be left at a rung with nobody to wait for."""
+        if not (self.queue or self.active):
+            self._judge()
+            self._tell()
+            if self.paused and not self.queue:
+                waiting = ", ".join(trial.spec.id for trial in self.paused)
+                raise UnderstudyError(f"{waiting} wait at a rung of halving for trials that aren't in their pack")
+        return bool(self.queue or self.active)
+
+    def _tell(self) -> None:
+        """Hand over who has ended. No split can lose them: a lack of memory here is an error."""
+        while self._untold:
+            self._ended(*self._untold.pop(0))
 
     def trials(self) -> list[Trial]:
         """Who hasn't ended, whether in training or not."""
@@ -80,11 +105,10 @@ class Pack:
 
         It changes nothing: whether and when a pack is saved doesn't show in what it does.
         """
+        self._share_time()
         return {
             "tokens": self.tokens,
             "slots": self.slots,
-            "notes": list(self.notes),
-            "scores": [dict(scores) for scores in self.brackets.scores] if self.brackets is not None else [],
             "paused": [trial.spec.id for trial in self.paused],
             "seats": {trial.spec.id: slot for slot, trial in self.active.items()},
             "trials": {
@@ -103,15 +127,14 @@ class Pack:
         for id, trial in here.items():
             if id in state["trials"]:
                 trial.restore(state["trials"][id])
+            if self.brackets is not None:
+                self.brackets.forget(id)  # one that ended after it was saved has its later scores still to come
+                for rung, found in enumerate(trial.rung_scores):
+                    self.brackets.report(id, rung, found.score)
         seats = {id: slot for id, slot in state["seats"].items() if id in here}
         self.paused = [here[id] for id in state["paused"] if id in here]
         self.queue = in_order(trial for id, trial in here.items() if id not in state["paused"])
-        self.tokens, self.slots, self.notes = state["tokens"], state["slots"], list(state["notes"])
-        if self.brackets is not None:
-            for scores, saved in zip(self.brackets.scores, state["scores"], strict=True):
-                for id in here:  # one that ended after it was saved has its later scores still to come
-                    scores.pop(id, None)
-                scores.update(saved)
+        self.tokens, self.slots = state["tokens"], state["slots"]
         self._make_stack()
         for id, slot in seats.items():
             if slot < self.slots:
@@ -153,10 +176,11 @@ class Pack:
 
     def _read(self) -> None:
         """Look at the losses of the steps since the last time; end who has diverged."""
-        unread, self._unread = self._unread, []
-        if not unread:
+        if not self._unread:
             return
-        losses = iter(torch.cat([part.losses[: len(part.steps)] for part in unread]).tolist())
+        losses = iter(torch.cat([part.losses[: len(part.steps)] for part in self._unread]).tolist())
+        unread, self._unread = self._unread, []
+        self._share_time()
         for part in unread:
             for trial, step, counted in part.steps:
                 loss = next(losses)
@@ -170,7 +194,6 @@ class Pack:
 
     def _step(self, chosen: Sequence[Trial]) -> None:
         """One optimizer step of each of these trials."""
-        started = time.perf_counter()
         tokens = [trial.batch_tokens for trial in chosen]
         parts = pieces(chosen[0].batch, self._corpus, self.tokens) if len(chosen) == 1 else []
         if len(parts) > 1:
@@ -187,9 +210,20 @@ class Pack:
             history.completion_tokens += counted
             history.tokens += own
             unread.steps.append((trial, history.steps, counted))
-        passed = time.perf_counter() - started
-        for trial, own in zip(chosen, tokens, strict=True):
-            trial.seconds += passed * own / sum(tokens)
+            self._work[trial.spec.id] += own
+
+    def _share_time(self) -> None:
+        """The time since the last call is the trials' by the tokens that they put through the base since then.
+
+        It is called when the device has been waited for. What it takes to seat trials and to keep what comes of them
+        counts in the next share.
+        """
+        if not self._work:
+            return
+        now, tokens = time.perf_counter(), self._work.total()
+        for trial in self.trials():
+            trial.seconds += (now - self._clock) * self._work[trial.spec.id] / tokens
+        self._clock, self._work = now, Counter()
 
     def _pass(self, wanted: Sequence[tuple[Trial, Sequence[int]]], part: int) -> Tensor:
         """Forward and backward; the share of each trial's loss (trials,)."""
@@ -224,33 +258,64 @@ class Pack:
     def _stands_at_rung(self, trial: Trial) -> bool:
         if self.brackets is None:
             return False
-        return self.brackets.stands_at_rung(trial.spec.id, trial.rung, trial.history.steps, trial.steps)
+        return self.brackets.stands_at_rung(trial.rung, trial.history.steps, trial.steps)
 
     def _look(self, trial: Trial) -> None:
         """Evaluate a trial, and decide what becomes of it."""
-        started, history, brackets = time.perf_counter(), trial.history, self.brackets
         on_curve, at_rung = self._evaluates(trial), self._stands_at_rung(trial)
-        train_loss = _train_loss(trial)
-        loss = self._evaluate(trial)
-        trial.seconds += time.perf_counter() - started
-        trial.looked_at = history.steps
-        if not math.isfinite(loss):
+        train_loss, loss = _train_loss(trial), self._evaluate(trial)
+        pauses = at_rung and self.brackets is not None and trial.spec.id in self.brackets
+        # what memory may run out for comes before what can't be done twice
+        held = self.stack.copy(_slot(trial)) if pauses or trial.left == 0 else None
+        self._share_time()
+        history = trial.history
+        trial.looked_at, rate = history.steps, trial.rates[history.steps - 1]
+        if on_curve and not math.isfinite(loss):
             self._end(trial, "diverged", f"the validation loss was {loss} after step {history.steps}")
             return
+        point = point_of(history, train_loss, rate) if math.isfinite(loss) else None
         if on_curve:
-            note(history, trial.since_evaluation, trial.rates[history.steps - 1])
-        found = math.inf
-        if brackets is not None:
-            found = score(brackets.halving.metric, {**history.metrics, "train_loss": train_loss})
+            note(history, trial.since_evaluation, rate)
+        if at_rung:
+            self._reach_rungs(trial, self._score(trial, train_loss), point)
+        if held is None:
+            return
         if trial.left == 0:
-            self._end(trial, "complete", None, found)
-        elif at_rung and brackets is not None:
-            brackets.report(trial.spec.id, trial.rung, found)
-            trial.waiting = self.stack.take(_slot(trial))
-            del self.active[_slot(trial)]
-            trial.slot = None
-            self.paused.append(trial)
-            self._judge()
+            self._end(trial, "complete", None, self._score(trial, train_loss), held.values)
+        else:
+            self._pause(trial, held)
+
+    def _score(self, trial: Trial, train_loss: float) -> float:
+        if self.brackets is None:
+            return math.inf
+        return score(self.brackets.halving.metric, {**trial.history.metrics, "train_loss": train_loss})
+
+    def _reach_rungs(self, trial: Trial, found: float, point: CurvePoint | None) -> None:
+        """Write down what a trial has at the rungs where it stands. Outside of brackets it has passed them then."""
+        assert self.brackets is not None
+        halving, steps = self.brackets.halving, trial.history.steps
+        while self._stands_at_rung(trial):
+            own = RungScore(
+                share=halving.rungs[trial.rung],
+                metric=halving.metric,
+                score=found if math.isfinite(found) else None,
+                step=steps,
+                point=point,
+            )
+            trial.rung_scores.append(own)
+            if trial.spec.id in self.brackets:
+                self.brackets.report(trial.spec.id, trial.rung, own.score)
+                return
+            trial.rung += 1
+
+    def _pause(self, trial: Trial, held: Weights) -> None:
+        """Let a trial wait until its bracket can be judged."""
+        slot = _slot(trial)
+        self.stack.empty(slot)
+        del self.active[slot]
+        trial.waiting, trial.slot = held, None
+        self.paused.append(trial)
+        self._judge()
 
     def _judge(self) -> None:
         """Let the paused trials whose brackets can be judged go on, or stop them."""
@@ -265,10 +330,10 @@ class Pack:
                 trial.rung += 1
                 self.queue.append(trial)
                 continue
-            if trial.history.steps not in trial.evaluate_after:
-                note(trial.history, trial.since_evaluation, trial.rates[trial.history.steps - 1])
-            rungs = len(self.brackets.halving.rungs)
-            self.ended(trial, "stopped", f"not among the best of its bracket at rung {trial.rung + 1} of {rungs}", None)
+            point = trial.rung_scores[-1].point
+            if point is not None and trial.history.steps not in trial.evaluate_after:
+                trial.history.curve.append(point)
+            self._untold.append((trial, "stopped", stop_message(self.brackets.halving, trial.rung), None))
         self.queue = in_order(self.queue)
 
     def _evaluate(self, trial: Trial) -> float:
@@ -285,6 +350,7 @@ class Pack:
             correct.append(hits.sum(dtype=torch.float64))
         loss, hits_all = torch.stack([torch.stack(losses).sum(), torch.stack(correct).sum()]).tolist()
         tokens = corpus.completion_tokens(order)
+        self._work[trial.spec.id] += int(corpus.lengths.sum())
         trial.history.evaluated_tokens += int(corpus.lengths.sum())
         trial.history.metrics = {
             "eval_loss": loss / tokens,
@@ -301,18 +367,28 @@ class Pack:
         self.active[slot] = trial
         self.queue.remove(trial)
 
-    def _end(self, trial: Trial, status: Status, message: str | None, last_score: float = math.inf) -> None:
-        """Take a trial out of the pack and tell of it."""
-        values = self.stack.copy(_slot(trial)).values if status == "complete" else None
+    def _end(
+        self,
+        trial: Trial,
+        status: Status,
+        message: str | None,
+        last_score: float = math.inf,
+        values: Tensor | None = None,
+    ) -> None:
+        """Take a trial out of the pack. Its last score stands for the rungs that it hasn't reached."""
         if trial.slot is None:
             self.queue.remove(trial)
         else:
             self.stack.empty(trial.slot)
             del self.active[trial.slot]
             trial.slot = None
-        if self.brackets is not None and trial.spec.id in self.brackets:
-            self.brackets.ended(trial.spec.id, trial.rung, last_score)
-        self.ended(trial, status, message, values)
+        if self.brackets is not None:
+            found = last_score if math.isfinite(last_score) else None
+            for rung in range(trial.rung, len(self.brackets.halving.rungs)):
+                share, metric = self.brackets.halving.rungs[rung], self.brackets.halving.metric
+                trial.rung_scores.append(RungScore(share=share, metric=metric, score=found))
+                self.brackets.report(trial.spec.id, rung, found)
+        self._untold.append((trial, status, message, values))
         self._judge()
 
     def _split(self, at_work: Sequence[Trial], reason: str) -> None:
@@ -342,9 +418,7 @@ class Pack:
         self._make_stack()
 
     def _note_split(self, reason: str) -> None:
-        self.notes.append(
-            f"memory ran out ({reason}): went on with {self.slots} trials and {self.tokens} tokens at a time"
-        )
+        self._note(f"memory ran out ({reason}): went on with {self.slots} trials and {self.tokens} tokens at a time")
 
     def _make_stack(self) -> None:
         """Slots for as many trials as memory holds. A trial for which there is no memory at all ends."""
@@ -385,5 +459,6 @@ def _train_loss(trial: Trial) -> float:
 
 def _per_token(values: Sequence[float], rows: Rows) -> Tensor:
     """Each trial's value at each of its completion tokens (n,)."""
-    spread = np.repeat(np.asarray(values, dtype=np.float32), rows.counts)
-    return torch.from_numpy(spread).to(rows.targets.device, non_blocking=True)
+    spread = torch.from_numpy(np.repeat(np.asarray(values, dtype=np.float32), rows.counts))
+    device = rows.targets.device
+    return spread.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else spread

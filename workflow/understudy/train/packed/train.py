@@ -3,42 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from understudy.store import Store
 from understudy.train import memory
+from understudy.train.batches import total_steps
 from understudy.train.engine import Engine, folder_whole
 from understudy.train.packed import adapters
 from understudy.train.packed.base import Base, read_base
 from understudy.train.packed.checkpoint import Checkpoint
-from understudy.train.packed.halving import Brackets
-from understudy.train.packed.pack import Pack
+from understudy.train.packed.halving import Brackets, rung_step
+from understudy.train.packed.pack import Note, Pack
 from understudy.train.packed.rows import Corpus
-from understudy.train.packed.trials import Orders, Trial
+from understudy.train.packed.trials import Orders, Trial, learning_rates
 from understudy.trial import Packing, Status, TrialRecord, TrialSpec
+
+
+@dataclass(frozen=True)
+class Company:
+    """All different trials of a pack, finished ones too."""
+
+    specs: Sequence[TrialSpec]
+    digests: Mapping[str, str]  # the trials' store entries by id
+    stopped: Mapping[str, str]  # those of trials that their brackets stop
 
 
 def train_together(
     engine: Engine,
     packing: Packing,
     specs: Sequence[TrialSpec],
-    company: Sequence[TrialSpec],
-    digests: Mapping[str, str],
-    stopped: Mapping[str, str],
+    company: Company,
     brackets: Brackets | None,
     checkpoint: Checkpoint,
     best: float,
     finished: Callable[[TrialRecord], None],
-) -> list[str]:
-    """Train some trials on the engine's base and hand each record to `finished` as soon as there is one.
+    note: Note,
+) -> None:
+    """Train some trials of a pack on the engine's base and hand each record to `finished` as soon as there is one.
 
-    `company` are all trials of the pack, finished ones too. `digests` names the store entries of the trials by id,
-    `stopped` those of trials that halving stops. The adapter of a trial that beats `best` and all before it is kept in
-    its entry. The return value says what went otherwise than planned.
+    The adapter of a trial that beats `best` and all before it is kept in its entry. `note` is told what goes otherwise
+    than planned.
     """
     settings = engine.job.inputs.training
     base = read_base(engine.frozen_base, packing.dense)
@@ -46,7 +54,7 @@ def train_together(
     orders, store = Orders(len(corpus)), Store(engine.job.store)
 
     batched = _at_once(base.device)
-    common = fresh.common_layout(company) if batched else None  # the same after an interruption
+    common = fresh.common_layout(company.specs) if batched else None  # the same after an interruption
 
     def begin(spec: TrialSpec) -> Trial:
         layout = common or fresh.layout(spec)
@@ -55,24 +63,26 @@ def train_together(
     def ended(trial: Trial, status: Status, message: str | None, values: Tensor | None) -> None:
         nonlocal best
         spec = trial.spec
-        digest = (stopped if status == "stopped" else digests)[spec.id]
-        scores = brackets.scores_of(spec.id) if brackets is not None else ()
+        digest = (company.stopped if status == "stopped" else company.digests)[spec.id]
+        scores = tuple(trial.rung_scores)
         record = engine.record(spec, digest, trial.history, status, message, trial.seconds, "packed", scores)
+        finished(record)
         if record.result.objective is not None and record.result.objective < best:
             assert values is not None
             best = record.result.objective
-            _keep(store.adapter(digest), base, trial, values)
-        finished(record)
+            _keep(store, digest, base, trial, values, note)
 
     memory.reset_peak()
-    pack = Pack(base, [begin(spec) for spec in specs], engine.examples, corpus, packing, brackets, ended, batched)
+    if brackets is not None:
+        _note_untrained(brackets, company.specs, len(corpus), note)
+    trials = [begin(spec) for spec in specs]
+    pack = Pack(base, trials, engine.examples, corpus, packing, brackets, ended, note, batched)
     state = checkpoint.load()
     if state is not None:
         pack.restore(state)
     pack.run(lambda: checkpoint.save_when_due(pack))
     checkpoint.remove()
     memory.release()
-    return pack.notes
 
 
 def _at_once(device: torch.device) -> bool:
@@ -80,6 +90,30 @@ def _at_once(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def _keep(folder: Path, base: Base, trial: Trial, values: Tensor) -> None:
-    with folder_whole(folder) as beside:
-        adapters.save(base, trial.spec, trial.layout, values, beside)
+def _keep(store: Store, digest: str, base: Base, trial: Trial, values: Tensor, note: Note) -> None:
+    """Save an adapter beside its record. Where that fails the record is there all the same, and a note says so."""
+    folder = store.adapter(digest)
+    try:
+        with store.locked(digest):
+            if not folder.exists():
+                with folder_whole(folder) as beside:
+                    adapters.save(base, trial.spec, trial.layout, values, beside)
+    except (MemoryError, RuntimeError, OSError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        note(f"the adapter of {trial.spec.id} couldn't be saved ({reason}); its result is complete")
+        memory.release()
+
+
+def _note_untrained(brackets: Brackets, specs: Sequence[TrialSpec], examples: int, note: Note) -> None:
+    """Say which trials are compared before they have learnt anything, since their rates begin at 0."""
+    rungs, members = brackets.halving.rungs, [spec for spec in specs if spec.id in brackets]
+    steps = {spec.id: total_steps(examples, spec.hyperparameters, spec.fidelity) for spec in members}
+    rates = {spec.id: learning_rates(spec.hyperparameters, steps[spec.id]) for spec in members}
+    for rung, share in enumerate(rungs, start=1):
+        at = {id: rung_step(share, count) for id, count in steps.items()}
+        untrained = [id for id in at if at[id] < steps[id] and not any(rates[id][: at[id]])]
+        if untrained:
+            note(
+                f"rung {rung} of {len(rungs)} compares {', '.join(untrained)} before the first step with a learning "
+                "rate above 0, where the number decides; longer trials, fewer rungs or less warm-up mend that"
+            )

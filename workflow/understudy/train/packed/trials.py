@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 
+from understudy.hyperparameters import Value
 from understudy.train.batches import data_order, total_steps
 from understudy.train.loop import History, MeanLoss, evaluation_steps
 from understudy.train.optimizer import make_schedule
 from understudy.train.packed.adapters import Weights
 from understudy.train.packed.layout import Layout
 from understudy.train.packed.rows import Corpus
-from understudy.trial import CurvePoint, TrialSpec, derive_seed
+from understudy.trial import CurvePoint, RungScore, TrialSpec, derive_seed
 
 
 class Orders:
@@ -49,9 +50,10 @@ class Trial:
     slot: int | None = None
     looked_at: int = 0  # the step after which it was last evaluated
     rung: int = 0  # of successive halving: how many it has passed
+    rung_scores: list[RungScore] = field(default_factory=list)  # of those that it has reached
     history: History = field(default_factory=History)
     since_evaluation: MeanLoss = field(default_factory=MeanLoss)
-    seconds: float = 0.0  # its share of the passes' time
+    seconds: float = 0.0  # its share of the pack's time
     _batch: tuple[int, list[int], int] = (-1, [], 0)
 
     @cached_property
@@ -65,16 +67,8 @@ class Trial:
 
     @cached_property
     def rates(self) -> list[float]:
-        """The learning rate of every step, from the schedule that a solo run has."""
-        values = self.spec.hyperparameters
-        optimizer = torch.optim.SGD([torch.zeros(1)], lr=float(values["learning_rate"]))
-        schedule = make_schedule(optimizer, values, self.steps)
-        rates = [float(optimizer.param_groups[0]["lr"])]
-        for _ in range(self.steps - 1):
-            optimizer.step()
-            schedule.step()
-            rates.append(float(optimizer.param_groups[0]["lr"]))
-        return rates
+        """The learning rate of every step."""
+        return learning_rates(self.spec.hyperparameters, self.steps)
 
     @cached_property
     def smoothing(self) -> float:
@@ -110,6 +104,7 @@ class Trial:
             "weights": None if weights is None else [weights.values, weights.exp_avg, weights.exp_avg_sq],
             "looked_at": self.looked_at,
             "rung": self.rung,
+            "rung_scores": [found.model_dump() for found in self.rung_scores],
             "seconds": self.seconds,
             "since_evaluation": asdict(self.since_evaluation),
             "history": {**vars(self.history), "curve": [point.model_dump() for point in self.history.curve]},
@@ -119,6 +114,7 @@ class Trial:
         """Go on from a state that `state` gave."""
         self.waiting = None if state["weights"] is None else Weights(*state["weights"])
         self.looked_at, self.rung, self.seconds = state["looked_at"], state["rung"], state["seconds"]
+        self.rung_scores = [RungScore.model_validate(found) for found in state["rung_scores"]]
         self.since_evaluation = MeanLoss(**state["since_evaluation"])
         curve = [CurvePoint.model_validate(point) for point in state["history"]["curve"]]
         self.history = History(**{**state["history"], "curve": curve})
@@ -126,6 +122,18 @@ class Trial:
     def dropout_seed(self, part: int) -> int:
         """The seed of the next step's masks; `part` counts the pieces that its batch is cut into."""
         return derive_seed(self.spec.seed, "dropout", self.history.steps, part)
+
+
+def learning_rates(hyperparameters: Mapping[str, Value], steps: int) -> list[float]:
+    """The learning rate of every step, from the schedule that a solo run has."""
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=float(hyperparameters["learning_rate"]))
+    schedule = make_schedule(optimizer, hyperparameters, steps)
+    rates = [float(optimizer.param_groups[0]["lr"])]
+    for _ in range(steps - 1):
+        optimizer.step()
+        schedule.step()
+        rates.append(float(optimizer.param_groups[0]["lr"]))
+    return rates
 
 
 def in_order(trials: Iterable[Trial]) -> list[Trial]:
