@@ -255,7 +255,11 @@ class TargetSettings(Section):
 
     trials: int = Field(default=16, ge=1, description="full-size trials")
     window: int = Field(default=4, ge=1, description="proposal n sees the results of trials 0 to n - window")
-    starts: int = Field(default=6, ge=1, description="first configurations that come from the transfer")
+    starts: int = Field(
+        default=6,
+        ge=1,
+        description="first trials that come from the transfer; `two_fidelity` decides itself when to run which",
+    )
     sampler: Sampler = Field(
         default="gp", description="Optuna's sampler after the starts; the Gaussian process is better with few trials"
     )

@@ -41,14 +41,14 @@ class TwoFidelitySampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
     """Proposes by the two-fidelity model: of what is likely enough to beat the best so far, the smallest expected loss.
 
     Likely enough is a chance of `LIKELY`; where nothing is, the largest chance counts, and without a result the
-    expected loss and what is unknown of it on the proxy, one standard deviation. The expected improvement is no guide here: where the budget is a few runs, looking for what
-    might be much better but probably isn't costs more than it finds (measured: see `tests/benchmarks/README.md`).
-    Running trials are believed to come out as predicted.
+    expected loss and a standard deviation of the proxy's surface. The expected improvement is no guide here: where the
+    budget is a few runs, looking for what might be much better but probably isn't costs more than it finds (measured:
+    see `tests/benchmarks/README.md`). Running trials are believed to come out as predicted.
 
     `surface` and `space` are those of `results/transfer/regions.json`; a trial's parameters have `distributions`.
-    `hints` are configurations of the space, such as the proxy's best: the first trial is one of them, since what a model
-    imagines beyond its data waits for a result; then they are candidates beside those that the sampler draws. With `gain`, a
-    share of the best loss, `outlook.worth` says how probable it is that a candidate beats that loss by so much.
+    `hints` are configurations of the space, such as the proxy's best: the first trial is one of them, since what a
+    model imagines beyond its data waits for a result; then they are candidates beside those that the sampler draws.
+    With `gain`, a share of the best loss, `outlook.worth` says how probable it is that a candidate beats it by so much.
     """
 
     def __init__(
