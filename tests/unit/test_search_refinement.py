@@ -181,7 +181,7 @@ def test_what_is_not_worth_it_is_skipped(tmp_path: Path) -> None:
     ran = [record.result.status != "skipped" for record in records]
     assert sum(ran) < 12
     assert all(ran[: propose.CHECK + 1])
-    assert made.best_of(records) < 2.01  # of the bowl, whose best is 2
+    assert made.best_of(records) < 2.02  # twice the gain above 2, the best of the bowl
     for number, record in enumerate(records):
         proposal = json.loads((tmp_path / f"{number:04d}" / "proposal.json").read_text())
         worth = (proposal["outlook"] or {}).get("worth")

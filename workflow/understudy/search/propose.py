@@ -78,19 +78,18 @@ def _from_surface(settings: TargetSection, number: int, regions: Regions, starts
     misleads, it shows what the others should reach.
     """
     tried = {identity(spec.hyperparameters) for spec in _specs(history)}
-    offered = starts.starts
-    known = {identity(start.hyperparameters): start for start in offered}
+    known = {identity(start.hyperparameters): start for start in starts.starts}
     seed, outlook = derive_seed(settings.seed, "propose", number), None
     if number == CHECK and identity(starts.default) not in tried:
         values = starts.default
     else:
-        hints = [{name: start.hyperparameters[name] for name in regions.space} for start in offered]
+        hints = [{name: start.hyperparameters[name] for name in regions.space} for start in starts.starts]
         gain = settings.stop.gain if settings.stop else 0.0
         chosen, outlook = refined(regions.space, history, seed, regions.surface, hints, gain)
         values = complete(chosen, starts.default, settings.method)
     start = known.get(identity(values))
-    if start is None and values == starts.default:
-        start = next(start for start in starts.starts if start.hyperparameters == starts.default)
+    if start is not None:
+        values = start.hyperparameters  # with all of its digits, by which the store knows it
     region = next((region for region in regions.regions if not outside(region, values)), None)
     return Proposal(
         number=number,
