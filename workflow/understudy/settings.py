@@ -261,9 +261,11 @@ class TargetSettings(Section):
         description="first trials that come from the transfer; `two_fidelity` decides itself when to run which",
     )
     sampler: Sampler = Field(
-        default="gp", description="Optuna's sampler after the starts; the Gaussian process is better with few trials"
+        default="two_fidelity", description="who proposes: the model of proxy and target, or one of Optuna's samplers"
     )
-    explore: float = Field(default=0.2, ge=0, le=1, description="share of proposals that may leave the regions")
+    explore: float = Field(
+        default=0.2, ge=0, le=1, description="share of proposals that may leave the regions; not with `two_fidelity`"
+    )
     stop: StopSettings | None = Field(
         default=None, description="skip trials that are hardly worth it; `{}` turns it on"
     )
