@@ -131,11 +131,25 @@ def all_finalist_results():
     return [PATHS.finalist_result(rank, seed) for rank, seed in graph.finalist_runs(STUDY)]
 
 
+def all_truncated_results():
+    """The results of the target's truncated runs in order; none without `target.truncated`."""
+    return [PATHS.truncated_result(number) for number in range(graph.truncated_runs(STUDY))]
+
+
 def before_proposal(wildcards):
     """The newest proposal and the newest result that a proposal may see; older ones are there when these are."""
+    return _before(wildcards, PATHS.proposal, PATHS.target_result)
+
+
+def before_truncated_proposal(wildcards):
+    """The same of a truncated run."""
+    return _before(wildcards, PATHS.truncated_proposal, PATHS.truncated_result)
+
+
+def _before(wildcards, proposal, result):
     number, window = int(wildcards.number), STUDY.target.window
-    needed = [PATHS.proposal(number - 1)] if number else []
-    return needed + ([PATHS.target_result(number - window)] if number >= window else [])
+    needed = [proposal(number - 1)] if number else []
+    return needed + ([result(number - window)] if number >= window else [])
 
 
 def proposals_of_echo(wildcards):

@@ -7,7 +7,7 @@ rule summarise:
     input:
         settings=PATHS.settings("summary"),
         packs=all_proxy_results() + all_echo_results(),
-        targets=all_target_results(),
+        targets=all_truncated_results() + all_target_results(),
         finalists=all_finalist_results(),
         proposals=all_proposals(),
         regions=PATHS.regions,

@@ -1,4 +1,5 @@
 localrules:
+    propose_truncated,
     propose,
     select_finalists,
     choose_winner,
@@ -10,6 +11,7 @@ rule propose:
         settings=PATHS.settings("target"),
         regions=PATHS.regions,
         starts=PATHS.starts,
+        truncated=all_truncated_results(),
     output:
         PATHS.proposal("{number}"),
     log:
@@ -17,10 +19,28 @@ rule propose:
     conda:
         "../envs/understudy.yaml"
     params:
-        trials=PATHS.root / "target" / "trials",
+        stage="target",
+        trials=PATHS.target_trials,
     shell:
-        "exec python -m understudy propose --settings {input.settings:q} --number {wildcards.number} --regions {input.regions:q}"
-        " --starts {input.starts:q} --trials-dir {params.trials:q} --output {output:q} --log {log:q}"
+        "exec python -m understudy propose --settings {input.settings:q} --stage {params.stage} --number {wildcards.number}"
+        " --regions {input.regions:q} --starts {input.starts:q} --trials-dir {params.trials:q}"
+        " --truncated {input.truncated:q} --output {output:q} --log {log:q}"
+
+
+use rule propose as propose_truncated with:
+    input:
+        before_truncated_proposal,
+        settings=PATHS.settings("target"),
+        regions=PATHS.regions,
+        starts=PATHS.starts,
+        truncated=[],
+    output:
+        PATHS.truncated_proposal("{number}"),
+    log:
+        PATHS.log("propose_truncated", "{number}"),
+    params:
+        stage="truncated",
+        trials=PATHS.truncated_trials,
 
 
 rule train_target:
@@ -44,6 +64,16 @@ rule train_target:
         " --train {input.train:q} --validation {input.validation:q} --execution {input.execution:q}"
         " --training {input.training:q} --store {params.store:q} --progress {params.progress:q}"
         " --output {output:q} --log {log:q}"
+
+
+use rule train_target as train_truncated with:
+    input:
+        **inputs_of_training("target"),
+        proposal=PATHS.truncated_proposal("{number}"),
+    output:
+        PATHS.truncated_result("{number}"),
+    log:
+        PATHS.log("train_truncated", "{number}"),
 
 
 rule select_finalists:

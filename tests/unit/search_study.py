@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -150,20 +150,37 @@ def transferred(
     return transfer(settings, trials_frame(proxy_records(study, loss, proxy)), proxy, target)
 
 
-def next_proposal(study: StudyConfig, folder: Path, number: int, regions: Regions, starts: Starts) -> Proposal:
+def next_proposal(
+    study: StudyConfig,
+    folder: Path,
+    number: int,
+    regions: Regions,
+    starts: Starts,
+    stage: Literal["truncated", "target"] = "target",
+    truncated: Sequence[Path] = (),
+) -> Proposal:
     """What the command does, without writing."""
     settings: TargetSection = section(study, "target")
-    history = History() if is_start(settings, number, starts) else read_history(folder, number, settings.window)
-    return propose(settings, number, regions, starts, history)
+    if is_start(settings, number, starts):
+        return propose(settings, number, regions, starts, History(), stage)
+    history = read_history(folder, number, settings.window, truncated)
+    return propose(settings, number, regions, starts, history, stage)
 
 
 def run_target(
-    study: StudyConfig, folder: Path, regions: Regions, starts: Starts, count: int, loss: Loss = bowl
+    study: StudyConfig,
+    folder: Path,
+    regions: Regions,
+    starts: Starts,
+    count: int,
+    loss: Loss = bowl,
+    stage: Literal["truncated", "target"] = "target",
+    truncated: Sequence[Path] = (),
 ) -> list[TrialRecord]:
     """Propose and "train" the first `count` target trials below `folder`, one after the other."""
     records = []
     for number in range(count):
-        proposal = next_proposal(study, folder, number, regions, starts)
+        proposal = next_proposal(study, folder, number, regions, starts, stage, truncated)
         records.append(record(proposal.spec, loss, "skipped" if proposal.skip else None))
         write_json(folder / f"{number:04d}" / "proposal.json", proposal)
         write_json(folder / f"{number:04d}" / "result.json", records[-1])

@@ -14,9 +14,9 @@ import optuna
 import pytest
 import search_study as made
 
-from understudy.artifacts import Proposal
+from understudy.artifacts import Proposal, Regions, Starts
 from understudy.errors import UserError
-from understudy.files import read_model
+from understudy.files import read_model, write_json
 from understudy.hyperparameters import Value
 from understudy.process import set_threads
 from understudy.search import propose
@@ -24,9 +24,9 @@ from understudy.search.distributions import to_optuna
 from understudy.search.planning import plan_echo
 from understudy.search.refinement import TwoFidelitySampler
 from understudy.search.sequences import uniform
-from understudy.search.surface import MOST, make_surface
+from understudy.search.surface import MOST, log_axis, make_surface
 from understudy.space import Choices, Range
-from understudy.trial import TrialSpec
+from understudy.trial import TrialRecord, TrialSpec
 
 STUDY = made.config(target__sampler="two_fidelity", target__window=1)
 SPACE: dict[str, Range | Choices] = {
@@ -153,6 +153,19 @@ def test_more_tokens_move_the_batch_size() -> None:
     assert moved[:, 1:].tolist() == plain[:, 1:].tolist()
 
 
+def test_even_choices_have_a_log_scale() -> None:
+    space: dict[str, Range | Choices] = {
+        "lora_r": Choices(choices=(1, 2)),
+        "batch_size": Choices(choices=(4, 8, 16, 32)),
+    }
+    images = [uniform(space, 1, number) for number in range(20)]
+    plain, moved = (np.array(make_surface(space, images, range(20), factor).points) for factor in (1.0, 2.0))
+    assert moved[:, 1] - plain[:, 1] == pytest.approx(np.full(20, 1 / 4))  # from one choice to the next
+    uneven = {"batch_size": Choices(choices=(4, 8, 12))}
+    for other in (uneven, {"batch_size": Choices(choices=(8,))}, {"batch_size": Range(low=1, high=9)}):
+        assert log_axis(other, "batch_size") == (None, 0.0)
+
+
 def test_a_proposal_is_quick() -> None:
     """At most 2 seconds on one core, with 1,000 proxy trials and 100 finished ones."""
     set_threads(1)
@@ -218,3 +231,52 @@ def test_what_the_target_skips_is_not_echoed(tmp_path: Path) -> None:
 def test_stop_needs_the_model() -> None:
     with pytest.raises(UserError, match="the sampler is `gp`"):
         made.config(target__sampler="gp", target__stop={})
+
+
+SHORT = made.config(
+    target__sampler="two_fidelity", target__window=1, target__truncated={"trials": 12, "fidelity": 0.25}
+)
+
+
+def run_short(folder: Path, found: tuple[Regions, Starts], loss: made.Loss) -> list[Path]:
+    """Truncated runs below `folder`; their results."""
+    made.run_target(SHORT, folder, *found, 12, loss, "truncated")
+    return sorted(folder.glob("*/result.json"))
+
+
+def test_truncated_runs_come_first_and_are_told_apart(tmp_path: Path) -> None:
+    found = made.transferred(SHORT)
+    short = run_short(tmp_path / "short", found, made.bowl)
+    records = made.run_target(SHORT, tmp_path / "whole", *found, 3, truncated=short)
+    specs = [read_model(path, TrialRecord).spec for path in short]
+    assert [spec.id for spec in specs] == [f"u{number:04d}" for number in range(12)]
+    assert {(spec.stage, spec.fidelity, spec.role) for spec in specs} == {("truncated", 0.25, "target")}
+    assert {(record.spec.stage, record.spec.fidelity) for record in records} == {("target", 1.0)}
+    proposal = read_model(tmp_path / "whole" / "0001" / "proposal.json", Proposal)
+    assert proposal.visible == (*(spec.id for spec in specs), "t0000")
+
+
+def test_what_was_best_in_short_is_run_first_in_full(tmp_path: Path) -> None:
+    """The proxy misleads, truncated runs don't: with them the first trial is near the optimum, without far from it."""
+    found = made.transferred(SHORT)
+    short = run_short(tmp_path / "short", found, elsewhere)
+    first = made.run_target(SHORT, tmp_path / "with", *found, 1, elsewhere, truncated=short)[0]
+    best = min((read_model(path, TrialRecord) for path in short), key=lambda record: elsewhere(record.spec))
+    assert elsewhere(first.spec) <= elsewhere(best.spec) + 0.1
+    assert first.spec.parents
+    assert elsewhere(made.run_target(SHORT, tmp_path / "without", *found, 1, elsewhere)[0].spec) > 4
+
+
+def test_a_truncated_run_without_a_loss_is_bad_news_not_an_error(tmp_path: Path) -> None:
+    found = made.transferred(SHORT)
+    short = run_short(tmp_path / "short", found, made.bowl)
+    for path in short:
+        record = read_model(path, TrialRecord)
+        lost = record.result.model_copy(update={"status": "diverged", "objective": None})
+        write_json(path, record.model_copy(update={"result": lost}))
+    assert made.run_target(SHORT, tmp_path / "whole", *found, 2, truncated=short)
+
+
+def test_truncated_runs_need_the_model() -> None:
+    with pytest.raises(UserError, match="the sampler is `tpe`"):
+        made.config(target__sampler="tpe", target__truncated={})

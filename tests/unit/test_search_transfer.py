@@ -351,6 +351,19 @@ def test_the_rule_is_scaled_and_stays_itself(proxy: int, target: int) -> None:
     assert image == pytest.approx(learning_rate_rule(target, "llama", "lora"), rel=SAME_RATE)
 
 
+def test_a_shorter_proxy_trial_scales_the_rate_by_tokens() -> None:
+    """A quarter of the steps: four times the tokens on the target."""
+    plain, short = made.config(), made.config(proxy__fidelity=0.25)
+    (before, _), (after, starts) = made.transferred(plain), made.transferred(short)
+    expected = before.scale["learning_rate"].factor * 4**plain.transfer.learning_rate_tokens_exponent
+    assert after.scale["learning_rate"].factor == pytest.approx(expected, rel=1e-5)
+    assert "for more tokens" in after.scale["learning_rate"].rule
+    assert starts.default["learning_rate"] == learning_rate_rule(made.TARGET.hidden_size, "llama", "lora")
+    assert {spec.fidelity for spec in made.planned(made.section(short, "search"), "random", 0, 2).specs} == {0.25}
+    off = made.config(proxy__fidelity=0.25, transfer__learning_rate_tokens_exponent=0.0)
+    assert made.transferred(off)[0].scale == before.scale
+
+
 def test_models_of_different_exponents_have_different_defaults() -> None:
     study = made.config(**SMALL)
     cards = made.card("proxy", 64), made.card("target", 192, "qwen2")

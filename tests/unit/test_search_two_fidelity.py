@@ -121,5 +121,39 @@ def test_units_put_the_best_at_minus_one_and_tame_divergence() -> None:
 
 def test_priors_sum_to_one() -> None:
     for axis in (AXIS, None):
-        points = two_fidelity._grid(surface(), axis, DECADE)
+        points = two_fidelity._grid(surface(), axis, DECADE, two_fidelity.SHARED)
         assert math.fsum(math.exp(point.log_prior) for point in points) == pytest.approx(1)
+
+
+def test_truncated_runs_say_where_to_look_and_nothing_of_the_level() -> None:
+    x = np.random.default_rng(5).random((16, 2))
+    cut = x, elsewhere(x) + 2.0
+    alone = TwoFidelity(surface(), AXIS, DECADE, *NOTHING, cut)
+    assert spearmanr(alone.predict(grid())[0], elsewhere(grid())).statistic > 0.8
+    assert alone.predict(grid())[1].min() > 4  # the offset of whole runs is as open as before
+    both = TwoFidelity(surface(), AXIS, DECADE, x[:2], elsewhere(x[:2]) - 1.0, cut)
+    assert both.predict(x[2:])[0] == pytest.approx(elsewhere(x[2:]) - 1.0, abs=0.4)
+
+
+def test_truncated_runs_that_mislead_are_overruled() -> None:
+    x = np.random.default_rng(6).random((14, 2))
+    made = TwoFidelity(surface(), AXIS, DECADE, x, bowl(x), (x[:8], elsewhere(x[:8])))
+    assert spearmanr(made.predict(grid())[0], bowl(grid())).statistic > 0.8
+
+
+def test_truncated_and_whole_runs_are_jointly_normal() -> None:
+    """One hypothesis, its covariance written out pair by pair, by scipy's density."""
+    x, count = np.random.default_rng(7).random((7, 2)), 3
+    f = elsewhere(x)
+    made = TwoFidelity(surface(), AXIS, DECADE, x[count:], f[count:], (x[:count], f[:count]))
+    point = next(each for each in made._kept if each.hypothesis.shift is None)
+    assert point.hypothesis.shared in two_fidelity.SHARED
+    covariance = made._noise * np.eye(7)
+    for i in range(7):
+        for j in range(7):
+            r = np.linalg.norm((x[i] - x[j]) / np.array(point.hypothesis.lengths))
+            common = 1.0 if i >= count and j >= count else point.hypothesis.shared
+            covariance[i, j] += common * point.hypothesis.amplitude**2 * matern(np.array(r))
+            covariance[i, j] += two_fidelity.OFFSET_SPREAD**2 * ((i < count) == (j < count))
+    expected = multivariate_normal(np.zeros(7), covariance).logpdf(f) + 3.5 * math.log(2 * math.pi)
+    assert point.log_weight - point.hypothesis.log_prior == pytest.approx(expected, rel=1e-6)

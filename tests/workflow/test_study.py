@@ -184,9 +184,10 @@ def test_transfer_settings_leave_the_proxy_stage_alone(finished: Study, tmp_path
     assert "rule collect_proxy:" not in planned
 
 
-def test_target_trials_that_are_not_worth_it_are_skipped(finished: Study, tmp_path: Path) -> None:
+def test_short_runs_come_first_and_trials_that_are_not_worth_it_are_skipped(finished: Study, tmp_path: Path) -> None:
     """Nothing gains half of the loss, so everything after the default's trial is skipped, and nothing of it echoed."""
     target = {"trials": 7, "window": 1, "sampler": "two_fidelity", "stop": {"gain": 0.5}}
+    target["truncated"] = {"trials": 2, "fidelity": 0.5}
     study = copy_of(finished, tmp_path / "stop", **{f"target__{name}": value for name, value in target.items()})
     done = study.run()
     assert done.returncode == 0, done.stdout
@@ -194,6 +195,15 @@ def test_target_trials_that_are_not_worth_it_are_skipped(finished: Study, tmp_pa
     statuses = trials.filter(stage="target").sort("id")["status"].to_list()
     assert statuses == ["complete"] * 5 + ["skipped"] * 2
     assert trials.filter(origin="echo")["id"].sort().to_list() == [f"e{number:04d}" for number in range(5)]
+    short = trials.filter(stage="truncated")
+    assert short.select("id", "fidelity").rows() == [("u0000", 0.5), ("u0001", 0.5)]
+    whole = trials.filter(stage="target").select("digest", "steps")
+    assert short["steps"].max() < whole["steps"].max()  # type: ignore[operator]
+    assert set(short["digest"]).isdisjoint(whole["digest"])
+    costs = pl.read_csv(study.results / "summary" / "cost_per_stage.csv")
+    assert costs["stage"].to_list() == ["proxy", "echo", "truncated", "target", "finalist", "total"]
+    first = json.loads((study.results / "target" / "trials" / "0000" / "proposal.json").read_text())
+    assert first["visible"] == ["u0000", "u0001"]
     assert "2 skipped" in done.stdout
     assert "by its model with probability" in done.stdout
     assert "by its model with probability" in (study.results / "report.html").read_text()

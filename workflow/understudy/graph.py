@@ -63,6 +63,11 @@ def echo_packs(config: StudyConfig) -> dict[str, PackRange]:
     return _split("echo", config.target.trials, config.proxy.pack_size) if config.proxy.echo else {}
 
 
+def truncated_runs(config: StudyConfig) -> int:
+    """How many configurations the target tries in short runs first."""
+    return config.target.truncated.trials if config.target.truncated else 0
+
+
 def finalist_runs(config: StudyConfig) -> list[tuple[int, int]]:
     """Pairs of rank and seed index. Rank 0 is the default configuration."""
     finalists = config.finalists
@@ -72,7 +77,8 @@ def finalist_runs(config: StudyConfig) -> list[tuple[int, int]]:
 def totals(config: StudyConfig) -> dict[str, int]:
     """How many trials each stage has in all."""
     packs = [*proxy_packs(config).values(), *echo_packs(config).values()]
-    counts = (sum(pack.count for pack in packs), config.target.trials, len(finalist_runs(config)))
+    proxy, finalists = sum(pack.count for pack in packs), len(finalist_runs(config))
+    counts = (proxy, truncated_runs(config), config.target.trials, finalists)
     return dict(zip(STAGES, counts, strict=True))
 
 

@@ -50,11 +50,25 @@ class StudyPaths:
         return self.root / "transfer" / "starts.json"
 
     # target
+    @property
+    def target_trials(self) -> Path:
+        return self.root / "target" / "trials"
+
     def proposal(self, number: int | str) -> Path:
-        return self.root / "target" / "trials" / _numbered(number) / "proposal.json"
+        return self.target_trials / _numbered(number) / "proposal.json"
 
     def target_result(self, number: int | str) -> Path:
-        return self.root / "target" / "trials" / _numbered(number) / "result.json"
+        return self.target_trials / _numbered(number) / "result.json"
+
+    @property
+    def truncated_trials(self) -> Path:
+        return self.root / "target" / "truncated"
+
+    def truncated_proposal(self, number: int | str) -> Path:
+        return self.truncated_trials / _numbered(number) / "proposal.json"
+
+    def truncated_result(self, number: int | str) -> Path:
+        return self.truncated_trials / _numbered(number) / "result.json"
 
     # finalists, test, decoding
     @property

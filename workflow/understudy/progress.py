@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 from understudy.trial import TrialRecord
 
-STAGES = ("proxy", "target", "finalist")
+STAGES = ("proxy", "truncated", "target", "finalist")
 TARGET_GUESS = 5.0  # proxy trials that a target trial is taken to last, until one has finished
 
 _terminal: TextIO = sys.stderr
@@ -91,7 +91,7 @@ class State:
             done += f" ({stopped} stopped early)"
         left = self.seconds_left()
         left_text = "" if left is None else f" · about {_clock(left)} left"
-        return f"{stage:<8} {done} · {best_text:<22} · {_clock(self.now - self.started)} passed{left_text}"
+        return f"{stage:<9} {done} · {best_text:<22} · {_clock(self.now - self.started)} passed{left_text}"
 
     def seconds_left(self) -> float | None:
         """An estimate from the pace of this run's trials, in each stage for itself."""
@@ -102,7 +102,7 @@ class State:
         known = {stage: _pace(trials, self.workers) for stage, trials in by_stage.items() if trials}
         proxy = known.get("proxy") or _pace(fresh, self.workers)
         target = known.get("target") or known.get("finalist") or TARGET_GUESS * proxy
-        paces = {"proxy": proxy, "target": target, "finalist": target, **known}
+        paces = {"proxy": proxy, "truncated": target, "target": target, "finalist": target, **known}
         return sum(max(self.totals.get(stage, 0) - len(self.of(stage)), 0) * pace for stage, pace in paces.items())
 
 

@@ -66,6 +66,7 @@ class SearchSection(Section):
     space: SearchSpace
     defaults: dict[str, Value]
     grid: dict[str, tuple[Value, ...]]
+    fidelity: float = 1.0
     halving: HalvingSettings | None = None
 
 
@@ -76,6 +77,7 @@ class TransferSection(Section):
     space: SearchSpace
     defaults: dict[str, Value]
     transfer: TransferSettings
+    fidelity: float = 1.0  # of the proxy's trials
     method: Method
 
 
@@ -88,6 +90,7 @@ class TargetSection(Section):
     sampler: Sampler
     explore: float
     stop: StopSettings | None = None
+    fidelity: float = 1.0  # of truncated runs
     method: Method
 
 
@@ -132,9 +135,19 @@ def sections(config: StudyConfig) -> dict[str, Section]:
         "execution": ExecutionSection(execution=config.execution),
         "training": TrainingSection(training=config.training),
         "search": SearchSection(
-            **shared, defaults=config.defaults, grid=config.proxy.grid, halving=_halving(config.proxy)
+            **shared,
+            defaults=config.defaults,
+            grid=config.proxy.grid,
+            fidelity=config.proxy.fidelity,
+            halving=_halving(config.proxy),
         ),
-        "transfer": TransferSection(**shared, defaults=config.defaults, transfer=config.transfer, method=target.method),
+        "transfer": TransferSection(
+            **shared,
+            defaults=config.defaults,
+            transfer=config.transfer,
+            fidelity=config.proxy.fidelity,
+            method=target.method,
+        ),
         "target": TargetSection(
             seed=config.seed,
             window=target.window,
@@ -142,6 +155,7 @@ def sections(config: StudyConfig) -> dict[str, Section]:
             sampler=target.sampler,
             explore=target.explore,
             stop=target.stop,
+            fidelity=target.truncated.fidelity if target.truncated else 1.0,
             method=target.method,
         ),
         "finalists": FinalistSection(

@@ -160,6 +160,9 @@ class ProxySettings(Section):
         default_factory=dict, description="axes and their values; all else at the known default"
     )
     defaults: bool = Field(default=True, description="try the known-good defaults as well")
+    fidelity: float = Field(
+        default=1.0, gt=0, le=1, description="share of its steps that a trial runs: less makes the proxy cheaper"
+    )
     pack_size: int = Field(default=16, ge=1, description="trials that one job trains on one copy of the base")
     echo: bool = Field(
         default=True, description="run the target's configurations back on the proxy, to measure their agreement"
@@ -233,9 +236,13 @@ class TransferSettings(Section):
         default="auto",
         description="p in the rate's scale (proxy width / target width)^p; `auto` takes the family's published one",
     )
+    learning_rate_tokens_exponent: float = Field(
+        default=0.1,
+        description="the rate grows like the training tokens to this power, where the target has more of them",
+    )
     batch_size_exponent: float = Field(
         default=0.5,
-        description="the best batch grows like the training tokens to this power, where the target has more of them",
+        description="the best batch grows like the training tokens to this power, likewise",
     )
 
 
@@ -248,6 +255,13 @@ class StopSettings(Section):
     chance: float = Field(
         default=0.05, gt=0, lt=1, description="trials are skipped while the model gives less than this to such a gain"
     )
+
+
+class TruncatedSettings(Section):
+    """Short runs of the target itself before its trials: a fidelity between proxy and target; `{}` turns them on."""
+
+    trials: int = Field(default=8, ge=1, description="how many configurations are run so")
+    fidelity: float = Field(default=0.25, gt=0, lt=1, description="share of a trial's steps that they last")
 
 
 class TargetSettings(Section):
@@ -269,6 +283,9 @@ class TargetSettings(Section):
     stop: StopSettings | None = Field(
         default=None, description="skip trials that are hardly worth it; `{}` turns it on"
     )
+    truncated: TruncatedSettings | None = Field(
+        default=None, description="first try configurations in short runs of the target; with `two_fidelity` alone"
+    )
     method: Method = Field(default="lora", description="LoRA, or all of the model's weights")
 
     @model_validator(mode="after")
@@ -280,6 +297,10 @@ class TargetSettings(Section):
             )
         if self.stop is not None and self.sampler != "two_fidelity":
             raise ValueError(f"`stop` asks the model of `sampler: two_fidelity`, but the sampler is `{self.sampler}`")
+        if self.truncated is not None and self.sampler != "two_fidelity":
+            raise ValueError(
+                f"`truncated` runs speak to the model of `sampler: two_fidelity`, but the sampler is `{self.sampler}`"
+            )
         if self.starts > self.trials:
             raise ValueError(f"`starts` may be at most `trials` ({self.trials}), but got {self.starts}")
         return self

@@ -15,7 +15,7 @@ from understudy.settings import HalvingMetric, Method, Quantization, Role, Split
 FORMAT_VERSION: Final = 1
 ENGINE_VERSION = 2  # raise it when a change to training, tokenisation or evaluation can change a number
 
-Stage = Literal["proxy", "target", "finalist"]
+Stage = Literal["proxy", "truncated", "target", "finalist"]
 Origin = Literal["random", "sobol", "grid", "default", "echo", "transferred", "refined"]
 Status = Literal["complete", "stopped", "diverged", "out_of_memory", "failed", "skipped"]
 
@@ -28,7 +28,7 @@ class TrialSpec(_Frozen):
     """What to train. `hyperparameters` is complete, in the order of the hyperparameter table."""
 
     format_version: Literal[1] = FORMAT_VERSION
-    id: str = Field(description="r0007, q0003 (Sobol), g0003, d01, e0004 (echo), t0012, f1s2 (finalist 1, seed 2)")
+    id: str = Field(description="r0007, q0003 (Sobol), g0003, d01, e0004 (echo), u0002 (truncated), t0012, f1s2")
     stage: Stage
     origin: Origin
     hyperparameters: dict[str, Value]

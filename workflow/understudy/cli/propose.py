@@ -15,10 +15,12 @@ from understudy.sections import TargetSection
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("--settings", type=Path, required=True, help="target.json")
+    parser.add_argument("--stage", choices=("truncated", "target"), default="target")
     parser.add_argument("--number", type=int, required=True, help="the proposal's number, from 0")
     parser.add_argument("--regions", type=Path, required=True)
     parser.add_argument("--starts", type=Path, required=True)
-    parser.add_argument("--trials-dir", type=Path, required=True, help="folder of the target's trials")
+    parser.add_argument("--trials-dir", type=Path, required=True, help="folder of the stage's trials")
+    parser.add_argument("--truncated", type=Path, nargs="*", default=(), help="results of the target's truncated runs")
     parser.add_argument("--output", type=Path, required=True)
 
 
@@ -30,5 +32,6 @@ def run(arguments: argparse.Namespace) -> None:
     if is_start(settings, arguments.number, starts):
         history = History()
     else:
-        history = read_history(arguments.trials_dir, arguments.number, settings.window)
-    write_json(arguments.output, propose(settings, arguments.number, regions, starts, history))
+        history = read_history(arguments.trials_dir, arguments.number, settings.window, arguments.truncated)
+    proposal = propose(settings, arguments.number, regions, starts, history, arguments.stage)
+    write_json(arguments.output, proposal)

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print one line per stage."""
+    """Print one line per stage that the study has."""
     path = StudyPaths(arguments.results).progress
     if not path.exists():
         raise UserError(
@@ -24,5 +24,5 @@ def run(arguments: argparse.Namespace) -> None:
             "--cores all`, or name the config's `results` folder with --results"
         )
     state = progress.state(path)
-    for stage in progress.STAGES:
+    for stage in (stage for stage in progress.STAGES if state.totals.get(stage)):
         print(state.line(stage))

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("--settings", type=Path, required=True, help="settings/summary.json")
     parser.add_argument("--packs", type=Path, nargs="+", required=True, help="results.json of every pack")
-    parser.add_argument("--targets", type=Path, nargs="+", required=True, help="result.json of every target trial")
+    parser.add_argument("--targets", type=Path, nargs="+", required=True, help="result.json of every run of the target")
     parser.add_argument("--finalists", type=Path, nargs="+", required=True, help="result.json of every finalist's seed")
     parser.add_argument("--regions", type=Path, required=True, help="regions.json")
     parser.add_argument("--starts", type=Path, required=True, help="starts.json")

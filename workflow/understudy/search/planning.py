@@ -75,6 +75,7 @@ def _block(settings: SearchSection, model: ModelCard, pack: str, place: PackRang
             stage="proxy",
             origin=origin,
             hyperparameters=complete(values, known, "lora"),
+            fidelity=settings.fidelity,
             seed=search_seed(settings.seed),
         )
         for i, values in enumerate(chosen)
@@ -183,6 +184,7 @@ def plan_echo(
             stage="proxy",
             origin="echo",
             hyperparameters=complete(to_proxy(_searched(settings, proposal), scale), known, "lora"),
+            fidelity=settings.fidelity,
             seed=search_seed(settings.seed),
             parents=(proposal.spec.id,),
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from understudy.artifacts import Outlook, Proposal, Region, Regions, Start, Starts
 from understudy.hyperparameters import Value, complete
@@ -19,6 +20,7 @@ from understudy.trial import Origin, TrialSpec, derive_seed, search_seed
 FRESH_DRAWS = 64  # attempts to leave the configurations that were tried before; then a repeat is let through
 
 CHECK = 4  # number of the trial that is the default configuration, where two_fidelity hasn't taken it before
+LETTERS = {"truncated": "u", "target": "t"}
 SAMPLER_CLASSES = {
     "two_fidelity": "TwoFidelitySampler",
     "tpe": "TPESampler",
@@ -35,8 +37,15 @@ class Draw:
     redrawn: tuple[str, ...] = ()
 
 
-def propose(settings: TargetSection, number: int, regions: Regions, starts: Starts, history: History) -> Proposal:
-    """Proposal `number`. It follows from the seed, the number, the transfer and the history alone.
+def propose(
+    settings: TargetSection,
+    number: int,
+    regions: Regions,
+    starts: Starts,
+    history: History,
+    stage: Literal["truncated", "target"] = "target",
+) -> Proposal:
+    """Proposal `number` of a stage. It follows from the seed, the number, the transfer and the history alone.
 
     The first ones are the starts. Then a place is drawn: a region, or all of the space to explore. The sampler's
     study has what the history shows; of its candidates the one nearest to the region is taken and the rest of it
@@ -45,7 +54,7 @@ def propose(settings: TargetSection, number: int, regions: Regions, starts: Star
     if is_start(settings, number, starts):
         return _from_start(settings, number, starts.starts[number])
     if settings.sampler == "two_fidelity":
-        return _from_surface(settings, number, regions, starts, history)
+        return _from_surface(settings, number, regions, starts, history, stage)
     shares = place_shares(regions.regions, history.visible, settings.explore)
     place = choose_place(shares, derive_seed(settings.seed, "explore", number))
     region = regions.regions[place] if place < len(regions.regions) else None
@@ -70,36 +79,48 @@ def propose(settings: TargetSection, number: int, regions: Regions, starts: Star
     )
 
 
-def _from_surface(settings: TargetSection, number: int, regions: Regions, starts: Starts, history: History) -> Proposal:
+def _from_surface(
+    settings: TargetSection,
+    number: int,
+    regions: Regions,
+    starts: Starts,
+    history: History,
+    stage: Literal["truncated", "target"],
+) -> Proposal:
     """A proposal of the two-fidelity model, which has the proxy's surface in it and needs no regions to guide it.
 
-    The first trial is one of the starts; from then on they are candidates among others, so that the evidence decides
-    when they are run. The default configuration alone is certain, at the latest as trial `CHECK`: where the proxy
-    misleads, it shows what the others should reach.
+    The first trial is one of the starts, or what was run truncated; from then on they are candidates among others, so
+    that the evidence decides when they are run. The default configuration alone is certain, at the latest as trial
+    `CHECK`: where the proxy misleads, it shows what the others should reach.
     """
     tried = {identity(spec.hyperparameters) for spec in _specs(history)}
-    known = {identity(start.hyperparameters): start for start in starts.starts}
-    seed, outlook = derive_seed(settings.seed, "propose", number), None
+    known: dict[Identity, tuple[dict[str, Value], Origin, tuple[str, ...]]] = {
+        identity(spec.hyperparameters): (spec.hyperparameters, spec.origin, (spec.id,))
+        for spec in (record.spec for record in history.truncated)
+    }
+    known |= {
+        identity(each.hyperparameters): (each.hyperparameters, each.origin, each.parents) for each in starts.starts
+    }
+    outlook = None
     if number == CHECK and identity(starts.default) not in tried:
         values = starts.default
     else:
-        hints = [{name: start.hyperparameters[name] for name in regions.space} for start in starts.starts]
-        gain = settings.stop.gain if settings.stop else 0.0
+        hints = [{name: whole[name] for name in regions.space} for whole, _, _ in known.values()]
+        gain = settings.stop.gain if settings.stop and stage == "target" else 0.0
+        seed = derive_seed(settings.seed, "propose", *(() if stage == "target" else (stage,)), number)
         chosen, outlook = refined(regions.space, history, seed, regions.surface, hints, gain)
         values = complete(chosen, starts.default, settings.method)
-    start = known.get(identity(values))
-    if start is not None:
-        values = start.hyperparameters  # with all of its digits, by which the store knows it
+    is_start = identity(values) in {identity(start.hyperparameters) for start in starts.starts}
     region = next((region for region in regions.regions if not outside(region, values)), None)
+    # a known one with all of its digits, by which the store knows it
+    values, origin, parents = known.get(identity(values), (values, "refined", region.trials if region else ()))
     return Proposal(
         number=number,
-        spec=_spec(settings, number, values, start.origin, start.parents)
-        if start
-        else _spec(settings, number, values, "refined", region.trials if region else ()),
-        kind="start" if start else "guided" if region else "explore",
-        region=region.id if region and not start else None,
+        spec=_spec(settings, number, values, origin, parents, stage),
+        kind="start" if is_start else "guided" if region else "explore",
+        region=region.id if region and not is_start else None,
         sampler=SAMPLER_CLASSES[settings.sampler],
-        visible=tuple(record.spec.id for record in history.visible),
+        visible=tuple(record.spec.id for record in (*history.truncated, *history.visible)),
         pending=tuple(proposal.spec.id for proposal in history.pending),
         outlook=outlook,
         skip=_reason_to_skip(settings, number, outlook),
@@ -131,14 +152,20 @@ def _from_start(settings: TargetSection, number: int, start: Start) -> Proposal:
 
 
 def _spec(
-    settings: TargetSection, number: int, values: dict[str, Value], origin: Origin, parents: tuple[str, ...]
+    settings: TargetSection,
+    number: int,
+    values: dict[str, Value],
+    origin: Origin,
+    parents: tuple[str, ...],
+    stage: Literal["truncated", "target"] = "target",
 ) -> TrialSpec:
     return TrialSpec(
-        id=f"t{number:04d}",
-        stage="target",
+        id=f"{LETTERS[stage]}{number:04d}",
+        stage=stage,
         origin=origin,
         hyperparameters=values,
         method=settings.method,
+        fidelity=settings.fidelity if stage == "truncated" else 1.0,
         seed=search_seed(settings.seed),
         parents=parents,
     )

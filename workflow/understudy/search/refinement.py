@@ -48,11 +48,18 @@ class TwoFidelitySampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
     `surface` and `space` are those of `results/transfer/regions.json`; a trial's parameters have `distributions`.
     `hints` are configurations of the space, such as the proxy's best: the first trial is one of them, since what a
     model imagines beyond its data waits for a result; then they are candidates beside those that the sampler draws.
+    `truncated` has configurations with the losses of shorter runs of the same model, which count as a fidelity between.
     With `gain`, a share of the best loss, `outlook.worth` says how probable it is that a candidate beats it by so much.
     """
 
     def __init__(
-        self, surface: Surface, space: Space, seed: int, hints: Sequence[Mapping[str, Value]] = (), gain: float = 0.0
+        self,
+        surface: Surface,
+        space: Space,
+        seed: int,
+        hints: Sequence[Mapping[str, Value]] = (),
+        gain: float = 0.0,
+        truncated: Sequence[tuple[Mapping[str, Value], float]] = (),
     ) -> None:
         self.surface, self.space = surface, space
         self.distributions = {name: distribution(parameter) for name, parameter in space.items()}
@@ -60,6 +67,7 @@ class TwoFidelitySampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         self._hints = [dict(values) for values in hints]
         self._generator = np.random.default_rng(seed)
         self._process, self._axis = posterior(surface), rate_axis(space)
+        self._truncated = self._measured(truncated) if truncated else None
         self.outlook: Outlook | None = None  # of the last proposal
 
     def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, Any]:  # noqa: ARG002
@@ -93,16 +101,17 @@ class TwoFidelitySampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         """What to try after `tried`, of which the first ones have losses and the others are running."""
         x = points(self.space, tried) if tried else np.zeros((0, len(self.surface.lengths)))
         f = self._units(losses)
-        model = told = TwoFidelity(self._process, *self._axis, x[: len(f)], f)
+        model = told = TwoFidelity(self._process, *self._axis, x[: len(f)], f, self._truncated)
         if len(f) < len(tried):
             f = np.concatenate([f, model.predict(x[len(f) :])[0]])
-            model = TwoFidelity(self._process, *self._axis, x, f)
+            model = TwoFidelity(self._process, *self._axis, x, f, self._truncated)
 
         def worth(configurations: Sequence[dict[str, Value]]) -> Array:
             coordinates = points(self.space, configurations)
             means, chances = model.prospects(coordinates, f.min() - LESS if len(f) else 0.0)
             if not len(f):
-                return -means - np.sqrt(self._process.at(coordinates).variance)
+                unsure = 0.0 if self._truncated else np.sqrt(self._process.at(coordinates).variance)
+                return np.asarray(-means - unsure)
             return np.where(chances >= LIKELY, 1 + ndtr(f.min() - means), chances)
 
         taken = {identity(values) for values in tried}
@@ -138,6 +147,10 @@ class TwoFidelitySampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
 
     def _chance(self, model: TwoFidelity, values: Mapping[str, Value], best: float) -> float:
         return float(rounded(float(model.prospects(points(self.space, [values]), best - LESS)[1][0])))
+
+    def _measured(self, truncated: Sequence[tuple[Mapping[str, Value], float]]) -> tuple[Array, Array]:
+        """Unit coordinates (n, d) and losses (n,) in units."""
+        return points(self.space, [values for values, _ in truncated]), self._units([loss for _, loss in truncated])
 
     def _units(self, losses: Sequence[float]) -> Array:
         """The target's losses in the proxy's units (n,).

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from understudy.artifacts import Outlook, Surface
@@ -33,7 +34,7 @@ def candidates(
     The model, not its random fallback, makes them as soon as one result is visible. `two_fidelity` needs the proxy's
     `surface`; Optuna's own samplers don't look at it.
     """
-    return [values for values, _ in _asked(space, history, sampler, seeds, surface, ())]
+    return [values for values, _ in _asked(space, history, sampler, seeds, _Beside(surface))]
 
 
 def refined(
@@ -45,27 +46,35 @@ def refined(
     gain: float = 0.0,
 ) -> tuple[dict[str, Value], Outlook]:
     """What `two_fidelity` proposes, with the `hints` among its candidates, and what its model expects."""
-    [(values, asked)] = _asked(space, history, "two_fidelity", [seed], surface, hints, gain)
+    [(values, asked)] = _asked(space, history, "two_fidelity", [seed], _Beside(surface, hints, gain))
     outlook: Outlook = asked.outlook
     return values, outlook
 
 
+@dataclass(frozen=True)
+class _Beside:
+    """What `two_fidelity` is given beside the study."""
+
+    surface: Surface | None
+    hints: Sequence[Mapping[str, Value]] = ()
+    gain: float = 0.0
+
+
 def _asked(
-    space: Space,
-    history: History,
-    sampler: Sampler,
-    seeds: Sequence[int],
-    surface: Surface | None,
-    hints: Sequence[Mapping[str, Value]],
-    gain: float = 0.0,
+    space: Space, history: History, sampler: Sampler, seeds: Sequence[int], beside: _Beside
 ) -> list[tuple[dict[str, Value], Any]]:
     """A configuration per seed, with the sampler that made it."""
+    truncated = [
+        ({name: record.spec.hyperparameters[name] for name in space}, told)
+        for record, told in zip(history.truncated, told_values(history.truncated), strict=True)
+        if told is not None
+    ]
     with quiet_optuna() as optuna:
         distributions = {name: distribution(parameter) for name, parameter in space.items()}
         study = rebuild(optuna, space, history, distributions)
         found = []
         for seed in seeds:
-            study.sampler = make_sampler(optuna, sampler, seed, space, surface, hints, gain)
+            study.sampler = _make(optuna, sampler, seed, space, beside, truncated)
             trial = study.ask(distributions)
             values = {name: from_optuna(space[name], trial.params[name]) for name in space}
             found.append((values, study.sampler))
@@ -73,14 +82,13 @@ def _asked(
     return found
 
 
-def make_sampler(
+def _make(
     optuna: Any,
     name: Sampler,
     seed: int,
     space: Space,
-    surface: Surface | None,
-    hints: Sequence[Mapping[str, Value]],
-    gain: float,
+    beside: _Beside,
+    truncated: Sequence[tuple[Mapping[str, Value], float]],
 ) -> Any:
     """The Optuna sampler. `n_startup_trials` counts completed trials only: the given starts have to be enough.
 
@@ -90,10 +98,10 @@ def make_sampler(
         from understudy.process import set_threads
         from understudy.search.refinement import TwoFidelitySampler
 
-        if surface is None:
+        if beside.surface is None:
             raise UserError("the transfer has no surface for `target.sampler: two_fidelity`; run the workflow again")
         set_threads(1)
-        return TwoFidelitySampler(surface, space, seed, hints, gain)
+        return TwoFidelitySampler(beside.surface, space, seed, beside.hints, beside.gain, truncated)
     if name == "tpe":
         return optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=1)
     if name == "gp":

@@ -1,6 +1,6 @@
 """From a value on the proxy to its value on the target, and back.
 
-H_proxy and H_target are the widths, p the exponent of the target's family.
+H_proxy and H_target are the widths, p the exponent of the target's family, D the tokens that a trial trains on.
 """
 
 from __future__ import annotations
@@ -16,19 +16,33 @@ from understudy.settings import Method
 from understudy.space import Choices, Range, Space
 from understudy.trial import ModelCard
 
+TOKENS_SOURCE = "measured on runs of the Step Law study, arXiv 2503.04715"
+
 
 def scale_rules(
-    proxy: ModelCard, target: ModelCard, method: Method, exponent: float | Literal["auto"]
+    proxy: ModelCard,
+    target: ModelCard,
+    method: Method,
+    exponent: float | Literal["auto"],
+    more_tokens: float = 1.0,
+    tokens_exponent: float = 0.0,
 ) -> dict[str, ScaleRule]:
-    """How values change from proxy to target. Only the learning rate does: by width, and a tenth for full fine-tuning.
+    """How values change from proxy to target. Only the learning rate does: by width, by how many times more tokens a
+    trial of the target trains on, and a tenth for full fine-tuning.
 
-    Everything else is copied as it is; that batch size, epochs and decay need no scale was not verified beyond the
-    agreement that a study measures on itself.
+    Everything else is copied as it is; that epochs and decay need no scale was not verified beyond the agreement that a
+    study measures on itself. A trial's image keeps its batch size, so the rate isn't scaled by that; the surface of the
+    proxy's trials moves along it where there are more tokens (see `make_surface`).
     """
     p = width_exponent(target.model_type, exponent)
     factor = (proxy.hidden_size / target.hidden_size) ** p
     rule = f"({proxy.hidden_size} / {target.hidden_size})^{p:g} = {factor:.4g}"
     source = f"width: {RULE_SOURCE}" if exponent == "auto" else "width: `transfer.learning_rate_exponent`"
+    if more_tokens != 1 and tokens_exponent:
+        by_tokens = more_tokens**tokens_exponent
+        factor *= by_tokens
+        rule += f", times {more_tokens:.4g}^{tokens_exponent:g} = {by_tokens:.4g} for more tokens"
+        source += f"; tokens: `transfer.learning_rate_tokens_exponent`, {TOKENS_SOURCE}"
     if method == "full":
         factor /= LORA_FACTOR
         rule += f", a tenth of it for full fine-tuning = {factor:.4g}"

@@ -17,6 +17,7 @@ from understudy.space import Choices, Range, Space
 MOST = (
     400  # trials in the surface: the time of a fit grows with the cube of their number, of a proposal with the square
 )
+EVEN = 0.01  # decades by which the steps between choices may differ
 RATE, BATCH = "learning_rate", "batch_size"
 
 
@@ -71,13 +72,27 @@ def rate_axis(space: Space) -> tuple[int | None, float]:
 
 
 def log_axis(space: Space, wanted: str) -> tuple[int | None, float]:
-    """A hyperparameter's column in `points`, and how long a factor of ten is on it; None where it has no log scale."""
+    """A hyperparameter's column in `points`, and how long a factor of ten is on it; None where it has no log scale.
+
+    Choices have one where each is the same number of times the one before it, as in 4, 8, 16, 32.
+    """
     parameter = space.get(wanted)
-    if not isinstance(parameter, Range) or not parameter.log:
+    decades = _decades(parameter) if parameter is not None else None
+    if decades is None:
         return None, 0.0
     before = 0
     for name, other in space.items():
         if name == wanted:
             break
         before += len(other.choices) if isinstance(other, Choices) and not other.ordered else 1
-    return before, 1.0 / math.log10(parameter.high / parameter.low)
+    return before, 1.0 / decades
+
+
+def _decades(parameter: Range | Choices) -> float | None:
+    """How many factors of ten a log scale spans from 0 to 1 in unit coordinates; None where there is none."""
+    if isinstance(parameter, Range):
+        return math.log10(parameter.high / parameter.low) if parameter.log else None
+    if not parameter.ordered or len(parameter.choices) < 2 or float(parameter.choices[0]) <= 0:
+        return None
+    logs = np.log10([float(choice) for choice in parameter.choices])
+    return float(np.diff(logs).mean() * len(logs)) if np.ptp(np.diff(logs)) < EVEN else None  # a choice is 1 / n wide

@@ -34,7 +34,7 @@ def transfer(
 ) -> tuple[Regions, Starts]:
     """Regions and starts from the proxy's trial table (echoes in it don't count).
 
-    `more_tokens` says how many times as many tokens a trial of the target trains on.
+    `more_tokens` says how many times as many tokens a whole trial of the target trains on.
 
     Raises `UnderstudyError` where no proxy trial is complete.
     """
@@ -48,7 +48,10 @@ def transfer(
     importance = dict(importance_table(searched, settings.space, settings.seed).rows())
     evidence = gather_evidence(space, top, seen.everyone[len(top) :], importance, settings.seed)
 
-    scale = scale_rules(proxy, target, method, options.learning_rate_exponent)
+    more = more_tokens / settings.fidelity
+    scale = scale_rules(
+        proxy, target, method, options.learning_rate_exponent, more, options.learning_rate_tokens_exponent
+    )
     rate = _default_rate(settings, proxy, target, scale)
     known = known_good(settings.space, settings.defaults, rate, method)
     image = Image(scale, method, settings.space, known[0].hyperparameters)
@@ -74,7 +77,7 @@ def transfer(
             wide,
             [image.of(trial) for trial in seen.judged],
             [trial.known for trial in seen.judged],
-            more_tokens**options.batch_size_exponent,
+            more**options.batch_size_exponent,
         ),
     )
     return found, starts

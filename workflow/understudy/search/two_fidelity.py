@@ -10,15 +10,21 @@ where e is the learning rate's axis and δ a Gaussian process with kernel a² ·
 exactly. The shift s, the amplitude a, the lengths of δ and the story itself are not fitted but averaged over a grid,
 each point with its prior and its evidence: with three results a maximum would be an accident. Where the proxy misleads,
 the evidence moves to the second story.
+
+Truncated runs of the target, where there are any, are a third fidelity between the two. Their loss has an offset of its
+own, and of the deviation a share k of the variance in common with whole runs, which have the rest to themselves:
+
+    f(x) = … + δ₁(x) + δ₂(x),    truncated(x) = … + δ₁(x),    var δ₁ = k · a²,  var δ₂ = (1 − k) · a²
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.linalg import cho_solve, cholesky, solve_triangular
 from scipy.special import logsumexp, ndtr
 
@@ -31,6 +37,7 @@ AMPLITUDE_PRIOR = (math.log(0.15), 1.0)  # of its logarithm: mean and standard d
 WIDE = 0.6  # a length in every coordinate, times the square root of their number: what mattered little may matter now
 SHIFT_SPREAD = 0.25  # decades of learning rate by which the scale rule may be off: a factor of 1.8
 SHIFTS = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0)  # in SHIFT_SPREADs
+SHARED = (0.5, 0.9)  # k
 UNLIKE = 0.1  # prior probability that the proxy says nothing
 UNLIKE_AMPLITUDES = (0.7, 1.5)
 UNLIKE_LENGTHS = (0.3, 0.6)  # times the square root of the number of coordinates
@@ -61,6 +68,7 @@ class Hypothesis:
     shift: float | None
     amplitude: float
     lengths: tuple[float, ...]
+    shared: float  # 1 where there are no truncated runs
     log_prior: float
 
 
@@ -80,12 +88,26 @@ class TwoFidelity:
     """The model with the target's results: `x` (n, d) in unit coordinates, `f` (n,) in units; there may be none.
 
     `axis` is the learning rate's coordinate, None where there is none, and `decade` how long a factor of ten is on it.
+    `truncated` has the same of the target's truncated runs. Predictions are of whole runs.
     """
 
-    def __init__(self, surface: Posterior, axis: int | None, decade: float, x: Array, f: Array) -> None:
-        self._surface, self._axis, self._x, self._f = surface, axis, x, f
+    def __init__(
+        self,
+        surface: Posterior,
+        axis: int | None,
+        decade: float,
+        x: Array,
+        f: Array,
+        truncated: tuple[Array, Array] | None = None,
+    ) -> None:
+        short_x, short_f = truncated or (x[:0], f[:0])
+        self._surface, self._axis = surface, axis
+        self._x, self._f = np.concatenate([short_x, x]), np.concatenate([short_f, f])
+        self._short = np.arange(len(self._f)) < len(short_f)
         self._noise = min(max(surface.kernel.noise, NOISE[0]), NOISE[1])
-        conditioned = [self._condition(point) for point in _grid(surface, axis, decade)]
+        conditioned = [
+            self._condition(point) for point in _grid(surface, axis, decade, SHARED if truncated else (1.0,))
+        ]
         logs = np.array([each.log_weight for each in conditioned])
         logs -= logsumexp(logs)
         self._kept = [each for each, log in zip(conditioned, logs, strict=True) if log > NEGLIGIBLE]
@@ -149,7 +171,8 @@ class TwoFidelity:
     ) -> tuple[Array, Array]:
         point = each.hypothesis
         m = proxy.mean if proxy is not None else np.zeros(len(correlation))
-        across = _covariance(point, m, each.features, correlation) + unknown
+        whole = np.zeros(len(m), dtype=bool)
+        across = _covariance(point, (m, whole), (each.features, self._short), correlation) + unknown
         half = solve_triangular(each.factor, across.T, lower=True, check_finite=False)
         prior = OFFSET_SPREAD**2 + _scale_variance(point) * m**2 + point.amplitude**2
         if proxy is not None:
@@ -163,7 +186,8 @@ class TwoFidelity:
         if not count:
             return _Conditioned(point, np.zeros((0, 0)), m, proxy, m, point.log_prior)
         correlation = matern(distances(self._x, self._x, np.array(point.lengths)))
-        covariance = _covariance(point, m, m, correlation) + _surface_covariance(proxy, proxy, count, count)
+        here = m, self._short
+        covariance = _covariance(point, here, here, correlation) + _surface_covariance(proxy, proxy, count, count)
         factor = cholesky(covariance + self._noise * np.eye(count), lower=True)
         weights = cho_solve((factor, True), self._f - m)
         evidence = -0.5 * float((self._f - m) @ weights) - float(np.log(np.diag(factor)).sum())
@@ -196,14 +220,19 @@ def _scale_variance(point: Hypothesis) -> float:
     return 0.0 if point.shift is None else SCALE_SPREAD**2
 
 
-def _covariance(point: Hypothesis, m_a: Array, m_b: Array, correlation: Array) -> Array:
-    """Of f at two sets of points, where the surface's mean is m_a and m_b; c, ρ and δ are in it."""
+def _covariance(
+    point: Hypothesis, a: tuple[Array, NDArray[np.bool_]], b: tuple[Array, NDArray[np.bool_]], correlation: Array
+) -> Array:
+    """Of f at two sets of points, each with the surface's mean m and which are truncated; c, ρ and δ are in it."""
+    (m_a, short_a), (m_b, short_b) = a, b
+    offset = OFFSET_SPREAD**2 * (short_a[:, None] == short_b)
     scale = _scale_variance(point) * np.outer(m_a, m_b)
-    return np.asarray(OFFSET_SPREAD**2 + scale + point.amplitude**2 * correlation)
+    shared = np.where(short_a[:, None] | short_b, point.shared, 1.0)
+    return np.asarray(offset + scale + point.amplitude**2 * shared * correlation)
 
 
-def _grid(surface: Posterior, axis: int | None, decade: float) -> list[Hypothesis]:
-    """All hypotheses of both stories."""
+def _grid(surface: Posterior, axis: int | None, decade: float, shares: tuple[float, ...]) -> list[Hypothesis]:
+    """All hypotheses of both stories; `shares` are the values of k."""
     mean, spread = AMPLITUDE_PRIOR
     dimensions = len(surface.kernel.lengths)
     deviations = (tuple(surface.kernel.lengths.tolist()), (WIDE * math.sqrt(dimensions),) * dimensions)
@@ -212,15 +241,16 @@ def _grid(surface: Posterior, axis: int | None, decade: float) -> list[Hypothesi
             shift=step * SHIFT_SPREAD * decade,
             amplitude=amplitude,
             lengths=lengths,
+            shared=shared,
             log_prior=-0.5 * step**2 - 0.5 * ((math.log(amplitude) - mean) / spread) ** 2,
         )
-        for step, amplitude, lengths in itertools.product(
-            SHIFTS if axis is not None else (0.0,), AMPLITUDES, deviations
+        for step, amplitude, lengths, shared in itertools.product(
+            SHIFTS if axis is not None else (0.0,), AMPLITUDES, deviations, shares
         )
     ]
     unlike = [
-        Hypothesis(None, amplitude, (length * math.sqrt(dimensions),) * dimensions, 0.0)
-        for amplitude, length in itertools.product(UNLIKE_AMPLITUDES, UNLIKE_LENGTHS)
+        Hypothesis(None, amplitude, (length * math.sqrt(dimensions),) * dimensions, shared, 0.0)
+        for amplitude, length, shared in itertools.product(UNLIKE_AMPLITUDES, UNLIKE_LENGTHS, shares)
     ]
     return _weighed(like, 1 - UNLIKE) + _weighed(unlike, UNLIKE)
 
@@ -228,7 +258,4 @@ def _grid(surface: Posterior, axis: int | None, decade: float) -> list[Hypothesi
 def _weighed(points: list[Hypothesis], share: float) -> list[Hypothesis]:
     """The same with priors that sum to `share`."""
     total = float(logsumexp([point.log_prior for point in points]))
-    return [
-        Hypothesis(point.shift, point.amplitude, point.lengths, point.log_prior - total + math.log(share))
-        for point in points
-    ]
+    return [replace(point, log_prior=point.log_prior - total + math.log(share)) for point in points]

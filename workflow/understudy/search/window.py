@@ -6,6 +6,7 @@ n - 1, which count as running. So whichever of those finished first, the proposa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ class History:
 
     visible: tuple[TrialRecord, ...] = ()
     pending: tuple[Proposal, ...] = ()
+    truncated: tuple[TrialRecord, ...] = ()  # of whole trials alone: all truncated runs come before them
 
 
 def visible(number: int, window: int) -> range:
@@ -33,14 +35,15 @@ def pending(number: int, window: int) -> range:
     return range(len(visible(number, window)), number)
 
 
-def read_history(trials: Path, number: int, window: int) -> History:
-    """Read what proposal `number` may see below `trials`, and nothing else.
+def read_history(trials: Path, number: int, window: int, truncated: Sequence[Path] = ()) -> History:
+    """Read what proposal `number` may see below `trials`, with the results of all `truncated` runs, and nothing else.
 
     Raises `CorruptFileError` for a file that is missing, broken, or whose result isn't of its proposal.
     """
     return History(
         visible=tuple(_result(trials / f"{n:04d}") for n in visible(number, window)),
         pending=tuple(_proposal(trials / f"{n:04d}") for n in pending(number, window)),
+        truncated=tuple(read_model(path, TrialRecord) for path in truncated),
     )
 
 

@@ -25,7 +25,7 @@ STATISTICS: Mapping[str, Statistic] = {
     "top_quartile_recall": top_quartile_recall,
 }
 IMPORTANCE_SCHEMA = {"stage": pl.String, "parameter": pl.String, "importance": pl.Float64}
-STAGE_ORDER = ("proxy", "echo", "target", "finalist", "total")
+STAGE_ORDER = ("proxy", "echo", "truncated", "target", "finalist", "total")
 SECONDS_PER_HOUR = 3600.0
 
 
@@ -143,7 +143,8 @@ def _targets(trials: pl.DataFrame, values: Sequence[str]) -> pl.DataFrame:
 def progress_steps(trials: pl.DataFrame, costs: pl.DataFrame, kinds: Mapping[str, str]) -> pl.DataFrame:
     """The target's trials in order: id, kind (start | guided | explore), objective, best (so far), flops (cumulative).
 
-    The cumulative cost begins with the proxy's search; the echoes, which come after it, aren't in it.
+    The cumulative cost begins with the proxy's search and the truncated runs; the echoes, which come after it, aren't
+    in it.
     """
     target = trials.filter(pl.col("stage") == "target").select("id", "stage", "objective")
     before = search_flops(trials, costs)
@@ -160,8 +161,9 @@ def progress_steps(trials: pl.DataFrame, costs: pl.DataFrame, kinds: Mapping[str
 
 
 def search_flops(trials: pl.DataFrame, costs: pl.DataFrame) -> float:
-    """FLOPs of the proxy's own search, without the echoes."""
-    proxy = trials.filter(pl.col("stage") == "proxy", pl.col("origin") != "echo").select("id", "stage")
+    """FLOPs before the target's first trial: the proxy's own search, without the echoes, and truncated runs."""
+    before = trials.filter(pl.col("stage").is_in(["proxy", "truncated"]), pl.col("origin") != "echo")
+    proxy = before.select("id", "stage")
     return float(proxy.join(costs, on=["id", "stage"]).sort("id")["flops"].sum())
 
 

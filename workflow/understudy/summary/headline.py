@@ -33,6 +33,7 @@ from understudy.trial import Execution, ModelCard
 STAGE_NAMES = {
     "proxy": "proxy search",
     "echo": "proxy echoes",
+    "truncated": "truncated runs",
     "target": "target search",
     "finalist": "finalists",
     "total": "in all",

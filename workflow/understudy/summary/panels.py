@@ -35,7 +35,7 @@ def slices(trials: pl.DataFrame, regions: Regions, searched: Sequence[str]) -> F
     `trials`: the trial table. Losses of the two models differ in level, so each is shown as the distance from the
     best trial of its own stage. Values and regions are as used: the proxy's at proxy scale, the rest at target scale.
     """
-    complete = trials.filter(pl.col("stage") != "finalist", pl.col("objective").is_not_null())
+    complete = trials.filter(pl.col("stage").is_in([name for name, *_ in STAGES]), pl.col("objective").is_not_null())
     excess = complete.with_columns((pl.col("objective") - pl.col("objective").min().over("stage")).alias("excess"))
     names = [name for name in searched if name in excess.columns]
     if not len(excess) or not names:
@@ -130,7 +130,7 @@ def learning_curves(curves: pl.DataFrame, winner: int) -> Figure:
 
     `curves`: the curve table; `winner`: the winner's rank.
     """
-    shown = curves.filter(pl.col("stage") != "proxy", pl.col("eval_loss").is_finite())
+    shown = curves.filter(pl.col("stage").is_in(["target", "finalist"]), pl.col("eval_loss").is_finite())
     figure, axes = single(6.6, 3.6)
     if not len(shown):
         nothing(axes, "no target trial has a learning curve")
