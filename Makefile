@@ -2,6 +2,7 @@
 # check   everything that CI does   schema  the config's schema and reference
 PYTHON ?= python3
 CORES ?= all
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 SNAKEMAKE := $(BIN)/snakemake
@@ -14,7 +15,7 @@ run: $(STAMP)
 	@$(SNAKEMAKE) --cores $(CORES)
 
 test: $(STAMP)
-	@$(BIN)/pytest
+	@$(BIN)/pytest --numprocesses $(WORKERS) --dist loadgroup
 
 check: $(STAMP)
 	$(BIN)/ruff format --check

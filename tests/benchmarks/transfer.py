@@ -97,18 +97,19 @@ def measured(
     problems = {(name, task.id): problem(by_table[name], task) for name, tasks in sets.items() for task in tasks}
     jobs: dict[tuple[str, str], Job] = {}
     for each in problems.values():
-        jobs |= {(entry.name, each.task.id): job(entry, each, terms, cache) for entry in entries}
+        jobs |= {(entry.name, each.task.id): job(entry, each, terms, cache) for entry in able(entries, each)}
     runs = run_all(list(jobs.values()), options.jobs)
     ours, lead = [entry.name for entry in entries if entry.ours], options.lead
     found = {}
     for name, tasks in sets.items():
         mine = [problems[name, task.id] for task in tasks]
-        found[name] = report(name, results(mine, entries, runs, terms), ours, lead)
+        found[name] = report(name, results(mine, able(entries, mine[0]), runs, terms), ours, lead)
     seconds = {
         entry.name: [
             s for (name, _), each in runs.items() if name == entry.name for r in each.values() for s in r.seconds
         ]
         for entry in entries
+        if any(name == entry.name for name, _ in runs)
     }
     return {"sets": found, "seconds": speed(seconds)}
 
@@ -143,13 +144,24 @@ def results(
     budgeted = {
         entry.name: np.stack(
             [
-                at_cost(each, curve, BUDGETS, proxy_budget(each, terms.proxy_trials) if entry.proxy else 0)
+                at_cost(each, curve, BUDGETS, spent(each, entry, terms))
                 for each, curve in zip(problems, curves[entry.name], strict=True)
             ]
         )
         for entry in entries
     }
     return Results(tuple(each.task for each in problems), curves, budgeted)
+
+
+def able(entries: Sequence[Entry], problem: Problem) -> list[Entry]:
+    """Who can take part: shorter runs of the target aren't in every table."""
+    return [entry for entry in entries if problem.truncated or not entry.truncated]
+
+
+def spent(problem: Problem, entry: Entry, terms: Terms) -> float:
+    """What a method costs before its first target run, in target runs."""
+    proxy = problem.price * proxy_budget(problem, terms.proxy_trials) if entry.proxy else 0.0
+    return proxy + problem.truncated_price * entry.truncated
 
 
 def _compact(text: str) -> str:

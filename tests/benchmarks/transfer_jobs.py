@@ -60,6 +60,8 @@ def job(entry: Entry, problem: Problem, terms: Terms, cache: Path) -> Job:
             problem.tokens,
         ]
         parts += [card.model_dump() for card in problem.cards]
+    if entry.truncated:
+        parts.append(problem.truncated)
     name = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
     label = problem.task.id if entry.proxy else problem.task.target
     return Job(entry, problem, terms, cache / f"{entry.name}-{entry.version()}" / f"{label}-{name}.jsonl")

@@ -31,6 +31,7 @@ OURS = "transfer_ours", "Understudy"
 class Entry:
     """A method: its class with its settings, and whether it looks at the proxy; one that doesn't pays nothing for it.
 
+    `truncated` is how many shorter runs of the target it has first, where the table has such, and pays for.
     `needs` has the modules that must be installed, each with its package.
     """
 
@@ -39,6 +40,7 @@ class Entry:
     factory: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     proxy: bool = True
+    truncated: int = 0
     needs: Mapping[str, str] = field(default_factory=dict)
     ours: bool = False
 
@@ -95,6 +97,7 @@ _ALL = (
     Entry("smac_forest_warm", *SMAC, {"model": "forest", "warm": True}, needs=SMAC3),
     Entry("botorch_multitask", "transfer_botorch", "MultiTask", {"initial": 3}, needs={"botorch": "botorch"}),
     Entry("understudy_two_fidelity", *OURS, {"sampler": "two_fidelity"}, ours=True),
+    Entry("understudy_truncated", *OURS, {"sampler": "two_fidelity", "truncated": 8}, truncated=8, ours=True),
     Entry("understudy_gp", *OURS, {"sampler": "gp"}, ours=True),
     Entry("understudy_tpe", *OURS, {"sampler": "tpe"}, ours=True),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from transfer_replay import Seen, View
@@ -23,11 +23,19 @@ METHOD: Method = "lora"  # both models are trained alike: no scale between LoRA 
 
 
 class Understudy:
-    """The product with a sampler of its own choice; `transfer` and `target` are keys of its config."""
+    """The product with a sampler of its own choice; `transfer` and `target` are keys of its config.
+
+    `truncated` is how many shorter runs of the target come first, where there are such.
+    """
 
     def __init__(
-        self, sampler: str, transfer: Mapping[str, Any] | None = None, target: Mapping[str, Any] | None = None
+        self,
+        sampler: str,
+        transfer: Mapping[str, Any] | None = None,
+        target: Mapping[str, Any] | None = None,
+        truncated: int = 0,
     ) -> None:
+        self._short = truncated
         self._transfer = TransferSettings.model_validate(transfer or {})
         self._target = TargetSettings.model_validate({"trials": 1000, "sampler": sampler, **(target or {})})
 
@@ -49,6 +57,18 @@ class Understudy:
             method=METHOD,
         )
         self._proposals: list[Proposal] = []
+        self._truncated: list[TrialRecord] = []
+        if view.truncated is not None:
+            self._run_short(view.truncated)
+
+    def _run_short(self, run: Callable[[Configuration], Seen]) -> None:
+        """The shorter runs, one after the other."""
+        for number in range(self._short):
+            seen = History(visible=tuple(self._truncated))
+            spec = propose(self._section, number, self._regions, self._starts, seen, "truncated").spec
+            found = run({name: spec.hyperparameters[name] for name in self._names})
+            spec = spec.model_copy(update={"hyperparameters": {**spec.hyperparameters, **found.configuration}})
+            self._truncated.append(self._record(spec, found.loss))
 
     def propose(self, history: Sequence[Seen], pending: Sequence[Configuration]) -> Configuration | None:
         self._settle([run.configuration for run in history] + list(pending))
@@ -56,6 +76,7 @@ class Understudy:
         seen = History(
             visible=tuple(self._record(each.spec, run.loss) for each, run in zip(visible, history, strict=True)),
             pending=tuple(self._proposals[len(history) :]),
+            truncated=tuple(self._truncated),
         )
         proposal = propose(self._section, len(self._proposals), self._regions, self._starts, seen)
         self._proposals.append(proposal)

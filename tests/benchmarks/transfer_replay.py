@@ -6,7 +6,7 @@ Notation: n configurations, d coordinates after embedding, k target runs.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -53,6 +53,7 @@ class View:
     tokens: tuple[float, float]
     trials: int
     window: int
+    truncated: Callable[[Configuration], Seen] | None = None  # a shorter run of the target
 
 
 class Method(Protocol):
@@ -135,6 +136,23 @@ def proxy_stage(problem: Problem, seed: int, wanted: int = PROXY_TRIALS) -> tupl
     return tuple(found)
 
 
+def _shorter(problem: Problem) -> Callable[[Configuration], Seen] | None:
+    """Shorter runs of the target, each of the nearest configuration that wasn't run so yet; None where there are none.
+
+    Whole runs may repeat their configurations.
+    """
+    losses = problem.truncated
+    if losses is None:
+        return None
+    snapper = Snapper(problem.space, problem.configurations)
+
+    def run(configuration: Configuration) -> Seen:
+        index = snapper.take(configuration)
+        return Seen(f"u{len(snapper.taken) - 1:04d}", "truncated", problem.configuration(index), losses[index])
+
+    return run
+
+
 def replay(problem: Problem, method: Method, seed: int, trials: int, window: int, proxy_trials: int) -> Run:
     """Run a method on a task. With window W, proposal n sees the results of runs 0 to n - W."""
     view = View(
@@ -148,6 +166,7 @@ def replay(problem: Problem, method: Method, seed: int, trials: int, window: int
         tokens=problem.tokens,
         trials=trials,
         window=window,
+        truncated=_shorter(problem),
     )
     snapper = Snapper(problem.space, problem.configurations)
     history: list[Seen] = []

@@ -4,11 +4,12 @@
     python tests/benchmarks/transfer_runs.py [--results results] [--configurations 320] [--jobs 2] --output runs.parquet
 
 The configurations are the first of the study's own Sobol sequence in its whole space. Each is run on the proxy in NF4,
-the proxy in float32 and the target in float32, on the study's data with its seed; the first `--repeated` of them with
-further seeds, too. Finished trials are kept in the store, so that it can be interrupted. A row of the table is a run:
+the proxy in float32 and the target in float32, on the study's data with its seed, and on the target for a quarter of
+its steps, with a schedule of that length; the first `--repeated` of them with further seeds, too. Finished trials are
+kept in the store, so that it can be interrupted. A row of the table is a run:
 
-    id, model, seed, the searched hyperparameters, status, eval_loss, curve (losses at equal distances, the last of them
-    eval_loss), flops, parameters, hidden_size
+    id, model, seed, fidelity (share of the steps that were run), the searched hyperparameters, status, eval_loss, curve
+    (losses at equal distances, the last of them eval_loss), flops, parameters, hidden_size
 
 Losses are in nats per completion token.
 """
@@ -41,7 +42,12 @@ from understudy.train.pack import train_pack
 from understudy.train.trial import Job
 from understudy.trial import DataManifest, ModelCard, Pack, TrialInputs, TrialSpec
 
-ROLES = {"proxy_nf4": ("proxy", "nf4"), "proxy_fp32": ("proxy", "none"), "target_fp32": ("target", "none")}
+ROLES = {
+    "proxy_nf4": ("proxy", "nf4", 1.0),
+    "proxy_fp32": ("proxy", "none", 1.0),
+    "target_fp32": ("target", "none", 1.0),
+    "truncated_fp32": ("target", "none", 0.25),
+}
 PACK = 20
 
 
@@ -71,7 +77,7 @@ def main() -> None:
 
 def planned(model: str, paths: StudyPaths, search: SearchSection, options: argparse.Namespace) -> list[Batch]:
     """The packs of a model: all configurations with the first seed, some with the others."""
-    role, quantization = ROLES[model]
+    role, quantization, fidelity = ROLES[model]
     card = read_model(paths.model(role), ModelCard).model_copy(update={"quantization": quantization})
     data = read_model(paths.manifest, DataManifest)
     # both models train in packs here, which only the proxy's do in a study: the losses are the same
@@ -89,6 +95,7 @@ def planned(model: str, paths: StudyPaths, search: SearchSection, options: argpa
                 stage="proxy",
                 origin="sobol",
                 hyperparameters=complete(values, base, "lora"),
+                fidelity=fidelity,
                 seed=seed,
             )
             for number, values in enumerate(configurations if seed == 1 else configurations[: options.repeated])
@@ -114,6 +121,7 @@ def run(batch: Batch, paths: StudyPaths, store: Path, searched: Sequence[str]) -
             "id": record.spec.id,
             "model": batch.model,
             "seed": record.spec.seed,
+            "fidelity": record.spec.fidelity,
             **{name: record.spec.hyperparameters[name] for name in searched},
             "status": record.result.status,
             "eval_loss": record.result.objective,

@@ -52,8 +52,8 @@ def regrets(problem: Problem, runs: Mapping[int, Run], trials: int) -> Array:
     return np.asarray(100 * (np.array(curves) - lowest) / lowest)
 
 
-def at_cost(problem: Problem, curves: Array, budgets: Sequence[float], proxy_trials: int) -> Array:
-    """The regret once so much was spent, in target runs, the proxy stage included; shape (S, budgets).
+def at_cost(problem: Problem, curves: Array, budgets: Sequence[float], before: float) -> Array:
+    """The regret once so much was spent, in target runs, with what was spent `before` the first; shape (S, budgets).
 
     Who could afford no target run yet has the default configuration, and so its regret.
     """
@@ -63,7 +63,7 @@ def at_cost(problem: Problem, curves: Array, budgets: Sequence[float], proxy_tri
     default = 100 * (loss - best(problem)) / best(problem)
     columns = []
     for budget in budgets:
-        affordable = min(math.floor(budget - problem.price * proxy_trials + 1e-9), curves.shape[1])
+        affordable = min(math.floor(budget - before + 1e-9), curves.shape[1])
         columns.append(curves[:, affordable - 1] if affordable > 0 else np.full(len(curves), default))
     return np.stack(columns, axis=1)
 

@@ -91,7 +91,8 @@ def fine_tuning(path: Path, config: Path, price: float) -> Table:
     """A table with a row per (configuration id, model, seed), columns per hyperparameter, `eval_loss` and `status`.
 
     A model's losses are those of its lowest seed. Widths come from the config's models, and so does the space; a run of
-    a model whose name begins with `proxy` costs `price` of a target's, unless the table has a column `flops`.
+    a model whose name begins with `proxy` costs `price` of a target's, unless the table has a column `flops`. Runs of
+    `truncated…` are shorter ones of `target…`; a column `fidelity` says by how much.
     """
     frame = pl.read_parquet(path) if path.suffix == ".parquet" else pl.read_csv(path)
     study = parse(yaml.safe_load(config.read_text(encoding="utf-8")))
@@ -121,7 +122,9 @@ def _own_cell(frame: pl.DataFrame, model: str, names: tuple[str, ...], study: St
         raise UserError(f"the config's {role} must have `pretrain`, which says how wide {model} is")
     card = _card(role, model, shape.hidden_size, shape.num_hidden_layers, _parameters(shape.vocab_size, shape))
     tokens = float(study.data.train_examples * study.data.max_length)
-    cost = float(rows["flops"].mean()) if "flops" in rows.columns else (price if role == "proxy" else 1.0)  # type: ignore[arg-type]
+    share = float(rows["fidelity"].mean()) if "fidelity" in rows.columns else 1.0  # type: ignore[arg-type]
+    guess = share * (price if role == "proxy" else 1.0)
+    cost = float(rows["flops"].mean()) if "flops" in rows.columns else guess  # type: ignore[arg-type]
     return Cell(model, card, tokens, cost, losses)
 
 

@@ -53,6 +53,7 @@ class Problem:
     """A task with everything that a replay needs; losses are infinite for failed runs.
 
     `price` is a source run's cost in target runs, `scale` what published rules multiply a source's values by.
+    `truncated` has the losses of shorter runs of the target, where the table has any, at a price of their own.
     """
 
     table: str
@@ -64,6 +65,8 @@ class Problem:
     source: tuple[float, ...]
     target: tuple[float, ...]
     price: float
+    truncated: tuple[float, ...] | None
+    truncated_price: float
     scale: Mapping[str, float]
     defaults: Configuration
     default: Configuration
@@ -155,6 +158,7 @@ def _keys(table: Table, task: Task) -> list[Key]:
 def problem(table: Table, task: Task) -> Problem:
     """The task with its numbers."""
     source, target = table.cells[task.source], table.cells[task.target]
+    short = table.cells.get(task.target.replace("target", "truncated", 1)) if "target" in task.target else None
     keys = _keys(table, task)
     space = table.space or box(table.names, keys)
     losses = [table.cells[task.unrelated or task.source].losses[key] for key in keys]
@@ -171,6 +175,8 @@ def problem(table: Table, task: Task) -> Problem:
         source=tuple(misled(task, space, configurations, losses)),
         target=tuple(target.losses[key] for key in keys),
         price=source.cost / target.cost,
+        truncated=tuple(short.losses.get(key, math.inf) for key in keys) if short else None,
+        truncated_price=short.cost / target.cost if short else 0.0,
         scale=published_scale(table, source, target),
         defaults=table.defaults,
         default={"learning_rate": rate, **table.defaults},

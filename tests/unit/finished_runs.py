@@ -46,7 +46,8 @@ def write_runs(path: Path) -> None:
             "lr_scheduler_type": str(generator.choice(["linear", "cosine", "constant_with_warmup"])),
             "lora_r": int(generator.choice([4, 8, 16, 32])),
         }
-        for model, shift, seed in (("proxy_nf4", 0.0, 1), ("target_fp32", 0.4, 1), ("target_fp32", 9.0, 2)):
+        cells = (("proxy_nf4", 0.0, 1), ("target_fp32", 0.4, 1), ("target_fp32", 9.0, 2), ("truncated_fp32", 0.4, 1))
+        for model, shift, seed in cells:
             off = math.log10(values["learning_rate"]) + 2 + shift
             loss = 2 + off**2 + values["warmup_ratio"] + (values["lr_scheduler_type"] == "linear") / 10
             bad = number == 7
@@ -56,6 +57,7 @@ def write_runs(path: Path) -> None:
                     "id": f"c{number}",
                     "model": model,
                     "seed": seed,
+                    "fidelity": 0.25 if model == "truncated_fp32" else 1.0,
                     **values,
                     "eval_loss": None if bad else loss,
                     "status": status,

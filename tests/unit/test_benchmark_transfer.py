@@ -15,6 +15,7 @@ from typing import Any
 import finished_runs
 import numpy as np
 import pytest
+import transfer
 import transfer_jobs
 from finished_runs import BATCHES, BENCHMARKS, RATES
 from scipy.stats import spearmanr
@@ -58,7 +59,7 @@ def test_a_quick_run_replays_every_method_that_needs_no_package(file: Path, tmp_
     done = subprocess.run(quick, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
-    free = {name for name, entry in ENTRIES.items() if not entry.needs}
+    free = {name for name, entry in ENTRIES.items() if not entry.needs and not entry.truncated}
     assert set(told["sets"]) == {"matched", "lies"}
     for found in told["sets"].values():
         assert found["seeds"] == 2
@@ -242,7 +243,8 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Problem:
 
 def test_a_table_of_fine_tuning_runs_has_the_studys_space_and_its_lowest_seeds_losses(tuned: Problem) -> None:
     assert tuned.names == ("learning_rate", "batch_size", "warmup_ratio", "lr_scheduler_type", "lora_r")
-    assert tuned.price == 0.1
+    assert (tuned.price, tuned.truncated_price) == (0.1, 0.25)
+    assert tuned.truncated == tuned.target
     assert tuned.scale == {"learning_rate": pytest.approx((64 / 192) ** 0.781)}
     assert sum(math.isinf(loss) for loss in tuned.target) == 1
     assert max(loss for loss in tuned.target if math.isfinite(loss)) < 9  # not the other seed's
@@ -259,3 +261,17 @@ def test_every_method_proposes_in_a_mixed_space_the_same_for_the_same_seed(tuned
     assert runs[0].indices == runs[1].indices
     assert len(runs[0].indices) == (1 if name in ("default", "rule") else trials)
     assert len(set(runs[0].indices)) == len(runs[0].indices)
+
+
+def test_shorter_runs_of_the_target_are_shown_and_paid_for(tuned: Problem, table: Table) -> None:
+    """The proxy is turned around and the shorter runs are the target's own: with them the first run is better."""
+    upside_down = replace(tuned, source=tuple(-loss for loss in tuned.source))
+    with_short, without = (
+        [replay(upside_down, ENTRIES[name].make(), seed, 1, 1, 20).indices[0] for seed in range(3)]
+        for name in ("understudy_truncated", "understudy_two_fidelity")
+    )
+    assert max(tuned.target[i] for i in with_short) < min(tuned.target[i] for i in without)
+    prices = [transfer.spent(tuned, ENTRIES[f"understudy_{name}"], TERMS) for name in ("truncated", "two_fidelity")]
+    assert prices[0] - prices[1] == pytest.approx(8 * 0.25)
+    other = problem(table, Task("100M-2B", "400M-8B"))
+    assert transfer.able([ENTRIES["understudy_truncated"], ENTRIES["random"]], other) == [ENTRIES["random"]]

@@ -38,12 +38,12 @@ def test_regret_stays_where_a_method_ends_and_counts_failed_runs_as_the_worst(pa
 
 def test_the_proxys_price_is_paid_before_the_first_run(pair: Problem) -> None:
     curves = np.array([[4.0, 3.0, 2.0, 1.0]])
-    paid = at_cost(pair, curves, (1, 2, 3, 4, 9), proxy_trials=16)  # 16 runs at a sixteenth: one target run
+    paid = at_cost(pair, curves, (1, 2, 3, 4, 9), before=1.0)
     default = paid[0, 0]
     assert paid[0].tolist() == [default, 4.0, 3.0, 2.0, 1.0]
     index = Snapper(pair.space, pair.configurations).take(pair.default)
     assert default == pytest.approx(100 * (pair.target[index] / min(pair.target) - 1))
-    assert at_cost(pair, curves, (1, 4), proxy_trials=0)[0].tolist() == [4.0, 1.0]
+    assert at_cost(pair, curves, (1, 4), before=0)[0].tolist() == [4.0, 1.0]
 
 
 @pytest.fixture

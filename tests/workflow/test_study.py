@@ -223,8 +223,8 @@ def test_the_table_that_the_benchmark_replays_can_be_made(finished: Study, tmp_p
     command += ["--configurations", "2", "--repeated", "1", "--seeds", "2", "--jobs", "1"]
     subprocess.run(command, cwd=finished.folder, check=True, capture_output=True)
     runs = pl.read_parquet(tmp_path / "runs.parquet")
-    assert runs.height == 9
-    assert runs.group_by("model").len().sort("model")["len"].to_list() == [3, 3, 3]
+    assert runs.height == 12
+    assert runs.group_by("model").len().sort("model")["len"].to_list() == [3, 3, 3, 3]
     assert runs.select(pl.col("eval_loss") - pl.col("curve").list.last()).to_series().abs().max() < 1e-5
     assert runs["id"].n_unique() == 2
 
