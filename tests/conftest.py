@@ -7,6 +7,7 @@ from understudy.process import fix_products
 fix_products()
 
 
+@pytest.hookimpl(tryfirst=True)  # before the plugin reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whole studies first, all by one worker, while the others take the rest file by file (`--dist loadgroup`)."""
     items.sort(key=lambda item: item.get_closest_marker("workflow") is None)  # stable
