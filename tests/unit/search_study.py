@@ -18,7 +18,7 @@ from understudy.config import StudyConfig, parse
 from understudy.files import digest, write_json
 from understudy.graph import PackRange, known_defaults
 from understudy.search.planning import plan_pack
-from understudy.search.propose import is_start, propose
+from understudy.search.propose import needs_history, propose
 from understudy.search.transfer import transfer
 from understudy.search.window import History, read_history
 from understudy.sections import SearchSection, TargetSection, TransferSection, sections
@@ -153,7 +153,8 @@ def transferred(
 def next_proposal(study: StudyConfig, folder: Path, number: int, regions: Regions, starts: Starts) -> Proposal:
     """What the command does, without writing."""
     settings: TargetSection = section(study, "target")
-    history = History() if is_start(settings, number, starts) else read_history(folder, number, settings.window)
+    known = needs_history(settings, number, starts)
+    history = read_history(folder, number, settings.window) if known else History()
     return propose(settings, number, regions, starts, history)
 
 

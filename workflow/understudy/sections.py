@@ -13,6 +13,7 @@ from understudy.hyperparameters import Value
 from understudy.settings import (
     DataSettings,
     DecodeSettings,
+    EarlyStoppingSettings,
     ExecutionSettings,
     HalvingSettings,
     Method,
@@ -88,6 +89,8 @@ class TargetSection(Section):
     sampler: Sampler
     explore: float
     stop: StopSettings | None = None
+    early_stopping: EarlyStoppingSettings | None = None
+    evaluations: int | None = None  # of each trial; only where trials are stopped early
     method: Method
 
 
@@ -142,6 +145,8 @@ def sections(config: StudyConfig) -> dict[str, Section]:
             sampler=target.sampler,
             explore=target.explore,
             stop=target.stop,
+            early_stopping=target.early_stopping,
+            evaluations=config.training.evaluations if target.early_stopping is not None else None,
             method=target.method,
         ),
         "finalists": FinalistSection(
