@@ -264,7 +264,7 @@ class EarlyStoppingSettings(Section):
         "as any trial's did; `median` one that is worse than the median (Optuna's `MedianPruner`)",
     )
     visible: int = Field(
-        default=4, ge=1, description="complete trials that a proposal has to see before it may stop one"
+        default=2, ge=1, description="complete trials that a proposal has to see before it may stop one"
     )
     margin: float | None = Field(
         default=None,
