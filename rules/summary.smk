@@ -24,7 +24,13 @@ rule summarise:
         ),
         expand(
             PATHS.table("{name}", "csv"),
-            name=["trials", "importance", "agreement", "cost_per_stage"],
+            name=[
+                "trials",
+                "importance",
+                "agreement",
+                "cost_per_stage",
+                "early_stopping",
+            ],
         ),
         report(
             PATHS.table("leaderboard", "csv"),

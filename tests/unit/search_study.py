@@ -18,7 +18,7 @@ from understudy.config import StudyConfig, parse
 from understudy.files import digest, write_json
 from understudy.graph import PackRange, known_defaults
 from understudy.search.planning import plan_pack
-from understudy.search.propose import is_start, propose
+from understudy.search.propose import needs_history, propose
 from understudy.search.transfer import transfer
 from understudy.search.window import History, read_history
 from understudy.sections import SearchSection, TargetSection, TransferSection, sections
@@ -161,9 +161,8 @@ def next_proposal(
 ) -> Proposal:
     """What the command does, without writing."""
     settings: TargetSection = section(study, "target")
-    if is_start(settings, number, starts):
-        return propose(settings, number, regions, starts, History(), stage)
-    history = read_history(folder, number, settings.window, truncated)
+    known = needs_history(settings, number, starts)
+    history = read_history(folder, number, settings.window, truncated) if known else History()
     return propose(settings, number, regions, starts, history, stage)
 
 

@@ -95,6 +95,31 @@ CASES: list[tuple[str, str, Any, str, str]] = [
     ("no rungs", "proxy.halving", {"rungs": 0}, "proxy.halving.rungs", "equal to 1"),
     ("halving: true", "proxy.halving", True, "proxy.halving", "write `halving: {}` to switch it on, but got true"),
     ("halving: false", "proxy.halving", False, "proxy.halving", "leave `halving` out to switch it off"),
+    ("early stopping: true", "target.early_stopping", True, "target.early_stopping", "write `early_stopping: {}` to"),
+    ("early stopping: false", "target.early_stopping", False, "target.early_stopping", "leave `early_stopping` out to"),
+    (
+        "a rule that isn't",
+        "target.early_stopping",
+        {"rule": "mean"},
+        "target.early_stopping.rule",
+        "'reach' or 'median'",
+    ),
+    ("no visible trial", "target.early_stopping", {"visible": 0}, "target.early_stopping.visible", "equal to 1"),
+    ("a margin below 0", "target.early_stopping", {"margin": -0.1}, "target.early_stopping.margin", "equal to 0"),
+    (
+        "a margin of the median",
+        "target.early_stopping",
+        {"rule": "median", "margin": 0.1},
+        "target.early_stopping",
+        "`margin` goes with `rule: reach`, but the rule is `median`",
+    ),
+    (
+        "trials that are never seen",
+        "target.early_stopping",
+        {"visible": 10},
+        "target",
+        "waits for 10 complete trials, and with `trials: 12` and `window: 3` the last proposal sees 9",
+    ),
     ("pack trials as a switch", "execution.proxy.pack_trials", True, "execution.proxy.pack_trials", "whole number"),
     ("pack tokens as a switch", "execution.proxy.pack_tokens", False, "execution.proxy.pack_tokens", "whole number"),
     ("an unknown metric", "proxy.halving", {"metric": "loss"}, "proxy.halving.metric", "'eval_loss'"),
@@ -245,6 +270,30 @@ def test_halving_changes_the_plan_of_packs_alone(raw: dict[str, Any]) -> None:
     raw["proxy"]["halving"] = {}
     after = sections(config.parse(raw))
     assert [name for name in before if before[name] != after[name]] == ["study", "search"]
+
+
+def test_early_stopping_is_one_line_that_reaches_proposals_alone(raw: dict[str, Any]) -> None:
+    before = sections(config.parse(raw))
+    raw["training"]["evaluations"] += 1
+    with_more = sections(config.parse(raw))
+    assert with_more["target"] == before["target"]
+    raw["target"]["early_stopping"] = {}
+    jsonschema.validate(raw, _tolerant_of_yaml_exponents(config.schema()))
+    after = sections(config.parse(raw))
+    assert [name for name in before if with_more[name] != after[name]] == ["study", "target"]
+    assert after["target"].model_dump()["evaluations"] == raw["training"]["evaluations"]
+
+
+def test_early_stopping_needs_something_to_judge_by(raw: dict[str, Any]) -> None:
+    raw["target"]["early_stopping"] = {}
+    raw["training"]["evaluations"] = 1
+    (text,) = problems(raw).values()
+    assert "`training.evaluations` is 1; raise it to at least 2" in text
+    raw["target"]["early_stopping"] = None
+    config.parse(raw)
+    raw["training"]["evaluations"] = 2
+    raw["target"]["early_stopping"] = {"visible": 9}
+    config.parse(raw)
 
 
 def test_schema_and_reference_are_up_to_date() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import json
 import re
 import shutil
@@ -21,7 +22,7 @@ from understudy.paths import StudyPaths
 from understudy.summary import export
 from understudy.summary.report import mixed_facts
 from understudy.summary.wording import agreement_text, trust_text, verdict
-from understudy.trial import ResolvedExecution
+from understudy.trial import EarlyStop, ResolvedExecution, TrialRecord
 
 
 @pytest.fixture(scope="module")
@@ -350,6 +351,59 @@ def test_status_shows_every_stage(
 def test_status_without_a_study_says_what_to_do(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["status", "--results", str(tmp_path / "none")]) == 2
     assert "snakemake" in capfd.readouterr().err
+
+
+def stopped_early(record: TrialRecord, evaluations: int) -> TrialRecord:
+    """The made-up trial, stopped after so many of its four evaluations."""
+    whole, kept = record.result, record.result.curve[:evaluations]
+    stop = EarlyStop(
+        number=evaluations,
+        evaluations=4,
+        step=kept[-1].step,
+        steps=whole.steps,
+        best_loss=kept[-1].eval_loss,
+        limit=1.0,
+    )
+    fields = {"status": "stopped", "objective": None, "metrics": {}, "curve": kept, "steps": stop.step}
+    return record.model_copy(update={"result": whole.model_copy(update={**fields, "early_stop": stop})})
+
+
+def test_stopped_target_trials_are_told(study: synthetic_study.Study, tmp_path: Path) -> None:
+    """In the headline, the report, the tables; figures are drawn. t0009 ran out of memory after all of its steps."""
+    places = {2: 1, 7: 3, 12: 2}
+    targets = [stopped_early(r, places[n]) if n in places else r for n, r in enumerate(study.targets)]
+    limited = [each.model_copy(update={"stop_above": (3.0, None, 2.0)}) for each in study.proposals]
+    paths = rewritten(dataclasses.replace(study, targets=targets, proposals=limited), tmp_path)
+    work = [int(r.spec.hyperparameters["batch_size"]) * r.result.steps for r in study.targets]
+    saved = sum(work[n] * (1 - targets[n].result.steps / study.targets[n].result.steps) for n in places) / sum(work)
+    (row,) = pl.read_csv(paths.table("early_stopping", "csv")).to_dicts()
+    assert row == {"stopped": 3, "trials": 16, "saved": pytest.approx(saved)}
+    sentence = (
+        f"The limits in the proposals stopped 3 of 16 target trials, which saved {saved * 100:.0f} % of the target "
+        "search's steps (each counted by its batch size)."
+    )
+    headline = paths.headline.read_text(encoding="utf-8")
+    assert sentence in headline
+    assert "3 stopped early" in headline
+    assert sentence in html.unescape(paths.report.read_text(encoding="utf-8"))
+    board = pl.read_csv(paths.table("leaderboard", "csv")).filter(pl.col("status") == "stopped")
+    assert board["name"].to_list() == ["t0002", "t0007", "t0012"]
+    assert board["mean"].null_count() == 3
+    curves = pl.read_parquet(paths.table("curves")).filter(stage="target", id="t0002")
+    assert curves.height == 1
+    assert paths.figure("progress").stat().st_size > 5000
+    assert "4 without a loss" in paths.figure("progress").read_text(encoding="utf-8")
+
+
+def test_early_stopping_that_stopped_nothing_is_told_and_none_is_not(
+    study: synthetic_study.Study, paths: StudyPaths, tmp_path: Path
+) -> None:
+    limited = [each.model_copy(update={"stop_above": (None, None, None)}) for each in study.proposals]
+    nothing = rewritten(dataclasses.replace(study, proposals=limited), tmp_path)
+    assert "stopped none of 16 target trials" in nothing.headline.read_text(encoding="utf-8")
+    assert "limits in the proposals" not in paths.headline.read_text(encoding="utf-8")
+    assert "limits in the proposals" not in paths.report.read_text(encoding="utf-8")
+    assert pl.read_csv(paths.table("early_stopping", "csv")).height == 0
 
 
 def test_trust_in_words() -> None:

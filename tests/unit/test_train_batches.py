@@ -10,8 +10,9 @@ import torch
 from training_study import random_examples
 
 from understudy.data.encoding import Encoded
+from understudy.steps import evaluation_steps, total_steps
 from understudy.train import batches
-from understudy.train.batches import completion_tokens, data_order, micro_batches, total_steps
+from understudy.train.batches import completion_tokens, data_order, micro_batches
 from understudy.trial import derive_seed
 
 
@@ -82,8 +83,6 @@ def test_completion_tokens_are_those_that_something_predicts() -> None:
 
 
 def test_the_number_of_steps_does_not_depend_on_the_evaluations() -> None:
-    from understudy.train.loop import evaluation_steps
-
     assert evaluation_steps(96, 4) == {24, 48, 72, 96}
     assert evaluation_steps(3, 4) == {1, 2, 3}
     assert evaluation_steps(1, 4) == {1}

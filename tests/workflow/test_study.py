@@ -210,6 +210,39 @@ def test_short_runs_come_first_and_trials_that_are_not_worth_it_are_skipped(fini
     assert study.run("--dry-run").stdout.count("Nothing to be done") == 1
 
 
+def test_target_trials_are_stopped_early_and_left_alone(finished: Study, tmp_path: Path) -> None:
+    """What was trained in full before is judged without training; an extension and a rerun change nothing of it."""
+    target = {"trials": 6, "early_stopping": {"visible": 1, "margin": 0.0}}
+    changes = {f"target__{name}": value for name, value in target.items()}
+    study = copy_of(finished, tmp_path / "early", **changes)
+    before = study.trained()
+    done = study.run()
+    assert done.returncode == 0, done.stdout
+    first = pl.read_parquet(study.results / "summary" / "trials.parquet")
+    targets = first.filter(stage="target").sort("id")
+    stopped = targets.filter(status="stopped")
+    assert 1 <= stopped.height < targets.height
+    assert set(first.filter(stage="finalist")["status"]) == {"complete"}
+    for id in stopped["id"]:
+        folder = study.results / "target" / "trials" / id.replace("t", "")
+        proposal, record = (json.loads((folder / f"{name}.json").read_text()) for name in ("proposal", "result"))
+        (limit,) = proposal["stop_above"]
+        assert record["result"]["curve"][-1]["eval_loss"] > limit
+        assert record["result"]["objective"] is None
+    after = study.trained()
+    assert before.items() <= after.items(), "a finished trial was trained again"
+    for text in (done.stdout, (study.results / "report.html").read_text()):
+        assert f"stopped {stopped.height} of 6 target trials" in text
+
+    longer = Study(study.folder, tiny(**{**changes, "target__trials": 7}))
+    done = longer.run("--forcerun", "train_target")
+    assert done.returncode == 0, done.stdout
+    assert after.items() <= longer.trained().items(), "a finished trial was trained again"
+    second = pl.read_parquet(longer.results / "summary" / "trials.parquet").filter(stage="target").sort("id")
+    assert second.height == 7
+    assert second.head(6).equals(targets)
+
+
 def test_the_table_that_the_benchmark_replays_can_be_made(finished: Study, tmp_path: Path) -> None:
     script = Path(__file__).parents[1] / "benchmarks" / "transfer_runs.py"
     command = [

@@ -120,6 +120,11 @@ class Proposal(_Frozen):
     visible: tuple[str, ...] = Field(description="trials whose results it was made from")
     pending: tuple[str, ...] = Field(description="trials that counted as running")
     outlook: Outlook | None = Field(default=None, description="of two_fidelity")
+    stop_above: tuple[float | None, ...] = Field(
+        default=(),
+        description="best losses, in nats, above which the trial is stopped: one per evaluation before the last, None "
+        "where there is no limit; empty where the trial runs in full whatever comes",
+    )
     skip: str | None = Field(default=None, description="why the trial isn't worth its price, so that it isn't run")
 
 
@@ -129,7 +134,7 @@ class Finalist(_Frozen):
     rank: int
     trial: str | None = Field(description="id of the search trial; None for the default if it was not searched")
     origin: str
-    objective: float | None = Field(description="its validation loss in the search")
+    objective: float | None = Field(description="its validation loss in the search, where it ran in full")
     hyperparameters: dict[str, Value]
 
 

@@ -61,6 +61,11 @@ class StudyConfig(Section):
                 f"`finalists.configurations` may be at most `target.trials` ({self.target.trials}), "
                 f"but got {self.finalists.configurations}"
             )
+        if self.target.early_stopping is not None and self.training.evaluations == 1:
+            raise ValueError(
+                "`target.early_stopping` judges trials by evaluations before their end, but `training.evaluations` is "
+                "1; raise it to at least 2, or leave `early_stopping` out"
+            )
         if self.target.method == "full" and all(HYPERPARAMETERS[name].lora_only for name in self.space):
             raise ValueError(
                 f"`target.method: full` leaves nothing to search: `space` holds only LoRA's {', '.join(self.space)}"

@@ -13,6 +13,7 @@ from understudy.hyperparameters import Value
 from understudy.settings import (
     DataSettings,
     DecodeSettings,
+    EarlyStoppingSettings,
     ExecutionSettings,
     HalvingSettings,
     Method,
@@ -91,6 +92,8 @@ class TargetSection(Section):
     explore: float
     stop: StopSettings | None = None
     fidelity: float = 1.0  # of truncated runs
+    early_stopping: EarlyStoppingSettings | None = None
+    evaluations: int | None = None  # of each trial; only where trials are stopped early
     method: Method
 
 
@@ -156,6 +159,8 @@ def sections(config: StudyConfig) -> dict[str, Section]:
             explore=target.explore,
             stop=target.stop,
             fidelity=target.truncated.fidelity if target.truncated else 1.0,
+            early_stopping=target.early_stopping,
+            evaluations=config.training.evaluations if target.early_stopping is not None else None,
             method=target.method,
         ),
         "finalists": FinalistSection(

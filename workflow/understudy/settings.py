@@ -31,6 +31,14 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+def _no_switch(name: str, value: Any) -> Any:
+    """The value of a section that `{}` switches on, unless it is true or false."""
+    if isinstance(value, bool):
+        way = f"write `{name}: {{}}` to switch it on" if value else f"leave `{name}` out to switch it off"
+        raise ValueError(f"is a section; {way}, but got {str(value).lower()}")
+    return value
+
+
 class DataFiles(Section):
     """The user's own data, one file per split."""
 
@@ -176,10 +184,7 @@ class ProxySettings(Section):
     @field_validator("halving", mode="before")
     @classmethod
     def _halving_is_a_section(cls, value: Any) -> Any:
-        if isinstance(value, bool):
-            way = "write `halving: {}` to switch it on" if value else "leave `halving` out to switch it off"
-            raise ValueError(f"is a section; {way}, but got {str(value).lower()}")
-        return value
+        return _no_switch("halving", value)
 
     @model_validator(mode="after")
     def _something_to_try(self) -> ProxySettings:
@@ -264,6 +269,30 @@ class TruncatedSettings(Section):
     fidelity: float = Field(default=0.25, gt=0, lt=1, description="share of a trial's steps that they last")
 
 
+class EarlyStoppingSettings(Section):
+    """When a target trial is stopped before its end, by the learning curves that its proposal sees; `{}`: defaults."""
+
+    rule: Literal["reach", "median"] = Field(
+        default="reach",
+        description="`reach` stops a trial that wouldn't reach the best loss even if its own fell from here on as much "
+        "as any trial's did; `median` one that is worse than the median (Optuna's `MedianPruner`)",
+    )
+    visible: int = Field(
+        default=2, ge=1, description="complete trials that a proposal has to see before it may stop one"
+    )
+    margin: float | None = Field(
+        default=None,
+        ge=0,
+        description="of `reach`: share by which the largest fall counts for more; 0.25 if absent",
+    )
+
+    @model_validator(mode="after")
+    def _margin_goes_with_reach(self) -> EarlyStoppingSettings:
+        if self.rule != "reach" and self.margin is not None:
+            raise ValueError(f"`margin` goes with `rule: reach`, but the rule is `{self.rule}`; leave `margin` out")
+        return self
+
+
 class TargetSettings(Section):
     """The target stage."""
 
@@ -286,7 +315,17 @@ class TargetSettings(Section):
     truncated: TruncatedSettings | None = Field(
         default=None, description="first try configurations in short runs of the target; with `two_fidelity` alone"
     )
+    early_stopping: EarlyStoppingSettings | None = Field(
+        default=None,
+        description="stop trials by their learning curves; `{}` turns it on. The default configuration and finalists "
+        "always run in full",
+    )
     method: Method = Field(default="lora", description="LoRA, or all of the model's weights")
+
+    @field_validator("early_stopping", mode="before")
+    @classmethod
+    def _early_stopping_is_a_section(cls, value: Any) -> Any:
+        return _no_switch("early_stopping", value)
 
     @model_validator(mode="after")
     def _fits(self) -> TargetSettings:
@@ -303,6 +342,13 @@ class TargetSettings(Section):
             )
         if self.starts > self.trials:
             raise ValueError(f"`starts` may be at most `trials` ({self.trials}), but got {self.starts}")
+        seen = self.trials - self.window  # by the last proposal
+        if self.early_stopping is not None and self.early_stopping.visible > seen:
+            raise ValueError(
+                f"`early_stopping` would stop nothing: it waits for {self.early_stopping.visible} complete trials, and "
+                f"with `trials: {self.trials}` and `window: {self.window}` the last proposal sees {seen}; ask for more "
+                "trials, lower `early_stopping.visible`, or leave `early_stopping` out"
+            )
         return self
 
 

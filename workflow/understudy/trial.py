@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -83,6 +83,25 @@ class RungScore(_Frozen):
     point: CurvePoint | None = Field(default=None, description="its learning curve there; None without a finite loss")
 
 
+class EarlyStop(_Frozen):
+    """Where a target trial was ended by the limits of its proposal. Losses in nats per completion token."""
+
+    number: int = Field(description="of the evaluation, from 1")
+    evaluations: int = Field(description="that the trial would have had")
+    step: int
+    steps: int = Field(description="that the trial would have had")
+    best_loss: float = Field(description="of all evaluations until then")
+    limit: float
+
+    @property
+    def message(self) -> str:
+        """Why the trial was stopped, in words."""
+        return (
+            f"after {self.step} of its {self.steps} steps its best loss was {self.best_loss:.4f}, above the limit of "
+            f"{self.limit:.4f} that earlier trials set"
+        )
+
+
 class TrialResult(_Frozen):
     """What came of a trial. `objective` is the final validation loss; None unless the status is `complete`."""
 
@@ -94,6 +113,7 @@ class TrialResult(_Frozen):
     curve: tuple[CurvePoint, ...] = ()
     steps: int = 0
     rung_scores: tuple[RungScore, ...] = ()
+    early_stop: EarlyStop | None = None
     message: str | None = Field(default=None, description="why, where the status isn't `complete`")
     cost: Cost = Cost()
     provenance: dict[str, str] = Field(default_factory=dict)
@@ -250,6 +270,11 @@ def halved_digest(digests: Mapping[str, str], id: str, halving: Halving) -> str:
     bracket = next(bracket for bracket in halving.brackets if id in bracket)
     rule = halving.model_dump(mode="json", exclude={"brackets"})
     return digest({"trial": digests[id], "halving": rule, "bracket": [digests[member] for member in bracket]})
+
+
+def early_stopped_digest(plain: str, stop_above: Sequence[float | None]) -> str:
+    """The store entry of a trial that these limits stopped; one that they don't stop has its plain one."""
+    return digest({"trial": plain, "stop_above": list(stop_above)})
 
 
 def derive_seed(seed: int, *labels: str | int) -> int:

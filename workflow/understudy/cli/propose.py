@@ -7,7 +7,7 @@ from pathlib import Path
 
 from understudy.artifacts import Regions, Starts
 from understudy.files import read_model, write_json
-from understudy.search.propose import is_start, propose
+from understudy.search.propose import needs_history, propose
 from understudy.search.window import History, read_history
 from understudy.sections import TargetSection
 
@@ -29,9 +29,8 @@ def run(arguments: argparse.Namespace) -> None:
     settings = read_model(arguments.settings, TargetSection)
     regions = read_model(arguments.regions, Regions)
     starts = read_model(arguments.starts, Starts)
-    if is_start(settings, arguments.number, starts):
-        history = History()
-    else:
+    history = History()
+    if needs_history(settings, arguments.number, starts):
         history = read_history(arguments.trials_dir, arguments.number, settings.window, arguments.truncated)
     proposal = propose(settings, arguments.number, regions, starts, history, arguments.stage)
     write_json(arguments.output, proposal)

@@ -18,9 +18,10 @@ _ID = re.compile(r"f(\d+)s(\d+)")
 def select_finalists(configurations: int, starts: Starts, records: Sequence[TrialRecord]) -> Selection:
     """Rank 0 is the default configuration; ranks 1 to `configurations` are the best distinct complete target trials.
 
-    Equal objectives go by id. A trial with the default's configuration is rank 0 already and is passed over. Where
-    too few trials are complete, starts that were never tried stand in, in their order, because the number of
-    finalists is fixed before anything has run. Raises `UserError` where those are too few as well.
+    Equal objectives go by id. A trial with the default's configuration is rank 0 already and is passed over. Since the
+    number of finalists is fixed before anything has run, others stand in where too few trials are complete: trials that
+    were stopped early, by the last loss that was seen of them, then starts that were never tried, in their order.
+    Raises `UserError` where these are too few as well.
     """
     ordered = sorted(records, key=lambda record: record.spec.id)
     complete = sorted(
@@ -30,6 +31,9 @@ def select_finalists(configurations: int, starts: Starts, records: Sequence[Tria
     finalists = [_default(starts, complete)]
     taken = {identity(starts.default)}
     for record in complete:
+        _add(finalists, taken, _of_trial(record), configurations)
+    stopped = [record for record in ordered if record.result.status == "stopped" and record.result.curve]
+    for record in sorted(stopped, key=lambda record: (record.result.curve[-1].eval_loss, record.spec.id)):
         _add(finalists, taken, _of_trial(record), configurations)
     tried = {identity(record.spec.hyperparameters) for record in ordered if record.result.status != "skipped"}
     for start in starts.starts:

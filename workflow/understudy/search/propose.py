@@ -9,6 +9,7 @@ from typing import Literal
 
 from understudy.artifacts import Outlook, Proposal, Region, Regions, Start, Starts
 from understudy.hyperparameters import Value, complete
+from understudy.search.early_stopping import stop_above
 from understudy.search.guidance import choose_place, draw, move_inside, outside, place_shares
 from understudy.search.samplers import CANDIDATES, candidates, refined
 from understudy.search.values import Identity, from_unit, identity
@@ -46,6 +47,32 @@ def propose(
     stage: Literal["truncated", "target"] = "target",
 ) -> Proposal:
     """Proposal `number` of a stage. It follows from the seed, the number, the transfer and the history alone.
+
+    With `early_stopping` it has limits on the trial's losses, unless it is the default configuration, since what that
+    comes to has to be known, or a truncated run.
+    """
+    proposal = _without_limits(settings, number, regions, starts, history, stage)
+    early, values = settings.early_stopping, proposal.spec.hyperparameters
+    if early is None or settings.evaluations is None or identity(values) == identity(starts.default):
+        return proposal
+    if stage == "truncated":
+        return proposal
+    limits = {
+        "stop_above": stop_above(early, settings.evaluations, history.visible),
+        "visible": tuple(record.spec.id for record in (*history.truncated, *history.visible)),
+    }
+    return proposal.model_copy(update=limits)
+
+
+def _without_limits(
+    settings: TargetSection,
+    number: int,
+    regions: Regions,
+    starts: Starts,
+    history: History,
+    stage: Literal["truncated", "target"],
+) -> Proposal:
+    """What is tried, and why.
 
     The first ones are the starts. Then a place is drawn: a region, or all of the space to explore. The sampler's
     study has what the history shows; of its candidates the one nearest to the region is taken and the rest of it
@@ -135,8 +162,13 @@ def _reason_to_skip(settings: TargetSection, number: int, outlook: Outlook | Non
     return f"the chance to beat the best loss by {stop.gain:.2g} of it is {outlook.worth:.2g}, below {stop.chance:.2g}"
 
 
+def needs_history(settings: TargetSection, number: int, starts: Starts) -> bool:
+    """Whether proposal `number` is made from results: all but starts that nothing stops."""
+    return settings.early_stopping is not None or not is_start(settings, number, starts)
+
+
 def is_start(settings: TargetSection, number: int, starts: Starts) -> bool:
-    """Whether proposal `number` is one of the starts, and so needs no history."""
+    """Whether proposal `number` is one of the starts, which follow from the transfer alone."""
     return settings.sampler != "two_fidelity" and number < min(settings.starts, len(starts.starts))
 
 

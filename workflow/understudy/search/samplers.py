@@ -15,6 +15,7 @@ from understudy.artifacts import Outlook, Surface
 from understudy.errors import UserError
 from understudy.hyperparameters import Value
 from understudy.search.distributions import distribution, from_optuna, to_optuna
+from understudy.search.early_stopping import expected_loss
 from understudy.search.quiet import quiet_optuna
 from understudy.search.window import History
 from understudy.settings import Sampler
@@ -130,10 +131,13 @@ def rebuild(optuna: Any, space: Space, history: History, distributions: Mapping[
 def told_values(records: Sequence[TrialRecord]) -> list[float | None]:
     """What the sampler is told of each trial: always finite; None for one that was skipped and so says nothing.
 
-    A complete trial's loss, capped so that a loss out of scale can't flatten a GP's view of the others; any other
-    status counts as worse than the worst by a margin.
+    A complete trial's loss, and what is expected of one that was stopped early; capped, so that a loss out of scale
+    can't flatten a GP's view of the others. Any other status counts as worse than the worst by a margin.
     """
     losses = [_loss(record) for record in records]
+    losses = [
+        expected_loss(record, records) if loss is None else loss for record, loss in zip(records, losses, strict=True)
+    ]
     known = sorted(loss for loss in losses if loss is not None)
     if not known:
         return [None if record.result.status == "skipped" else 0.0 for record in records]

@@ -25,6 +25,7 @@ CAPTIONS = {
     ),
     "curves": (
         "Learning curves",
-        "Validation loss during training. Curves end where their configuration's epochs end.",
+        "Validation loss during training. Curves end where their configuration's epochs end, or where a trial was "
+        "stopped early; one evaluation alone is a dot.",
     ),
 }

@@ -9,7 +9,7 @@ import polars as pl
 from understudy.artifacts import Proposal, Winner
 from understudy.hyperparameters import HYPERPARAMETERS, Value
 from understudy.summary.statistics import Statistic, bootstrap_pairs, kendall, spearman, top_quartile_recall
-from understudy.trial import derive_seed
+from understudy.trial import TrialRecord, derive_seed
 
 AGREEMENT_SCHEMA = {
     "statistic": pl.String,
@@ -24,6 +24,7 @@ STATISTICS: Mapping[str, Statistic] = {
     "kendall": kendall,
     "top_quartile_recall": top_quartile_recall,
 }
+EARLY_STOPPING_SCHEMA = {"stopped": pl.Int64, "trials": pl.Int64, "saved": pl.Float64}
 IMPORTANCE_SCHEMA = {"stage": pl.String, "parameter": pl.String, "importance": pl.Float64}
 STAGE_ORDER = ("proxy", "echo", "truncated", "target", "finalist", "total")
 SECONDS_PER_HOUR = 3600.0
@@ -176,6 +177,28 @@ def default_loss(trials: pl.DataFrame, default: Mapping[str, Value]) -> float | 
         return float(searched[0])
     mean = repeated.mean()
     return float(mean) if isinstance(mean, float) else None
+
+
+def early_stopping(records: Sequence[TrialRecord], proposals: Sequence[Proposal]) -> pl.DataFrame:
+    """What early stopping of target trials came to: `EARLY_STOPPING_SCHEMA`, one row, or none where it was off.
+
+    Trials stopped and trials run, and the share of the target search's steps that weren't run. A step counts by its
+    batch size, as it costs.
+    """
+    if not any(proposal.stop_above for proposal in proposals):
+        return pl.DataFrame(schema=EARLY_STOPPING_SCHEMA)
+    ran = [record for record in records if record.spec.stage == "target" and record.result.status != "skipped"]
+    whole = saved = 0
+    for record in ran:
+        batch, stop = int(record.spec.hyperparameters["batch_size"]), record.result.early_stop
+        whole += batch * (stop.steps if stop else record.result.steps)
+        saved += batch * (stop.steps - stop.step if stop else 0)
+    row = {
+        "stopped": sum(record.result.early_stop is not None for record in ran),
+        "trials": len(ran),
+        "saved": saved / whole if whole else 0.0,
+    }
+    return pl.DataFrame([row], schema=EARLY_STOPPING_SCHEMA)
 
 
 def importance(tables: Mapping[str, pl.DataFrame]) -> pl.DataFrame:

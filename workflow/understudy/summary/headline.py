@@ -15,6 +15,7 @@ from understudy.summary.panels import by_name, pairs_of
 from understudy.summary.wording import (
     agreement_text,
     count_text,
+    early_stopping_text,
     few_seeds_text,
     flops_text,
     interval_text,
@@ -53,11 +54,12 @@ def headline(
 ) -> str:
     """The answer, what it rests on and what it cost, as lines of plain text.
 
-    `tables` holds `trials`, `costs` (per stage) and `agreement`.
+    `tables` holds `trials`, `costs` (per stage), `agreement` and `early_stopping`.
     """
     statuses = tables["trials"].group_by("status").len().sort("status").iter_rows()
     agreed = by_name(tables["agreement"])
     trusted = trust_text(agreed["trust"][0] if "trust" in agreed else None)
+    early = early_stopping_text(tables["early_stopping"].to_dicts())
     sections = [
         [*(_model(card, executions[card.role]) for card in sorted(cards, key=lambda card: card.role))],
         _configuration(winner, default, searched),
@@ -68,7 +70,7 @@ def headline(
             "  " + agreement_text(agreed.get("spearman"), pairs_of(tables["agreement"])),
             *([f"  {trusted}"] if trusted else []),
         ],
-        [*_cost(tables["costs"]), f"  {statuses_text(statuses)}."],
+        [*_cost(tables["costs"]), f"  {statuses_text(statuses)}.", *([f"  {early}"] if early else [])],
         _decoding(decode),
         ["Files", f"  report               {paths.report}", f"  best configuration   {paths.best_config}"],
     ]

@@ -143,7 +143,8 @@ def learning_curves(curves: pl.DataFrame, winner: int) -> Figure:
         look = _look(str(stage), str(trial), winner)
         label = str(look.pop("label"))
         kinds[label] = kinds.get(label, 0) + 1
-        axes.plot(points["tokens"], points["eval_loss"], label=label if kinds[label] == 1 else None, **look)
+        dot = "." if len(points) == 1 else None
+        axes.plot(points["tokens"], points["eval_loss"], marker=dot, label=label if kinds[label] == 1 else None, **look)
     axes.set(xlabel="completion tokens trained on", ylabel="validation loss (nats per token)", ylim=(low, high))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     above = shown.filter(pl.col("eval_loss") > high).select("stage", "id").n_unique()

@@ -26,7 +26,7 @@ from understudy.summary.headline import STAGE_NAMES
 from understudy.summary.panels import by_name, pairs_of
 from understudy.trial import Execution, ModelCard
 
-TABLES = ("leaderboard", "agreement", "cost_per_stage", "pack_notes")
+TABLES = ("leaderboard", "agreement", "cost_per_stage", "early_stopping", "pack_notes")
 CHANGES_NOTHING = ("host", "slurm_job")  # provenance that may differ without a number being different
 
 
@@ -92,6 +92,7 @@ def _context(findings: Findings) -> dict[str, Any]:
         "costs": tables["cost_per_stage"].to_dicts(),
         "stage_names": STAGE_NAMES,
         "statuses": wording.statuses_text(statuses),
+        "early_stopping": wording.early_stopping_text(tables["early_stopping"].to_dicts()),
         "figures": {name: _inline(folder / "figures" / f"{name}.svg", name) for name in CAPTIONS},
         "captions": CAPTIONS,
         "models": [findings.proxy, best.card],

@@ -56,6 +56,7 @@ def write_summary(
     per_stage = derived.cost_per_stage(trials, costs)
     searched = list(settings.space)
     weights = derived.importance(importance)
+    early = derived.early_stopping(evidence.records, evidence.proposals)
     paths = StudyPaths(folder.parent)
     parquet = {"trials": trials, "costs": costs, "curves": curves, "provenance": provenance_frame(evidence.records)}
     csv = {
@@ -64,6 +65,7 @@ def write_summary(
         "importance": weights,
         "agreement": agreement,
         "cost_per_stage": per_stage,
+        "early_stopping": early,
         "pack_notes": pl.DataFrame(sorted(evidence.pack_notes), {"pack": pl.String, "note": pl.String}, orient="row"),
     }
     for name, table in parquet.items():
@@ -90,7 +92,7 @@ def write_summary(
         searched,
         evidence.test,
         evidence.decode,
-        {"trials": trials, "costs": per_stage, "agreement": agreement},
+        {"trials": trials, "costs": per_stage, "agreement": agreement, "early_stopping": early},
         evidence.cards,
         evidence.executions,
         paths,

@@ -61,7 +61,7 @@ def trials_frame(records: Sequence[TrialRecord]) -> pl.DataFrame:
     """The trial table: `TRIAL_SCHEMA`, then one column `metric_<name>` per metric that any trial has, by name.
 
     `objective` is in mean nats per completion token and null unless the trial is complete; `last_eval_loss` is the last
-    validation loss that was seen, which is all there is of a trial that halving stopped; a hyperparameter that a trial
+    validation loss that was seen, which is all there is of a trial that was stopped; a hyperparameter that a trial
     doesn't have is null. The rows don't depend on the order of `records`. Raises `CorruptFileError` where two records
     of a stage share an id.
     """

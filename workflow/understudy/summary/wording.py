@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from understudy.artifacts import Interval
 from understudy.hyperparameters import Value
@@ -122,6 +123,19 @@ def trust_text(trust: float | None) -> str | None:
     if trust >= DOUBTED:
         return f"The sampler was in doubt about the proxy: by its model {belief}."
     return f"The sampler left the proxy aside and went by the target's own results: by its model {belief}."
+
+
+def early_stopping_text(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """What early stopping came to, from `derived.early_stopping`; None where it was off."""
+    if not rows:
+        return None
+    row = rows[0]
+    if not row["stopped"]:
+        return f"The limits in the proposals stopped none of {row['trials']} target trials."
+    return (
+        f"The limits in the proposals stopped {row['stopped']} of {row['trials']} target trials, which saved "
+        f"{percent_text(row['saved'])} of the target search's steps (each counted by its batch size)."
+    )
 
 
 def statuses_text(statuses: Iterable[tuple[str, int]]) -> str:

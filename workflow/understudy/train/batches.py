@@ -7,26 +7,18 @@ same number of examples. With N examples and batch size B, an epoch is N / B ste
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import count, islice
 
 import numpy as np
 import torch
 
 from understudy.data.encoding import Encoded
-from understudy.hyperparameters import Value
 from understudy.trial import derive_seed
 
 # Tokens whose work one more forward and backward pass is worth. Measured with LoRA on one CPU core: 80 for a model of
 # 4 layers of width 192, 200 for 2 layers of width 64. Not measured on GPUs.
 PASS_COST = 128
-
-
-def total_steps(examples: int, hyperparameters: Mapping[str, Value], fidelity: float) -> int:
-    """Optimizer steps of a trial: its epochs' batches, the last one rounded up, times the fidelity; at least 1."""
-    epochs, batch_size = float(hyperparameters["num_train_epochs"]), int(hyperparameters["batch_size"])
-    return max(1, round(fidelity * math.ceil(examples * epochs / batch_size)))
 
 
 def data_order(examples: int, seed: int) -> Iterator[int]:

@@ -21,7 +21,7 @@ from understudy.models.loading import load_base, load_tokenizer
 from understudy.store import Store
 from understudy.train import memory
 from understudy.train.adapters import trainable
-from understudy.train.loop import DivergedError, Examples, History, train
+from understudy.train.loop import DivergedError, Examples, History, StoppedEarlyError, train
 from understudy.train.memory import OutOfMemoryError
 from understudy.train.ranks import Ranks
 from understudy.train.trial import Job, keeps_weights
@@ -33,6 +33,7 @@ from understudy.trial import (
     TrialRecord,
     TrialResult,
     TrialSpec,
+    early_stopped_digest,
     trial_digest,
 )
 
@@ -47,7 +48,10 @@ class Engine:
         prepare_torch(self.execution)
 
     def train(self, spec: TrialSpec) -> TrialRecord:
-        """Train a trial and keep it in the store. Divergence and lack of memory are results, not errors."""
+        """Train a trial and keep it in the store. Divergence and lack of memory are results, not errors.
+
+        Where the job's limits stop it, it is kept in an entry of its own.
+        """
         base, examples, history = self._base(spec), self.examples, History()
         memory.reset_peak()
         started = time.perf_counter()
@@ -55,6 +59,8 @@ class Engine:
         status, message = self._attempt(base, spec, examples, history, store.adapter(digest))
         memory.release()
         seconds = time.perf_counter() - started
+        if status == "stopped":
+            digest = early_stopped_digest(digest, self.job.stop_above)
         record = self.record(spec, digest, history, status, message, seconds)
         if self.ranks.index == 0:
             store.save(record)
@@ -81,6 +87,7 @@ class Engine:
             curve=tuple(history.curve),
             steps=history.steps,
             rung_scores=rung_scores,
+            early_stop=history.early_stop,
             message=message,
             cost=self._cost(spec, history, seconds),
             provenance=provenance.collect(trained_by, _device_name(self.execution)),
@@ -94,9 +101,11 @@ class Engine:
         settings, execution = self.job.inputs.training, self.execution
         try:
             with trainable(base, spec, execution) as model:
-                train(model, spec, examples, execution, settings, self.ranks, history)
+                train(model, spec, examples, execution, settings, self.ranks, history, self.job.stop_above)
                 if keeps_weights(spec) and self.ranks.index == 0:
                     self._save_weights(model, folder)
+        except StoppedEarlyError as error:
+            return "stopped", str(error)
         except DivergedError as error:
             return "diverged", str(error)
         except OutOfMemoryError as error:

@@ -12,14 +12,15 @@ from torch import Tensor, nn
 
 from understudy.data.encoding import Encoded
 from understudy.settings import TrainingSettings
-from understudy.train.batches import batches, completion_tokens, micro_batches, total_steps
+from understudy.steps import evaluation_steps, find_stop, total_steps
+from understudy.train.batches import batches, completion_tokens, micro_batches
 from understudy.train.evaluation import score
 from understudy.train.forward import collate, completion_logits, device_of
 from understudy.train.gradients import Gradients
 from understudy.train.memory import OutOfMemoryError
 from understudy.train.optimizer import make_optimizer, make_schedule
 from understudy.train.ranks import Ranks, telling
-from understudy.trial import CurvePoint, ResolvedExecution, TrialSpec, derive_seed
+from understudy.trial import CurvePoint, EarlyStop, ResolvedExecution, TrialSpec, derive_seed
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,15 @@ class History:
     completion_tokens: int = 0  # trained on
     tokens: int = 0  # trained on, prompts included, without padding
     evaluated_tokens: int = 0  # likewise, in evaluations
+    early_stop: EarlyStop | None = None
 
 
 class DivergedError(Exception):
     """A loss is infinite or not a number."""
+
+
+class StoppedEarlyError(Exception):
+    """The best loss is above the limit for this part of the steps."""
 
 
 def train(
@@ -55,12 +61,14 @@ def train(
     settings: TrainingSettings,
     ranks: Ranks,
     history: History,
+    stop_above: Sequence[float | None] = (),
 ) -> None:
     """Train `model` in place and write down in `history` what happens.
 
     The loss of a batch is the sum over its completion tokens divided by their number, however the batch is split
-    into micro-batches and over ranks. Raises `DivergedError` as soon as a loss isn't finite, and `OutOfMemoryError`
-    where an allocator refused; in both cases on every rank.
+    into micro-batches and over ranks. Raises `DivergedError` as soon as a loss isn't finite, `OutOfMemoryError` where
+    an allocator refused, and `StoppedEarlyError` by the limits `stop_above` (see `find_stop`); each on every rank,
+    since all of them go by the same sums.
     """
     hyperparameters = spec.hyperparameters
     steps = total_steps(len(examples.train), hyperparameters, spec.fidelity)
@@ -103,11 +111,9 @@ def train(
         if history.steps in evaluate_after:
             evaluate(model, examples, execution, ranks, history, gradients.trouble)
             note(history, since_evaluation, float(rate))
-
-
-def evaluation_steps(steps: int, evaluations: int) -> set[int]:
-    """After which steps to evaluate: evenly spread, the last one among them; each at most once."""
-    return {max(1, round(steps * number / evaluations)) for number in range(1, evaluations + 1)}
+            history.early_stop = find_stop(history.curve, steps, stop_above)
+            if history.early_stop is not None:
+                raise StoppedEarlyError(history.early_stop.message)
 
 
 def evaluate(

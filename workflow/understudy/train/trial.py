@@ -7,8 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from understudy import progress
+from understudy.steps import find_stop, total_steps
 from understudy.store import Store
-from understudy.trial import TrialInputs, TrialRecord, TrialResult, TrialSpec, trial_digest
+from understudy.trial import (
+    EarlyStop,
+    TrialInputs,
+    TrialRecord,
+    TrialResult,
+    TrialSpec,
+    early_stopped_digest,
+    trial_digest,
+)
 
 
 @dataclass(frozen=True)
@@ -20,6 +29,7 @@ class Job:
     validation: Path  # parquet
     store: Path
     progress: Path
+    stop_above: tuple[float | None, ...] = ()  # of a target trial: its proposal's limits, see `steps.find_stop`
 
 
 def train_trial(spec: TrialSpec, job: Job, train: Callable[[TrialSpec], TrialRecord]) -> TrialRecord:
@@ -27,15 +37,50 @@ def train_trial(spec: TrialSpec, job: Job, train: Callable[[TrialSpec], TrialRec
 
     `train` keeps the record in the store itself, and for a finalist its adapter or weights before it. While it
     runs, the store's entry is locked, and who else wants the same trial waits.
+
+    With limits a trial has up to two entries: one of its own for these limits where they stopped it, and a plain one,
+    whoever trained it in full. The plain one is judged as if the trial had been trained now.
     """
     store, digest = Store(job.store), trial_digest(spec, job.inputs)
     with store.locked(digest):
-        found = store.find(digest)
+        found = _find(spec, job, store, digest)
         reused = found is not None and not _lacks_weights(found, spec, store)
         record = found if found is not None and reused else train(spec)
     record = TrialRecord(spec=spec, result=record.result)
     progress.finished(job.progress, record, reused)
     return record
+
+
+def _find(spec: TrialSpec, job: Job, store: Store, digest: str) -> TrialRecord | None:
+    """What the store has of a trial under the job's limits."""
+    if not job.stop_above:
+        return store.find(digest)
+    own = early_stopped_digest(digest, job.stop_above)
+    if (stopped := store.find(own)) is not None:
+        return stopped
+    found = store.find(digest)
+    if found is None:
+        return None
+    steps = total_steps(job.inputs.data.train_examples, spec.hyperparameters, spec.fidelity)
+    stop = find_stop(found.result.curve, steps, job.stop_above)
+    if stop is None:
+        return found
+    return store.keep(TrialRecord(spec=found.spec, result=as_stopped(found.result, stop, own)))
+
+
+def as_stopped(result: TrialResult, stop: EarlyStop, digest: str) -> TrialResult:
+    """What would have come of a finished trial, had it been stopped; its cost stays what was spent."""
+    changes: dict[str, object] = {
+        "digest": digest,
+        "status": "stopped",
+        "objective": None,
+        "metrics": {},
+        "curve": tuple(point for point in result.curve if point.step <= stop.step),
+        "steps": stop.step,
+        "early_stop": stop,
+        "message": stop.message,
+    }
+    return result.model_copy(update=changes)
 
 
 def skip_trial(spec: TrialSpec, job: Job, reason: str) -> TrialRecord:

@@ -9,9 +9,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from understudy.steps import total_steps
 from understudy.store import Store
 from understudy.train import memory
-from understudy.train.batches import total_steps
 from understudy.train.engine import Engine, folder_whole
 from understudy.train.packed import adapters
 from understudy.train.packed.base import Base, read_base

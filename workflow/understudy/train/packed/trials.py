@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from understudy.hyperparameters import Value
-from understudy.train.batches import data_order, total_steps
-from understudy.train.loop import History, MeanLoss, evaluation_steps
+from understudy.steps import evaluation_steps, total_steps
+from understudy.train.batches import data_order
+from understudy.train.loop import History, MeanLoss
 from understudy.train.optimizer import make_schedule
 from understudy.train.packed.adapters import Weights
 from understudy.train.packed.layout import Layout
