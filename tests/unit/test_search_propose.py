@@ -22,7 +22,7 @@ from understudy.artifacts import Proposal, Region, Regions, Starts
 from understudy.cli import main
 from understudy.errors import CorruptFileError
 from understudy.files import read_model, write_json
-from understudy.search.guidance import choose_place, draw, move_inside, outside, place_shares
+from understudy.search.guidance import choose_place, draw, fixed, move_inside, outside, place_shares
 from understudy.search.propose import propose
 from understudy.search.values import from_unit
 from understudy.search.window import History, pending, read_history, visible
@@ -233,8 +233,73 @@ def test_whatever_is_moved_inside_is_inside(seed: int, padding: float) -> None:
         moved, redrawn = move_inside(regions.space, region, values, seed)
         assert outside(region, moved) == []
         assert redrawn == outside(region, values)
-        assert {n for n in values if moved[n] != values[n]} <= set(redrawn)
+        assert set(redrawn).isdisjoint(fixed(region))
+        assert {n for n in values if moved[n] != values[n]} <= {*redrawn, *fixed(region)}
+        assert moved.items() >= fixed(region).items()
         assert all(regions.space[name].contains(value) for name, value in moved.items())
+
+
+@pytest.fixture(scope="module")
+def fixing() -> tuple[Regions, Starts]:
+    """A transfer that calls some hyperparameters negligible."""
+    return made.transferred(made.config(proxy__random=60, transfer__fix_below=0.05))
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "gp"])
+def test_guided_proposals_have_the_regions_fixed_values_and_exploring_ones_are_free(
+    sampler: str, fixing: tuple[Regions, Starts], ran: tuple[Path, list[TrialRecord]]
+) -> None:
+    region, history = fixing[0].regions[0], read_history(ran[0], 12, 4)
+    held = fixed(region)
+    assert len(held) >= 3
+    guided, free = (
+        propose(
+            made.section(made.config(target__explore=explore, target__sampler=sampler), "target"), 12, *fixing, history
+        )
+        for explore in (0.0, 1.0)
+    )
+    assert (guided.kind, free.kind) == ("guided", "explore")
+    assert guided.spec.hyperparameters.items() >= held.items()
+    assert set(guided.fixed) == set(held)
+    assert set(guided.redrawn).isdisjoint(held)
+    assert free.fixed == ()
+    assert sum(free.spec.hyperparameters[name] != value for name, value in held.items()) > 1
+
+
+def test_another_value_of_what_is_fixed_is_inside_all_the_same(fixing: tuple[Regions, Starts]) -> None:
+    region, space = fixing[0].regions[0], fixing[0].space
+    values = {name: draw(parameter, region.boxes[name], 0.5) for name, parameter in space.items()}
+    for name in fixed(region):
+        for u in (0.0, 0.3, 1.0):
+            assert outside(region, values | {name: space[name].from_unit(u)}) == []
+
+
+def test_where_all_is_tried_but_what_is_fixed_that_becomes_free(tmp_path: Path) -> None:
+    """Four configurations, of which a region that fixes the rank has two."""
+    study = made.config(
+        space={"learning_rate": [1e-3, 1e-2], "lora_r": [4, 16]},
+        proxy__grid={},
+        target__starts=1,
+        target__explore=0.0,
+        target__window=1,
+        transfer__learning_rate_exponent=0.0,
+        defaults__learning_rate=1e-2,
+        defaults__lora_r=16,
+    )
+    regions, starts = made.transferred(study)
+    (region,) = regions.regions
+    boxes = {
+        "learning_rate": region.boxes["learning_rate"].model_copy(update={"choices": (1e-3, 1e-2)}),
+        "lora_r": region.boxes["lora_r"].model_copy(update={"choices": (4, 16), "fixed": 16}),
+    }
+    held = regions.model_copy(update={"regions": (region.model_copy(update={"boxes": boxes}),)})
+    records = made.run_target(study, tmp_path, held, starts, 4)
+    assert len({json.dumps(record.spec.hyperparameters) for record in records}) == 4
+    told = [read_model(path, Proposal) for path in sorted(tmp_path.glob("*/proposal.json"))]
+    ranks = [proposal.spec.hyperparameters["lora_r"] for proposal in told]
+    assert ranks == [16, 16, 4, 4]
+    assert [proposal.fixed for proposal in told] == [(), ("lora_r",), (), ()]
+    assert set(told[-1].redrawn) == {"learning_rate", "lora_r"}
 
 
 PAIRS: dict[float, Regions] = {}

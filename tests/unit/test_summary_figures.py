@@ -116,6 +116,29 @@ def test_regions_are_shaded_where_they_are(study: synthetic_study.Study) -> None
     assert [patch.get_x() for patch in choices.patches] == [-0.5, 0.5, -0.5, 0.5, 1.5]
 
 
+def test_what_a_region_fixes_is_marked(study: synthetic_study.Study) -> None:
+    panel = {axes.get_title(): axes for axes in all_figures(study, study.records, IMPORTANCE)["slices"].axes}
+    drawn = {
+        name: {float(line.get_xdata()[0]) for line in axes.lines if line.get_color() == style.REGION}
+        for name, axes in panel.items()
+    }
+    places = {"weight_decay": {0.123}, "lora_alpha": {float(study.regions.space["lora_alpha"].choices.index(16))}}
+    assert {name: found for name, found in drawn.items() if found} == places
+    free = [
+        region.model_copy(
+            update={"boxes": {n: box.model_copy(update={"fixed": None}) for n, box in region.boxes.items()}}
+        )
+        for region in study.regions.regions
+    ]
+    for regions, said in ((study.regions.regions, True), (tuple(free), False)):
+        shown = panels.slices(
+            trials_frame(study.records),
+            study.regions.model_copy(update={"regions": regions}),
+            list(study.config.space),
+        )
+        assert ("fixed there" in [text.get_text() for text in shown.legends[0].get_texts()]) == said
+
+
 def test_layers_stand_below_each_other_under_their_panel(study: synthetic_study.Study) -> None:
     names = ("all-linear", "down_proj,q_proj")
     records = [

@@ -130,6 +130,7 @@ def test_the_report_says_what_was_found(study: synthetic_study.Study, paths: Stu
     assert f"{study.test.gain.value:+.4f} nats per token" in text
     assert "cluster 1 of the best quarter &amp; its &lt;padding&gt;" in text
     assert "LoRA Without Regret" in text
+    assert text.count("0.123, fixed; free to explore: ") == text.count("16, fixed; free to explore: ") == 2
     assert "Trials of one stage ran on different" not in text
     assert text.count("<svg") == 5
     assert "pack_size: 16" in text

@@ -31,6 +31,9 @@ class Box(_Frozen):
     choices: tuple[Value, ...] | None = None
     proxy_low: Value | None = Field(default=None, description="smallest value among the region's trials, on the proxy")
     proxy_high: Value | None = Field(default=None, description="largest, likewise")
+    fixed: Value | None = Field(
+        default=None, description="what guided proposals take, in target values; the side still holds the whole range"
+    )
     importance: float = Field(description="share of the proxy's variance that this hyperparameter explains")
     reason: str
 
@@ -117,6 +120,7 @@ class Proposal(_Frozen):
     region: int | None = None
     sampler: str = Field(description="what made it: `transfer` for a start, else the sampler's class")
     redrawn: tuple[str, ...] = Field(default=(), description="hyperparameters drawn anew to bring it into its region")
+    fixed: tuple[str, ...] = Field(default=(), description="hyperparameters at the value that its region fixes")
     visible: tuple[str, ...] = Field(description="trials whose results it was made from")
     pending: tuple[str, ...] = Field(description="trials that counted as running")
     outlook: Outlook | None = Field(default=None, description="of two_fidelity")

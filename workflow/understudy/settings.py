@@ -232,6 +232,13 @@ class TransferSettings(Section):
     top_fraction: float = Field(default=0.25, gt=0, le=1, description="share of the proxy's trials that counts as top")
     max_regions: int = Field(default=3, ge=1, description="the most clusters that the top trials are split into")
     padding: float = Field(default=0.1, ge=0, le=1, description="margin of a region, in units of a parameter's range")
+    fix_below: float = Field(
+        default=0.01,
+        ge=0,
+        le=0.05,
+        description="what explains a smaller share of the proxy's variance is fixed at a region's best trial's value "
+        "in proposals guided there; 0 fixes nothing; not with `two_fidelity`",
+    )
     learning_rate_exponent: float | Literal["auto"] = Field(
         default="auto",
         description="p in the rate's scale (proxy width / target width)^p; `auto` takes the family's published one",

@@ -74,12 +74,20 @@ def choose_place(shares: Sequence[float], seed: int) -> int:
 def move_inside(
     space: Space, region: Region, values: Mapping[str, Value], seed: int
 ) -> tuple[dict[str, Value], list[str]]:
-    """The configuration with what lies outside drawn anew, uniformly in unit coordinates; and which that was."""
-    generator = random.Random(seed)
-    moved, redrawn = dict(values), outside(region, values)
+    """The configuration with what lies outside drawn anew, uniformly in unit coordinates; and which that was.
+
+    What the region fixes has its fixed value, and isn't among what was drawn.
+    """
+    generator, held = random.Random(seed), fixed(region)
+    moved, redrawn = {**values, **held}, [name for name in outside(region, values) if name not in held]
     for name in redrawn:
         moved[name] = draw(space[name], region.boxes[name], generator.random())
     return moved, redrawn
+
+
+def fixed(region: Region) -> dict[str, Value]:
+    """The values at which the region holds what is negligible. They don't decide whether a configuration is inside."""
+    return {name: box.fixed for name, box in region.boxes.items() if box.fixed is not None}
 
 
 def draw(parameter: Range | Choices, box: Box, u: float) -> Value:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from understudy.artifacts import Outlook, Proposal, Region, Regions, Start, Starts
 from understudy.hyperparameters import Value, complete
-from understudy.search.guidance import choose_place, draw, move_inside, outside, place_shares
+from understudy.search.guidance import choose_place, draw, fixed, move_inside, outside, place_shares
 from understudy.search.samplers import CANDIDATES, candidates, refined
 from understudy.search.values import Identity, from_unit, identity
 from understudy.search.window import History
@@ -31,10 +31,11 @@ SAMPLER_CLASSES = {
 
 @dataclass(frozen=True)
 class Draw:
-    """A configuration of the space, and which of its hyperparameters were drawn anew."""
+    """A configuration of the space, and which of its hyperparameters were drawn anew or fixed by its region."""
 
     values: dict[str, Value]
     redrawn: tuple[str, ...] = ()
+    fixed: tuple[str, ...] = ()
 
 
 def propose(
@@ -74,6 +75,7 @@ def propose(
         region=region.id if region else None,
         sampler=SAMPLER_CLASSES[settings.sampler],
         redrawn=chosen.redrawn,
+        fixed=chosen.fixed,
         visible=tuple(record.spec.id for record in history.visible),
         pending=tuple(proposal.spec.id for proposal in history.pending),
     )
@@ -176,20 +178,27 @@ def _choose(
 ) -> Draw:
     """The candidate with the fewest values outside the region, brought inside; the first one where there is none.
 
-    One that was tried before gives way to the next, and at last to a uniform draw.
+    One that was tried before gives way to the next, then to a uniform draw, and at last to one in which what the region
+    fixes is free.
     """
     taken = {_identity_in(space, spec.hyperparameters) for spec in _specs(history)}
+    held = fixed(region) if region else {}
     order = sorted(drawn, key=lambda values: len(outside(region, values)) if region else 0)  # stable
     for values in order:
         moved, redrawn = move_inside(space, region, values, seed) if region else (values, [])
         if _identity_in(space, moved) not in taken:
-            return Draw(moved, tuple(redrawn))
+            return Draw(moved, tuple(redrawn), tuple(held))
     generator = random.Random(derive_seed(seed, "fresh"))
-    for _ in range(FRESH_DRAWS):
-        fresh = _uniform(space, region, generator)
-        if _identity_in(space, fresh) not in taken:
-            break
-    return Draw(fresh, tuple(space))
+    for keeping in (held, {}) if held else (held,):
+        for _ in range(FRESH_DRAWS):
+            fresh = _uniform(space, region, generator) | keeping
+            if _identity_in(space, fresh) not in taken:
+                return _drawn(space, fresh, keeping)
+    return _drawn(space, fresh, keeping)
+
+
+def _drawn(space: Space, values: dict[str, Value], held: Mapping[str, Value]) -> Draw:
+    return Draw(values, tuple(name for name in space if name not in held), tuple(held))
 
 
 def _uniform(space: Space, region: Region | None, generator: random.Random) -> dict[str, Value]:

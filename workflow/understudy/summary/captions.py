@@ -21,7 +21,7 @@ CAPTIONS = {
         "The loss of every search trial that ran in full, above the best of its own stage, against one hyperparameter "
         "at a time; the target's configurations run back on the proxy are among the proxy's. Values are as used: where "
         "a rule rescales them, the proxy's lie apart from the target's. Shaded: the regions that the transfer found, "
-        "in target values.",
+        "in target values. A dashed green line: what is negligible has that value in proposals guided into the region.",
     ),
     "curves": (
         "Learning curves",

@@ -122,9 +122,10 @@ def _seed_table(best: Best) -> list[dict[str, Any]]:
 def box_text(box: Box) -> str:
     """A region's extent along one hyperparameter."""
     if box.choices is not None:
-        return ", ".join(wording.value_text(choice) for choice in box.choices)
-    ends = [wording.value_text(end) for end in (box.low, box.high)]
-    return f"{ends[0]} to {ends[1]}"
+        extent = ", ".join(wording.value_text(choice) for choice in box.choices)
+    else:
+        extent = f"{wording.value_text(box.low)} to {wording.value_text(box.high)}"
+    return extent if box.fixed is None else f"{wording.value_text(box.fixed)}, fixed; free to explore: {extent}"
 
 
 def provenance_facts(provenance: pl.DataFrame) -> list[dict[str, Any]]:
