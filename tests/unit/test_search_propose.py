@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pytest
 import search_study as made
@@ -22,7 +23,7 @@ from understudy.artifacts import Proposal, Region, Regions, Starts
 from understudy.cli import main
 from understudy.errors import CorruptFileError
 from understudy.files import read_model, write_json
-from understudy.search.guidance import choose_place, draw, fixed, move_inside, outside, place_shares
+from understudy.search.guidance import choose_place, draw, faded, fixed, move_inside, outside, place_shares
 from understudy.search.propose import propose
 from understudy.search.values import from_unit
 from understudy.search.window import History, pending, read_history, visible
@@ -221,6 +222,69 @@ def test_the_targets_evidence_moves_the_shares(found: tuple[Regions, Starts]) ->
     assert explored([None, None], [2.0] * 6) == pytest.approx(explored([3.0, 3.1], [2.0] * 6))
     assert explored([1.0, 1.1], [2.0] * 6, explore=0.0) == 0.0
     assert explored([None], [None]) <= 0.2
+
+
+PLACES = st.lists(st.tuples(st.floats(0.01, 1), st.floats(1e-6, 1)), min_size=1, max_size=4)
+
+
+def regions_of(places: list[tuple[float, float]]) -> list[Region]:
+    """Regions of weights and volumes."""
+    region, total = region_pair(0.1).regions[0], math.fsum(weight for weight, _ in places)
+    return [region.model_copy(update={"share": weight / total, "volume": volume}) for weight, volume in places]
+
+
+@settings(max_examples=40, deadline=None)
+@given(places=PLACES, explore=st.floats(0.01, 1), strength=st.floats(0.5, 50), results=st.integers(0, 500))
+def test_shares_fade_from_the_transfers_to_the_volumes(
+    places: list[tuple[float, float]], explore: float, strength: float, results: int
+) -> None:
+    regions = regions_of(places)
+    transfers = [(1 - explore) * region.share for region in regions] + [explore]
+    volumes = np.array([region.volume for region in regions] + [1.0])
+    found, later = (faded(regions, explore, strength, n) for n in (results, results + 1))
+    assert math.fsum(found) == pytest.approx(1)
+    if results <= strength:
+        assert found == pytest.approx(transfers)
+    if all(transfers):  # densities in the order of before, nearer to each other with every result
+        density, next_density = (np.log(np.array(shares) / volumes) for shares in (found, later))
+        assert np.ptp(next_density) <= np.ptp(density) + 1e-9
+        expected = np.log(np.array(transfers) / volumes) * strength / max(results, strength)
+        assert density - density[-1] == pytest.approx(expected - expected[-1], abs=1e-6)
+        assert faded(regions, explore, strength, 10**9) == pytest.approx(volumes / volumes.sum(), rel=1e-4)
+
+
+def test_places_without_share_or_volume_stay_defined() -> None:
+    point = regions_of([(1.0, 0.0)])
+    assert faded(point, 0.0, 10, 1000) == [1.0, 0.0]
+    assert faded(point, 0.2, 10, 10) == pytest.approx([0.8, 0.2])
+    assert faded(point, 0.2, 10, 10**6) == pytest.approx([0.0, 1.0], abs=1e-6)
+
+
+def test_the_shares_of_proposals_fade_with_the_results_that_count(found: tuple[Regions, Starts]) -> None:
+    """All as good in the region as outside, so that only the number of results speaks; skipped trials don't."""
+    regions = found[0].regions
+    records = [trial_at(rate, number, 2.0) for number, rate in enumerate([6e-5, 3e-3] * 10)]
+    skipped = [r.model_copy(update={"result": r.result.model_copy(update={"status": "skipped"})}) for r in records]
+    strong, weak = (place_shares(regions, records, 0.2, strength)[-1] for strength in (20, 4))
+    assert strong == place_shares(regions, records, 0.2)[-1] < weak
+    evidence = [share / prior for share, prior in zip(place_shares(regions, records, 0.2), [0.8, 0.2], strict=True)]
+    raw = [prior * e for prior, e in zip(faded(regions, 0.2, 4, 20), evidence, strict=True)]
+    assert weak == pytest.approx(raw[-1] / sum(raw))
+    assert place_shares(regions, skipped, 0.2, 4) == pytest.approx([0.8, 0.2])
+
+
+def test_the_priors_strength_changes_no_proposal_before_it(
+    found: tuple[Regions, Starts], ran: tuple[Path, list[TrialRecord]]
+) -> None:
+    """Strength 6 and window 4: proposal 9 sees six results, proposal 10 seven."""
+    weak = made.config(target__prior_strength=6)
+    for number in range(10):
+        proposal = made.next_proposal(weak, ran[0], number, *found)
+        assert proposal == read_model(ran[0] / f"{number:04d}" / "proposal.json", Proposal)
+    free = made.section(made.config(target__prior_strength=1e-3), "target")
+    kinds = [propose(free, number, *found, read_history(ran[0], number, 4)).kind for number in range(10, 16)]
+    told = [read_model(ran[0] / f"{number:04d}" / "proposal.json", Proposal).kind for number in range(10, 16)]
+    assert kinds.count("explore") > told.count("explore")
 
 
 @settings(max_examples=40, deadline=None)

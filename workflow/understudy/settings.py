@@ -287,6 +287,13 @@ class TargetSettings(Section):
     explore: float = Field(
         default=0.2, ge=0, le=1, description="share of proposals that may leave the regions; not with `two_fidelity`"
     )
+    prior_strength: float = Field(
+        default=10,
+        gt=0,
+        allow_inf_nan=False,
+        description="results of the target up to which the regions keep their shares of the proposals; with more of "
+        "them these fade towards their shares of the space; not with `two_fidelity`",
+    )
     stop: StopSettings | None = Field(
         default=None, description="skip trials that are hardly worth it; `{}` turns it on"
     )

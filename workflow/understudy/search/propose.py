@@ -56,7 +56,7 @@ def propose(
         return _from_start(settings, number, starts.starts[number])
     if settings.sampler == "two_fidelity":
         return _from_surface(settings, number, regions, starts, history, stage)
-    shares = place_shares(regions.regions, history.visible, settings.explore)
+    shares = place_shares(regions.regions, history.visible, settings.explore, settings.prior_strength)
     place = choose_place(shares, derive_seed(settings.seed, "explore", number))
     region = regions.regions[place] if place < len(regions.regions) else None
     seeds = [derive_seed(settings.seed, "propose", number, i) for i in range(CANDIDATES[settings.sampler])]
