@@ -184,6 +184,7 @@ def _targets(
                 sampler="transfer" if kind == "start" else "TPESampler",
                 visible=visible,
                 pending=tuple(f"t{i:04d}" for i in range(max(0, number - 3), number)),
+                predicted=loss(values | {"learning_rate": float(values["learning_rate"]) / RATE_FACTOR}, "proxy", 0.0),
             )
         )
     return records, proposals

@@ -18,11 +18,14 @@ import pytest
 import search_study as made
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import ConstantKernel, Matern
 
 from understudy.artifacts import Proposal, Region, Regions, Starts
 from understudy.cli import main
 from understudy.errors import CorruptFileError
 from understudy.files import read_model, write_json
+from understudy.search.clusters import embed
 from understudy.search.guidance import choose_place, draw, faded, fixed, move_inside, outside, place_shares
 from understudy.search.propose import propose
 from understudy.search.values import from_unit
@@ -190,6 +193,40 @@ def test_guided_proposals_lie_in_their_region(
         region = found[0].regions[proposal.region]
         assert outside(region, proposal.spec.hyperparameters) == []
         assert proposal.spec.parents == region.trials
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "gp", "two_fidelity"])
+def test_every_proposal_says_what_the_proxys_surface_predicts(
+    sampler: str, found: tuple[Regions, Starts], ran: tuple[Path, list[TrialRecord]]
+) -> None:
+    """By scikit-learn's process with the surface's kernel; the target's results don't change it."""
+    options = made.section(made.config(target__sampler=sampler), "target")
+    surface = found[0].surface
+    assert surface is not None
+    kernel = ConstantKernel(surface.variance) * Matern(surface.lengths, nu=2.5)
+    process = GaussianProcessRegressor(kernel, alpha=surface.noise + 1e-8, optimizer=None)
+    process.fit(surface.points, surface.values)
+    for number in (0, 8):
+        proposal = propose(options, number, *found, read_history(ran[0], number, 4))
+        [mean] = process.predict(
+            embed(found[0].space, [proposal.spec.hyperparameters], dict.fromkeys(found[0].space, 1))
+        )
+        nats = surface.centre + surface.spread * (math.expm1(mean) if mean > 0 else mean)
+        assert proposal.predicted == pytest.approx(nats, rel=2e-5)
+    silent = found[0].model_copy(update={"surface": None})
+    if sampler != "two_fidelity":
+        assert propose(options, 8, silent, found[1], read_history(ran[0], 8, 4)).predicted is None
+
+
+def test_what_is_predicted_is_the_proxys_loss_of_the_counterpart(found: tuple[Regions, Starts]) -> None:
+    """The starts' parents were run on the proxy, so their losses are nearly known."""
+    proxy = {record.spec.id: record.result.objective for record in made.proxy_records(STUDY)}
+    options = made.section(STUDY, "target")
+    images = [(n, start) for n, start in enumerate(found[1].starts[:6]) if start.origin == "transferred"]
+    assert len(images) >= 2
+    for number, start in images:
+        told = propose(options, number, *found, History()).predicted
+        assert told == pytest.approx(proxy[start.parents[0]], abs=0.02)
 
 
 def test_exploring_happens_as_often_as_it_should(found: tuple[Regions, Starts]) -> None:

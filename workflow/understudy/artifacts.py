@@ -80,7 +80,7 @@ class Regions(_Frozen):
     scale: dict[str, ScaleRule]
     space: SearchSpace = Field(description="the target's one global space, widened to hold every start")
     regions: tuple[Region, ...] = Field(min_length=1)
-    surface: Surface | None = Field(default=None, description="None where another sampler than two_fidelity proposes")
+    surface: Surface | None = Field(default=None, description="`transfer` always fits one")
 
 
 class Start(_Frozen):
@@ -123,6 +123,9 @@ class Proposal(_Frozen):
     fixed: tuple[str, ...] = Field(default=(), description="hyperparameters at the value that its region fixes")
     visible: tuple[str, ...] = Field(description="trials whose results it was made from")
     pending: tuple[str, ...] = Field(description="trials that counted as running")
+    predicted: float | None = Field(
+        default=None, description="loss in nats that the proxy's surface, which no target result changes, has for it"
+    )
     outlook: Outlook | None = Field(default=None, description="of two_fidelity")
     skip: str | None = Field(default=None, description="why the trial isn't worth its price, so that it isn't run")
 

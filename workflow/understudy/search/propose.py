@@ -11,6 +11,7 @@ from understudy.artifacts import Outlook, Proposal, Region, Regions, Start, Star
 from understudy.hyperparameters import Value, complete
 from understudy.search.guidance import choose_place, draw, fixed, move_inside, outside, place_shares
 from understudy.search.samplers import CANDIDATES, candidates, refined
+from understudy.search.surface import predicted
 from understudy.search.values import Identity, from_unit, identity
 from understudy.search.window import History
 from understudy.sections import TargetSection
@@ -50,8 +51,23 @@ def propose(
 
     The first ones are the starts. Then a place is drawn: a region, or all of the space to explore. The sampler's
     study has what the history shows; of its candidates the one nearest to the region is taken and the rest of it
-    drawn anew inside.
+    drawn anew inside. Whoever made it, it says what the proxy's surface predicts.
     """
+    proposal = _proposed(settings, number, regions, starts, history, stage)
+    if regions.surface is None:
+        return proposal
+    loss = predicted(regions.surface, regions.space, proposal.spec.hyperparameters)
+    return proposal.model_copy(update={"predicted": loss})
+
+
+def _proposed(
+    settings: TargetSection,
+    number: int,
+    regions: Regions,
+    starts: Starts,
+    history: History,
+    stage: Literal["truncated", "target"],
+) -> Proposal:
     if is_start(settings, number, starts):
         return _from_start(settings, number, starts.starts[number])
     if settings.sampler == "two_fidelity":

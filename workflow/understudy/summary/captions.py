@@ -8,8 +8,9 @@ CAPTIONS = {
     ),
     "agreement": (
         "Agreement",
-        "The same configurations on both models, each rescaled to the model that ran it: losses on the left, ranks on "
-        "the right. A proxy that ranks as the target does lies on the dashed line.",
+        "The same configurations on both models, each rescaled to the model that ran it: first losses, then ranks. A "
+        "proxy that ranks as the target does lies on the dashed line. Beside them, where there are predictions: every "
+        "target trial's loss against what the surface fitted to the proxy's search had for it before any of them ran.",
     ),
     "importance": (
         "Importance",

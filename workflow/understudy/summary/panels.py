@@ -26,6 +26,7 @@ COLUMNS = 4
 ROOM = 28  # letters of 7 points that fit below a panel
 FLATTEST = 0.01  # nats per token that the axis of a slice spans at least
 GOLDEN = 0.6180339887498949  # multiples of it spread evenly over the unit interval: jitter without a random number
+MODEL_ROWS = ("trust", "pair_spread")  # of the agreement table, that are no rank statistics
 FIXED: Mapping[str, Any] = {"lw": 1.2, "ls": (0, (4, 2))}  # the line at a value that a region fixes
 STAGES = (("proxy", style.PROXY, "o", -0.2), ("target", style.TARGET, "s", 0.2))
 
@@ -173,9 +174,9 @@ def _look(stage: str, trial: str, winner: int) -> dict[str, Any]:
     return {"color": style.TARGET, "lw": 1.2, "ls": (0, (1, 1)), "label": "other finalists", "zorder": 3}
 
 
-def pairs_of(table: pl.DataFrame) -> int:
-    """How many configurations the agreement table's rank statistics are about."""
-    return int(table.filter(pl.col("statistic") != "trust")["pairs"].max() or 0)  # type: ignore[arg-type]
+def pairs_of(table: pl.DataFrame, statistic: str = "spearman") -> int:
+    """How many configurations a statistic of the agreement table is about; 0 where it isn't there."""
+    return int(table.filter(pl.col("statistic") == statistic)["pairs"].max() or 0)  # type: ignore[arg-type]
 
 
 def by_name(table: pl.DataFrame) -> Mapping[str, tuple[float, float, float]]:

@@ -22,8 +22,8 @@ from understudy.settings import Role
 from understudy.summary import wording
 from understudy.summary.captions import CAPTIONS
 from understudy.summary.export import Best, wanted_yaml
-from understudy.summary.headline import STAGE_NAMES
-from understudy.summary.panels import by_name, pairs_of
+from understudy.summary.headline import STAGE_NAMES, agreement_lines
+from understudy.summary.panels import MODEL_ROWS
 from understudy.trial import Execution, ModelCard
 
 TABLES = ("leaderboard", "agreement", "cost_per_stage", "pack_notes")
@@ -72,7 +72,6 @@ def _context(findings: Findings) -> dict[str, Any]:
     tables = {name: pl.read_csv(folder / f"{name}.csv") for name in TABLES}
     provenance = pl.read_parquet(folder / "provenance.parquet")
     statuses = pl.read_parquet(folder / "trials.parquet").group_by("status").len().sort("status").iter_rows()
-    agreed = by_name(tables["agreement"])
     return {
         "best": best,
         "best_yaml": wanted_yaml(best),
@@ -84,9 +83,9 @@ def _context(findings: Findings) -> dict[str, Any]:
         "seeds": _seed_table(best),
         "leaderboard": tables["leaderboard"].to_dicts(),
         "searched": [name for name in findings.searched if name in tables["leaderboard"].columns],
-        "agreement": tables["agreement"].filter(pl.col("statistic") != "trust").to_dicts(),
-        "agreement_text": wording.agreement_text(agreed.get("spearman"), pairs_of(tables["agreement"])),
-        "trust_text": wording.trust_text(agreed["trust"][0] if "trust" in agreed else None),
+        "agreement": tables["agreement"].filter(~pl.col("statistic").is_in(MODEL_ROWS)).to_dicts(),
+        "foreseen": tables["agreement"]["statistic"].str.starts_with("surface_").any(),
+        "agreement_lines": agreement_lines(tables["agreement"]),
         "regions": findings.regions,
         "box": box_text,
         "costs": tables["cost_per_stage"].to_dicts(),
