@@ -56,8 +56,7 @@ def main() -> None:
             found = measured(tables, entries, options, options.cache or Path(beside))
     except UserError as error:
         raise SystemExit(str(error)) from None
-    told = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
-    print(json.dumps({"options": told, "sets": found["sets"], "seconds": found["seconds"]}))
+    print(json.dumps({"options": vars(options), "sets": found["sets"], "seconds": found["seconds"]}, default=str))
 
 
 def read(options: argparse.Namespace) -> list[Table]:
@@ -93,6 +92,11 @@ def measured(
     """All sets of all tables: what `report` says of each, and how long proposals took."""
     terms = Terms(options.seeds, TRIALS, options.window, options.proxy_trials)
     sets = {name: tasks for table in tables for name, tasks in chosen_sets(table, options).items() if tasks}
+    if not sets:
+        half = f"the half for {options.half}" if options.half != "both" else "both halves"
+        raise UserError(
+            f"{half} of {', '.join(table.name for table in tables)} has no task; choose another --half or --sets"
+        )
     by_table = {name: table for table in tables for name in task_sets(table)}
     problems = {(name, task.id): problem(by_table[name], task) for name, tasks in sets.items() for task in tasks}
     jobs: dict[tuple[str, str], Job] = {}

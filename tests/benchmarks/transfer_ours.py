@@ -54,6 +54,7 @@ class Understudy:
             starts=self._target.starts,
             sampler=self._target.sampler,
             explore=self._target.explore,
+            prior_strength=self._target.prior_strength,
             method=METHOD,
         )
         self._proposals: list[Proposal] = []

@@ -57,6 +57,7 @@ from understudy.trial import (
 
 CONFIG = Path(__file__).parent / "study.yaml"
 RATE_FACTOR = 0.42
+FIXED: dict[str, Value] = {"weight_decay": 0.123, "lora_alpha": 16}  # by both regions
 PROVENANCE = {"python": "3.11.9", "torch": "2.13.0", "host": "node-a", "hardware": "A CPU with 2 cores"}
 
 
@@ -183,6 +184,7 @@ def _targets(
                 sampler="transfer" if kind == "start" else "TPESampler",
                 visible=visible,
                 pending=tuple(f"t{i:04d}" for i in range(max(0, number - 3), number)),
+                predicted=loss(values | {"learning_rate": float(values["learning_rate"]) / RATE_FACTOR}, "proxy", 0.0),
             )
         )
     return records, proposals
@@ -216,6 +218,7 @@ def _regions(config: StudyConfig, proxy: list[TrialRecord]) -> Regions:
                 low=None if hasattr(parameter, "choices") else float(parameter.from_unit(0.2 + 0.2 * number)),
                 high=None if hasattr(parameter, "choices") else float(parameter.from_unit(0.6 + 0.2 * number)),
                 choices=parameter.choices[: 2 + number] if hasattr(parameter, "choices") else None,
+                fixed=FIXED.get(name),
                 importance=0.5 if name == "learning_rate" else 0.05,
                 reason=f"the region's trials lie here on {name}",
             )

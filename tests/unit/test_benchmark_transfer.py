@@ -91,6 +91,19 @@ def test_a_table_whose_tasks_are_others_than_those_written_down_is_refused(
     assert "--write-tasks" in done.stderr
 
 
+def test_our_own_table_ends_with_json_and_its_half_without_a_task_is_refused() -> None:
+    script = [sys.executable, str(BENCHMARKS / "transfer.py"), "--table", str(BENCHMARKS / "transfer_runs.parquet")]
+    words = ["--jobs", "1", "--methods", "default", "random"]
+    done = subprocess.run([*script, "--quick", *words], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert set(told["sets"]) == {"own", "own_lies"}
+    assert told["options"]["table"] == [str(BENCHMARKS / "transfer_runs.parquet")]
+    done = subprocess.run([*script, "--half", "tuning", *words], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "the half for tuning of transfer_runs has no task" in done.stderr
+
+
 def test_the_committed_tasks_are_pairs_as_their_sets_are_defined() -> None:
     told = json.loads((BENCHMARKS / "transfer_tasks.json").read_text())["steplaw"]
 

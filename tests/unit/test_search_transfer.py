@@ -245,6 +245,64 @@ def test_one_region_around_one_optimum() -> None:
     assert regions.trials == 51
 
 
+def test_what_is_negligible_is_fixed_at_the_best_trials_image_and_keeps_its_range() -> None:
+    """The loss has a weak third hyperparameter, so that of the other eight some are negligible, by both limits."""
+    study = made.config(proxy__random=60, transfer__fix_below=0.05)
+    records = {record.spec.id: record.spec for record in made.proxy_records(study)}
+    regions, _ = made.transferred(study)
+    (region,) = regions.regions
+    best, held = records[region.trials[0]], {n: box for n, box in region.boxes.items() if box.fixed is not None}
+    assert held.keys() < regions.space.keys() - {"learning_rate", "lora_r"}
+    assert len(held) >= 3
+    for name, box in region.boxes.items():
+        p = float(re.search(r"p = ([\d.]+)", box.reason)[1])  # type: ignore[index]
+        assert (name in held) == (box.importance < 0.05 and p > 0.2)
+    for name, box in held.items():
+        assert box.fixed == best.hyperparameters[name]
+        assert f"guided proposals take the value of {region.trials[0]}" in box.reason
+        parameter = regions.space[name]
+        whole = parameter.choices if isinstance(parameter, Choices) else (parameter.low, parameter.high)
+        assert (box.choices or (box.low, box.high)) == whole
+        assert name in region.reason
+    free, _ = made.transferred(made.config(proxy__random=60, transfer__fix_below=0.0))
+    assert all(box.fixed is None for box in free.regions[0].boxes.values())
+    assert free.regions[0].volume == region.volume
+    default, _ = made.transferred(made.config(proxy__random=60))
+    fixed_by_default = {n for n, box in default.regions[0].boxes.items() if box.fixed is not None}
+    assert fixed_by_default == {n for n in held if held[n].importance < 0.01} != set()
+
+
+def test_a_negligible_learning_rate_is_fixed_at_its_rescaled_value() -> None:
+    study = made.config(
+        proxy__random=60,
+        proxy__grid={},
+        transfer__fix_below=0.05,
+        space__learning_rate={"low": 1e-3, "high": 1e-2, "log": True},
+    )
+
+    def loss(spec: TrialSpec) -> float:
+        return 2 + float(spec.hyperparameters["warmup_ratio"])
+
+    regions, starts = made.transferred(study, loss)
+    best = next(start for start in starts.starts if start.parents == regions.regions[0].trials[:1])
+    rate = regions.regions[0].boxes["learning_rate"].fixed
+    records = {record.spec.id: record.spec for record in made.proxy_records(study)}
+    assert rate == best.hyperparameters["learning_rate"]
+    assert rate == pytest.approx(float(records[best.parents[0]].hyperparameters["learning_rate"]) * made.FACTOR)
+
+
+def test_nothing_is_fixed_where_little_was_seen() -> None:
+    study = made.config(transfer__fix_below=0.05)
+    options, records = made.section(study, "transfer"), made.proxy_records(study)
+    counts = {}
+    for count in (3, 19, 20, 51):
+        regions, _ = transfer(options, trials_frame(records[:count]), made.PROXY, made.TARGET)
+        counts[count] = sum(box.fixed is not None for box in regions.regions[0].boxes.values())
+    assert counts[3] == counts[19] == 0
+    assert counts[20] > 0
+    assert counts[51] > 0
+
+
 def test_two_regions_around_two_optima() -> None:
     study = made.config(proxy__random=60, proxy__sobol=0)
     regions, starts = made.transferred(study, two_bowls)

@@ -157,3 +157,9 @@ def test_truncated_and_whole_runs_are_jointly_normal() -> None:
             covariance[i, j] += two_fidelity.OFFSET_SPREAD**2 * ((i < count) == (j < count))
     expected = multivariate_normal(np.zeros(7), covariance).logpdf(f) + 3.5 * math.log(2 * math.pi)
     assert point.log_weight - point.hypothesis.log_prior == pytest.approx(expected, rel=1e-6)
+
+
+def test_units_go_back_to_nats() -> None:
+    units, losses = Units(centre=3.0, spread=0.5), np.array([1.0, 2.5, 3.0, 3.5, 100.0])
+    assert units.nats(units.of(losses)) == pytest.approx(losses)
+    assert units.nats(np.array([-1.0, 0.0])).tolist() == [2.5, 3.0]

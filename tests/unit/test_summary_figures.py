@@ -33,10 +33,20 @@ def all_figures(study: synthetic_study.Study, records: list[TrialRecord], weight
         return {
             "progress": figures.progress(steps, derived.search_flops(trials, costs), None),
             "importance": figures.importance(weights, searched),
-            "agreement": figures.agreement(pairs, panels.by_name(derived.agreement(pairs, 0.95, 1))),
+            "agreement": figures.agreement(
+                pairs,
+                panels.by_name(
+                    derived.with_surface(derived.agreement(pairs, 0.95, 1), foreseen(study, trials), 0.95, 1)
+                ),
+                foreseen(study, trials),
+            ),
             "slices": panels.slices(trials, study.regions, searched),
             "curves": panels.learning_curves(curves_frame(records), study.winner.rank),
         }
+
+
+def foreseen(study: synthetic_study.Study, trials: pl.DataFrame) -> pl.DataFrame:
+    return derived.surface_pairs(trials, study.proposals)
 
 
 def broken(record: TrialRecord) -> TrialRecord:
@@ -114,6 +124,43 @@ def test_regions_are_shaded_where_they_are(study: synthetic_study.Study) -> None
     assert spans == [pytest.approx(box) for box in boxes]
     choices = next(a for a in all_figures(study, study.records, IMPORTANCE)["slices"].axes if a.get_title() == "lora_r")
     assert [patch.get_x() for patch in choices.patches] == [-0.5, 0.5, -0.5, 0.5, 1.5]
+
+
+def test_what_the_surface_predicted_is_a_panel_of_its_own(study: synthetic_study.Study) -> None:
+    drawn = all_figures(study, study.records, IMPORTANCE)["agreement"].axes
+    assert [axes.get_title(loc="left")[:8] for axes in drawn] == ["", "Spearman", "Spearman"]
+    pairs = foreseen(study, trials_frame(study.records))
+    points = [tuple(point) for dots in drawn[2].collections for point in dots.get_offsets()]
+    assert len(points) == len(pairs) == 15
+    within = [row for row in pairs.select("predicted", "target").rows() if row[1] <= drawn[2].get_ylim()[1]]
+    assert set(points) >= {row for row in within if row[0] <= drawn[2].get_xlim()[1]} != set()
+    assert "15 trials" in drawn[2].get_title(loc="left")
+    with style.styled():
+        alone = figures.agreement(derived.echo_pairs(trials_frame(study.records)), {}, pairs.clear())
+    assert len(alone.axes) == 2
+
+
+def test_what_a_region_fixes_is_marked(study: synthetic_study.Study) -> None:
+    panel = {axes.get_title(): axes for axes in all_figures(study, study.records, IMPORTANCE)["slices"].axes}
+    drawn = {
+        name: {float(line.get_xdata()[0]) for line in axes.lines if line.get_color() == style.REGION}
+        for name, axes in panel.items()
+    }
+    places = {"weight_decay": {0.123}, "lora_alpha": {float(study.regions.space["lora_alpha"].choices.index(16))}}
+    assert {name: found for name, found in drawn.items() if found} == places
+    free = [
+        region.model_copy(
+            update={"boxes": {n: box.model_copy(update={"fixed": None}) for n, box in region.boxes.items()}}
+        )
+        for region in study.regions.regions
+    ]
+    for regions, said in ((study.regions.regions, True), (tuple(free), False)):
+        shown = panels.slices(
+            trials_frame(study.records),
+            study.regions.model_copy(update={"regions": regions}),
+            list(study.config.space),
+        )
+        assert ("fixed there" in [text.get_text() for text in shown.legends[0].get_texts()]) == said
 
 
 def test_layers_stand_below_each_other_under_their_panel(study: synthetic_study.Study) -> None:

@@ -16,12 +16,12 @@ import synthetic_study
 import yaml
 
 from understudy import progress
-from understudy.artifacts import DecodeResults, Interval
+from understudy.artifacts import DecodeResults, Interval, Outlook
 from understudy.cli import main
 from understudy.paths import StudyPaths
 from understudy.summary import export
 from understudy.summary.report import mixed_facts
-from understudy.summary.wording import agreement_text, trust_text, verdict
+from understudy.summary.wording import agreement_text, apart_text, surface_text, trust_text, verdict
 from understudy.trial import EarlyStop, ResolvedExecution, TrialRecord
 
 
@@ -84,6 +84,64 @@ def test_agreement_in_words() -> None:
     assert "isn't known" in agreement_text(None, 2)
 
 
+def test_the_surfaces_agreement_in_words() -> None:
+    assert surface_text(None, 0) is None
+    assert "much as they came out: Spearman 0.85 (0.70 to 0.95, 16 target trials)" in str(
+        surface_text((0.85, 0.7, 0.95), 16)
+    )
+    assert "doesn't rank the trials as they came out: Spearman 0.10" in str(surface_text((0.1, -0.4, 0.5), 16))
+    assert "Too few target trials" in str(surface_text((0.9, 0.1, 1.0), 4))
+    assert "2 with a loss" in str(surface_text(None, 2))
+
+
+def test_a_trust_that_seems_to_contradict_the_agreement_is_explained() -> None:
+    low, high = (0.13, -0.5, 0.6), (0.7, 0.3, 0.9)
+    close, wide = apart_text(low, 12, 0.95, 0.19), apart_text(low, 12, 0.95, 0.8)
+    assert "noise decides their order (half of those run on both lie within 19 % of the way" in str(close)
+    assert "go by the rank agreement" in str(wide)
+    for nothing in (
+        apart_text(high, 12, 0.95, 0.19),
+        apart_text(low, 12, 0.6, 0.19),
+        apart_text(low, 9, 0.95, 0.19),
+        apart_text(None, 12, 0.95, 0.19),
+        apart_text(low, 12, None, 0.19),
+        apart_text(low, 12, 0.95, None),
+    ):
+        assert nothing is None
+
+
+def test_agreements_stand_apart_in_headline_and_report(study: synthetic_study.Study, tmp_path: Path) -> None:
+    """The target's losses turned around: the echoes rank otherwise, and the sampler is said to trust the proxy."""
+    losses = [r.result.objective for r in study.targets if r.result.objective is not None]
+    turned = [
+        r.model_copy(
+            update={"result": r.result.model_copy(update={"objective": max(losses) + min(losses) - r.result.objective})}
+        )
+        if r.result.objective is not None
+        else r
+        for r in study.targets
+    ]
+    told = [p.model_copy(update={"outlook": Outlook(trust=0.96, chance=0.1, rate_shift=1.0)}) for p in study.proposals]
+    written = rewritten(dataclasses.replace(study, targets=turned, proposals=told), tmp_path)
+    table = pl.read_csv(written.table("agreement", "csv"))
+    rows = {row["statistic"]: row for row in table.iter_rows(named=True)}
+    assert list(rows)[-2:] == ["pair_spread", "trust"]
+    echoes, surface = rows["spearman"]["value"], rows["surface_spearman"]["value"]
+    expected = [
+        f"The proxy doesn't rank configurations as the target does: Spearman {echoes:.2f}",
+        f"fitted to the proxy's search doesn't rank the trials as they came out: Spearman {surface:.2f}",
+        "The sampler followed the proxy",
+        "That trust ",
+    ]
+    page = html.unescape(written.report.read_text(encoding="utf-8"))
+    headline = written.headline.read_text(encoding="utf-8")
+    for text in (page, headline):
+        places = [text.index(sentence) for sentence in expected]
+        assert places == sorted(places)
+    assert "<td>surface spearman</td>" in page
+    assert "pair spread</td>" not in page
+
+
 class Page(HTMLParser):
     """Collects ids, loads and the nesting of a page."""
 
@@ -131,9 +189,19 @@ def test_the_report_says_what_was_found(study: synthetic_study.Study, paths: Stu
     assert f"{study.test.gain.value:+.4f} nats per token" in text
     assert "cluster 1 of the best quarter &amp; its &lt;padding&gt;" in text
     assert "LoRA Without Regret" in text
+    assert text.count("0.123, fixed; free to explore: ") == text.count("16, fixed; free to explore: ") == 2
     assert "Trials of one stage ran on different" not in text
     assert text.count("<svg") == 5
     assert "pack_size: 16" in text
+
+
+def test_the_report_says_whether_regions_guided_anything(
+    study: synthetic_study.Study, paths: StudyPaths, tmp_path: Path
+) -> None:
+    model = study.config.target.model_copy(update={"sampler": "two_fidelity"})
+    other = dataclasses.replace(study, config=study.config.model_copy(update={"target": model}))
+    texts = [written.report.read_text(encoding="utf-8") for written in (paths, rewritten(other, tmp_path))]
+    assert ["neither guided by them" in text for text in texts] == [False, True]
 
 
 def test_mixed_machines_are_warned_about(study: synthetic_study.Study, tmp_path: Path) -> None:

@@ -135,6 +135,56 @@ def test_agreement_pairs_each_trial_with_its_echo(study: synthetic_study.Study, 
     assert found["spearman"][1] < expected <= found["spearman"][2]
 
 
+def test_the_surfaces_agreement_is_about_all_complete_target_trials(
+    study: synthetic_study.Study, trials: pl.DataFrame
+) -> None:
+    echoed = trials.filter(pl.col("id") != "e0003")  # one pair less, but not one prediction less
+    echoes = derived.agreement(derived.echo_pairs(echoed), 0.95, seed=1)
+    pairs = derived.surface_pairs(echoed, study.proposals)
+    losses = {r.spec.id: r.result.objective for r in study.targets}
+    told = {proposal.spec.id: proposal.predicted for proposal in study.proposals}
+    assert pairs.rows() == [(i, losses[i], told[i]) for i in sorted(losses) if losses[i] is not None]
+    table = derived.with_surface(echoes, pairs, 0.95, seed=1)
+    assert table[:3].equals(echoes)
+    assert table["statistic"].to_list()[3:] == ["surface_spearman", "surface_kendall", "surface_top_quartile_recall"]
+    assert (pairs_of(table), pairs_of(table, "surface_spearman")) == (14, 15)
+    found = by_name(table)
+    x, y = pairs["predicted"].to_numpy(), pairs["target"].to_numpy()
+    assert found["surface_spearman"][0] == pytest.approx(stats.spearmanr(x, y).statistic)
+    assert found["surface_kendall"][0] == pytest.approx(stats.kendalltau(x, y).statistic)
+    assert found["surface_spearman"][1] < found["surface_spearman"][0] <= found["surface_spearman"][2]
+    assert found["surface_spearman"] != found["spearman"]
+
+
+def test_without_predictions_there_are_no_rows_about_the_surface(
+    study: synthetic_study.Study, trials: pl.DataFrame
+) -> None:
+    silent = [proposal.model_copy(update={"predicted": None}) for proposal in study.proposals]
+    pairs = derived.surface_pairs(trials, silent)
+    table = derived.agreement(derived.echo_pairs(trials), 0.95, seed=1)
+    assert len(pairs) == 0
+    assert derived.with_surface(table, pairs, 0.95, seed=1).equals(table)
+    assert pairs_of(table, "surface_spearman") == 0
+    two = derived.with_surface(table, derived.surface_pairs(trials, study.proposals[:2]), 0.95, seed=1)
+    assert two["value"].null_count() == 3
+    assert pairs_of(two, "surface_spearman") == 2
+
+
+def test_the_pairs_spread_is_compared_with_the_proxys_own_search(
+    study: synthetic_study.Study, trials: pl.DataFrame
+) -> None:
+    pairs = derived.echo_pairs(trials)
+    table = derived.with_spread(derived.agreement(pairs, 0.95, seed=1), pairs, trials)
+    own = [r.result.objective for r in study.proxy if r.spec.origin != "echo" and r.result.objective is not None]
+    near = pairs["proxy"].to_list()
+    expected = (np.median(near) - min(near)) / (np.median(own) - min(own))
+    assert by_name(table)["pair_spread"][0] == pytest.approx(expected)
+    assert pairs_of(table) == 15
+    one = derived.with_spread(derived.agreement(pairs, 0.95, seed=1), pairs[:1], trials)
+    assert "pair_spread" not in one["statistic"]
+    assert "pair_spread" not in derived.with_spread(table[:3], pairs, trials.filter(pl.col("origin") == "echo"))
+
+
 def test_without_echoes_there_is_no_agreement(study: synthetic_study.Study) -> None:
     alone = trials_frame([r for r in study.records if r.spec.origin != "echo"])
     table = derived.agreement(derived.echo_pairs(alone), 0.95, seed=1)

@@ -31,6 +31,9 @@ class Box(_Frozen):
     choices: tuple[Value, ...] | None = None
     proxy_low: Value | None = Field(default=None, description="smallest value among the region's trials, on the proxy")
     proxy_high: Value | None = Field(default=None, description="largest, likewise")
+    fixed: Value | None = Field(
+        default=None, description="what guided proposals take, in target values; the side still holds the whole range"
+    )
     importance: float = Field(description="share of the proxy's variance that this hyperparameter explains")
     reason: str
 
@@ -77,7 +80,7 @@ class Regions(_Frozen):
     scale: dict[str, ScaleRule]
     space: SearchSpace = Field(description="the target's one global space, widened to hold every start")
     regions: tuple[Region, ...] = Field(min_length=1)
-    surface: Surface | None = Field(default=None, description="None where another sampler than two_fidelity proposes")
+    surface: Surface | None = Field(default=None, description="`transfer` always fits one")
 
 
 class Start(_Frozen):
@@ -117,8 +120,12 @@ class Proposal(_Frozen):
     region: int | None = None
     sampler: str = Field(description="what made it: `transfer` for a start, else the sampler's class")
     redrawn: tuple[str, ...] = Field(default=(), description="hyperparameters drawn anew to bring it into its region")
+    fixed: tuple[str, ...] = Field(default=(), description="hyperparameters at the value that its region fixes")
     visible: tuple[str, ...] = Field(description="trials whose results it was made from")
     pending: tuple[str, ...] = Field(description="trials that counted as running")
+    predicted: float | None = Field(
+        default=None, description="loss in nats that the proxy's surface, which no target result changes, has for it"
+    )
     outlook: Outlook | None = Field(default=None, description="of two_fidelity")
     stop_above: tuple[float | None, ...] = Field(
         default=(),

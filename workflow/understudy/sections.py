@@ -90,6 +90,7 @@ class TargetSection(Section):
     starts: int
     sampler: Sampler
     explore: float
+    prior_strength: float
     stop: StopSettings | None = None
     fidelity: float = 1.0  # of truncated runs
     early_stopping: EarlyStoppingSettings | None = None
@@ -157,6 +158,7 @@ def sections(config: StudyConfig) -> dict[str, Section]:
             starts=target.starts,
             sampler=target.sampler,
             explore=target.explore,
+            prior_strength=target.prior_strength,
             stop=target.stop,
             fidelity=target.truncated.fidelity if target.truncated else 1.0,
             early_stopping=target.early_stopping,

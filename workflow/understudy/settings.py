@@ -237,6 +237,13 @@ class TransferSettings(Section):
     top_fraction: float = Field(default=0.25, gt=0, le=1, description="share of the proxy's trials that counts as top")
     max_regions: int = Field(default=3, ge=1, description="the most clusters that the top trials are split into")
     padding: float = Field(default=0.1, ge=0, le=1, description="margin of a region, in units of a parameter's range")
+    fix_below: float = Field(
+        default=0.01,
+        ge=0,
+        le=0.05,
+        description="what explains a smaller share of the proxy's variance is fixed at a region's best trial's value "
+        "in proposals guided there; 0 fixes nothing; not with `two_fidelity`",
+    )
     learning_rate_exponent: float | Literal["auto"] = Field(
         default="auto",
         description="p in the rate's scale (proxy width / target width)^p; `auto` takes the family's published one",
@@ -308,6 +315,13 @@ class TargetSettings(Section):
     )
     explore: float = Field(
         default=0.2, ge=0, le=1, description="share of proposals that may leave the regions; not with `two_fidelity`"
+    )
+    prior_strength: float = Field(
+        default=10,
+        gt=0,
+        allow_inf_nan=False,
+        description="results of the target up to which the regions keep their shares of the proposals; with more of "
+        "them these fade towards their shares of the space; not with `two_fidelity`",
     )
     stop: StopSettings | None = Field(
         default=None, description="skip trials that are hardly worth it; `{}` turns it on"

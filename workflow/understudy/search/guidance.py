@@ -1,7 +1,7 @@
 """Regions at work: where a proposal goes, and how a sampler's draw gets there.
 
 Regions act here and never in the sampler's distributions. None of this is a hard wall: which share of the proposals
-goes where follows from the transfer and, as results come, from the target itself.
+goes where follows from the transfer at first and, as results come, from the target itself.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from understudy.space import Choices, Range, Space
 from understudy.trial import TrialRecord
 
 BEST_SHARE = 0.25  # of the visible complete trials, that show where it is good
+POINT = 1e-9  # volume of a region without any, as of trials at one value of a range: it has no density
 
 
 def inside(box: Box, value: Value) -> bool:
@@ -33,17 +34,19 @@ def outside(region: Region, values: Mapping[str, Value]) -> list[str]:
     return [name for name, box in region.boxes.items() if not inside(box, values[name])]
 
 
-def place_shares(regions: Sequence[Region], records: Sequence[TrialRecord], explore: float) -> list[float]:
+def place_shares(
+    regions: Sequence[Region], records: Sequence[TrialRecord], explore: float, strength: float = math.inf
+) -> list[float]:
     """The probability of each region and, last, of exploring; shape (len(regions) + 1,), sums to 1.
 
-    A place's share is what the transfer gave it (for exploring: `explore`), times how much oftener its target trials
+    A place's share is what `faded` leaves of what the transfer gave it, times how much oftener its target trials
     are among the best quarter than their number lets expect: (1 + best there) / (1 + expected there). A trial outside
     all regions counts for exploring, one in several regions in equal parts for each. So exploring gains where it
     finds better configurations than the regions do, and no share changes before there is evidence. Skipped trials
     don't count; bad ones count, but never as best.
     """
-    prior = [(1 - explore) * region.share for region in regions] + [explore]
     counted = [record for record in records if record.result.status != "skipped"]
+    prior = faded(regions, explore, strength, len(counted))
     complete = [record for record in counted if record.result.objective is not None]
     ordered = sorted(complete, key=lambda record: (record.result.objective, record.spec.id))
     best = ordered[: math.ceil(BEST_SHARE * len(counted))]
@@ -52,6 +55,21 @@ def place_shares(regions: Sequence[Region], records: Sequence[TrialRecord], expl
     raw = [
         share * (1 + found) / (1 + rate * number) for share, found, number in zip(prior, best_here, here, strict=True)
     ]
+    return [value / math.fsum(raw) for value in raw]
+
+
+def faded(regions: Sequence[Region], explore: float, strength: float, results: int) -> list[float]:
+    """The places' shares by the transfer alone, after so many results of the target; as `place_shares`.
+
+    At first they are the regions' shares of 1 - `explore` and, for exploring, `explore`. Spread over a place's volume
+    (exploring has all of the space), each is a density. From more than `strength` results on a density has the power
+    strength / results, so that all places tend to the same one: πBO's decay of a prior, π(x)^(β / n) (Hvarfner et al.
+    2022, arXiv 2204.11051), applied to places and only from β results on. A share of 0 stays 0. Not verified: that the
+    strength which is good for an acquisition function is good for shares.
+    """
+    power = 1.0 if results <= strength else strength / results
+    places = [((1 - explore) * region.share, max(region.volume, POINT)) for region in regions] + [(explore, 1.0)]
+    raw = [share**power * volume ** (1 - power) for share, volume in places]  # volume · (share / volume)^power
     return [value / math.fsum(raw) for value in raw]
 
 
@@ -74,12 +92,20 @@ def choose_place(shares: Sequence[float], seed: int) -> int:
 def move_inside(
     space: Space, region: Region, values: Mapping[str, Value], seed: int
 ) -> tuple[dict[str, Value], list[str]]:
-    """The configuration with what lies outside drawn anew, uniformly in unit coordinates; and which that was."""
-    generator = random.Random(seed)
-    moved, redrawn = dict(values), outside(region, values)
+    """The configuration with what lies outside drawn anew, uniformly in unit coordinates; and which that was.
+
+    What the region fixes has its fixed value, and isn't among what was drawn.
+    """
+    generator, held = random.Random(seed), fixed(region)
+    moved, redrawn = {**values, **held}, [name for name in outside(region, values) if name not in held]
     for name in redrawn:
         moved[name] = draw(space[name], region.boxes[name], generator.random())
     return moved, redrawn
+
+
+def fixed(region: Region) -> dict[str, Value]:
+    """The values at which the region holds what is negligible. They don't decide whether a configuration is inside."""
+    return {name: box.fixed for name, box in region.boxes.items() if box.fixed is not None}
 
 
 def draw(parameter: Range | Choices, box: Box, u: float) -> Value:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from understudy.artifacts import Outlook, Proposal, Region, Regions, Start, Starts
 from understudy.hyperparameters import Value, complete
 from understudy.search.early_stopping import stop_above
-from understudy.search.guidance import choose_place, draw, move_inside, outside, place_shares
+from understudy.search.guidance import choose_place, draw, fixed, move_inside, outside, place_shares
 from understudy.search.samplers import CANDIDATES, candidates, refined
+from understudy.search.surface import predicted
 from understudy.search.values import Identity, from_unit, identity
 from understudy.search.window import History
 from understudy.sections import TargetSection
@@ -32,10 +33,11 @@ SAMPLER_CLASSES = {
 
 @dataclass(frozen=True)
 class Draw:
-    """A configuration of the space, and which of its hyperparameters were drawn anew."""
+    """A configuration of the space, and which of its hyperparameters were drawn anew or fixed by its region."""
 
     values: dict[str, Value]
     redrawn: tuple[str, ...] = ()
+    fixed: tuple[str, ...] = ()
 
 
 def propose(
@@ -76,13 +78,28 @@ def _without_limits(
 
     The first ones are the starts. Then a place is drawn: a region, or all of the space to explore. The sampler's
     study has what the history shows; of its candidates the one nearest to the region is taken and the rest of it
-    drawn anew inside.
+    drawn anew inside. Whoever made it, it says what the proxy's surface predicts.
     """
+    proposal = _proposed(settings, number, regions, starts, history, stage)
+    if regions.surface is None:
+        return proposal
+    loss = predicted(regions.surface, regions.space, proposal.spec.hyperparameters)
+    return proposal.model_copy(update={"predicted": loss})
+
+
+def _proposed(
+    settings: TargetSection,
+    number: int,
+    regions: Regions,
+    starts: Starts,
+    history: History,
+    stage: Literal["truncated", "target"],
+) -> Proposal:
     if is_start(settings, number, starts):
         return _from_start(settings, number, starts.starts[number])
     if settings.sampler == "two_fidelity":
         return _from_surface(settings, number, regions, starts, history, stage)
-    shares = place_shares(regions.regions, history.visible, settings.explore)
+    shares = place_shares(regions.regions, history.visible, settings.explore, settings.prior_strength)
     place = choose_place(shares, derive_seed(settings.seed, "explore", number))
     region = regions.regions[place] if place < len(regions.regions) else None
     seeds = [derive_seed(settings.seed, "propose", number, i) for i in range(CANDIDATES[settings.sampler])]
@@ -101,6 +118,7 @@ def _without_limits(
         region=region.id if region else None,
         sampler=SAMPLER_CLASSES[settings.sampler],
         redrawn=chosen.redrawn,
+        fixed=chosen.fixed,
         visible=tuple(record.spec.id for record in history.visible),
         pending=tuple(proposal.spec.id for proposal in history.pending),
     )
@@ -208,20 +226,27 @@ def _choose(
 ) -> Draw:
     """The candidate with the fewest values outside the region, brought inside; the first one where there is none.
 
-    One that was tried before gives way to the next, and at last to a uniform draw.
+    One that was tried before gives way to the next, then to a uniform draw, and at last to one in which what the region
+    fixes is free.
     """
     taken = {_identity_in(space, spec.hyperparameters) for spec in _specs(history)}
+    held = fixed(region) if region else {}
     order = sorted(drawn, key=lambda values: len(outside(region, values)) if region else 0)  # stable
     for values in order:
         moved, redrawn = move_inside(space, region, values, seed) if region else (values, [])
         if _identity_in(space, moved) not in taken:
-            return Draw(moved, tuple(redrawn))
+            return Draw(moved, tuple(redrawn), tuple(held))
     generator = random.Random(derive_seed(seed, "fresh"))
-    for _ in range(FRESH_DRAWS):
-        fresh = _uniform(space, region, generator)
-        if _identity_in(space, fresh) not in taken:
-            break
-    return Draw(fresh, tuple(space))
+    for keeping in (held, {}) if held else (held,):
+        for _ in range(FRESH_DRAWS):
+            fresh = _uniform(space, region, generator) | keeping
+            if _identity_in(space, fresh) not in taken:
+                return _drawn(space, fresh, keeping)
+    return _drawn(space, fresh, keeping)
+
+
+def _drawn(space: Space, values: dict[str, Value], held: Mapping[str, Value]) -> Draw:
+    return Draw(values, tuple(name for name in space if name not in held), tuple(held))
 
 
 def _uniform(space: Space, region: Region | None, generator: random.Random) -> dict[str, Value]:

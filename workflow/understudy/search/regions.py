@@ -1,7 +1,8 @@
 """Regions: padded boxes around groups of the proxy's best trials, in the target's values.
 
 u is a unit coordinate of the proxy's space. Perrone et al. (2019) take the bounding box of the best source trials;
-here it is padded, there may be several, and what shows no evidence isn't cut.
+here it is padded, there may be several, and what shows no evidence isn't cut. What is negligible is fixed at the best
+trial's value, though only for proposals that are guided into the region; its side holds the whole range.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from understudy.trial import derive_seed
 
 NEGLIGIBLE = 0.05  # importance below which a hyperparameter is cut only if its top trials lie apart from the others
 SIGNIFICANT = 0.01  # p below which they count as lying apart
+UNSUSPICIOUS = 0.2  # p above which nothing hints at it, so that what explains next to nothing may be fixed
+ENOUGH = 20  # proxy trials below which a small importance may be an accident, so that nothing is fixed
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Evidence:
 
     importance: float
     location: Location
+    negligible: bool = False  # so little that the best trial's value will do
 
     @property
     def cuts(self) -> bool:
@@ -58,15 +62,27 @@ class Frame:
 
 
 def gather_evidence(
-    space: Space, top: Sequence[Seen], others: Sequence[Seen], importance: Mapping[str, float], seed: int
+    space: Space,
+    top: Sequence[Seen],
+    others: Sequence[Seen],
+    importance: Mapping[str, float],
+    seed: int,
+    fix_below: float,
 ) -> dict[str, Evidence]:
-    """Evidence by name, from the top trials against all others, the bad ones included."""
+    """Evidence by name, from the top trials against all others, the bad ones included.
+
+    Negligible is what explains less than `fix_below` of the variance and whose top trials don't hint at lying apart,
+    in at least `ENOUGH` trials; nothing is where `importance` is unknown. The three limits are this program's.
+    """
+    enough = len(top) + len(others) >= ENOUGH
     is_top = np.array([True] * len(top) + [False] * len(others))
     found: dict[str, Evidence] = {}
     for name, parameter in space.items():
         coordinates = np.array([parameter.to_unit(trial.values[name]) for trial in (*top, *others)])
         location = locate(coordinates, is_top, parameter.ordered, derive_seed(seed, "evidence", name))
-        found[name] = Evidence(importance.get(name, 0.0), location)
+        unimportant = enough and name in importance and importance[name] < fix_below
+        negligible = unimportant and location.p > UNSUSPICIOUS
+        found[name] = Evidence(importance.get(name, 0.0), location, negligible)
     return found
 
 
@@ -110,6 +126,8 @@ def _region_reason(
 ) -> str:
     cut = [name for name in boxes if evidence[name].cuts]
     narrowed = f"narrowed along {', '.join(cut)}" if cut else "not narrowed: the proxy shows no evidence"
+    if fixed := [name for name, box in boxes.items() if box.fixed is not None]:
+        narrowed += f"; at its best trial's value: {', '.join(fixed)}"
     return (
         f"{len(members)} of the {len(top)} top trials, mean loss {mean:.4f}, best {members[0].score:.4f} "
         f"({members[0].id}); {grouping.reason}; {narrowed}"
@@ -125,6 +143,8 @@ def _box(frame: Frame, name: str, members: Sequence[Seen], evidence: Evidence) -
     lowest, highest = (min(values), max(values)) if numeric else (None, None)
     if not evidence.cuts:
         decision = "too little evidence to cut: the whole range stays"
+        if evidence.negligible:
+            decision += f", but it is negligible, so guided proposals take the value of {members[0].id}"
     else:
         seen = f"from {lowest:g} to {highest:g}" if numeric else f"at {', '.join(sorted({str(v) for v in values}))}"
         scale = f", times {frame.factor(name):.4g} for the target" if name in frame.scale else ""
@@ -136,6 +156,7 @@ def _box(frame: Frame, name: str, members: Sequence[Seen], evidence: Evidence) -
         **side,
         proxy_low=lowest,
         proxy_high=highest,
+        fixed=_image(frame, name, members[0].values[name]) if evidence.negligible else None,
         importance=evidence.importance,
         reason=f"{evidence.text()}; {decision}",
     )
@@ -143,6 +164,11 @@ def _box(frame: Frame, name: str, members: Sequence[Seen], evidence: Evidence) -
 
 def _choice_margin(ordered: bool) -> str:
     return "their neighbours among the choices stay too" if ordered else "other choices are cut"
+
+
+def _image(frame: Frame, name: str, value: Value) -> Value:
+    """A proxy trial's value on the target."""
+    return scaled(value, frame.factor(name)) if name in frame.scale else value
 
 
 def _whole(parameter: Range | Choices) -> dict[str, object]:

@@ -12,6 +12,7 @@ from understudy.hyperparameters import Value
 from understudy.search.clusters import embed
 from understudy.search.gaussian import Array, Kernel, Posterior, condition, fit
 from understudy.search.two_fidelity import Units
+from understudy.search.values import rounded
 from understudy.space import Choices, Range, Space
 
 MOST = (
@@ -59,6 +60,12 @@ def posterior(surface: Surface) -> Posterior:
     """The surface as a process that predicts."""
     kernel = Kernel(np.array(surface.lengths), surface.variance, surface.noise)
     return condition(kernel, np.array(surface.points), np.array(surface.values))
+
+
+def predicted(surface: Surface, space: Space, values: Mapping[str, Value]) -> float:
+    """What the proxy's trials let expect of a configuration of the target's space: the mean, in the proxy's nats."""
+    mean = posterior(surface).at(points(space, [values])).mean
+    return float(rounded(float(Units(surface.centre, surface.spread).nats(mean)[0])))
 
 
 def points(space: Space, configurations: Sequence[Mapping[str, Value]]) -> Array:

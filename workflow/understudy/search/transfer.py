@@ -46,7 +46,8 @@ def transfer(
     best = seen.judged[: math.ceil(options.top_fraction * len(seen.judged))]
     top = complete[: max(FEWEST_TOP, sum(trial.objective is not None for trial in best))]
     importance = dict(importance_table(searched, settings.space, settings.seed).rows())
-    evidence = gather_evidence(space, top, seen.everyone[len(top) :], importance, settings.seed)
+    others = seen.everyone[len(top) :]
+    evidence = gather_evidence(space, top, others, importance, settings.seed, options.fix_below)
 
     more = more_tokens / settings.fidelity
     scale = scale_rules(

@@ -60,6 +60,11 @@ class Units:
         plain = (losses - self.centre) / self.spread
         return np.where(plain > 0, np.log1p(np.maximum(plain, 0.0)), plain)
 
+    def nats(self, units: Array) -> Array:
+        """Units to nats."""
+        plain = np.where(units > 0, np.expm1(np.maximum(units, 0.0)), units)
+        return np.asarray(self.centre + self.spread * plain)
+
 
 @dataclass(frozen=True)
 class Hypothesis:

@@ -8,8 +8,9 @@ CAPTIONS = {
     ),
     "agreement": (
         "Agreement",
-        "The same configurations on both models, each rescaled to the model that ran it: losses on the left, ranks on "
-        "the right. A proxy that ranks as the target does lies on the dashed line.",
+        "The same configurations on both models, each rescaled to the model that ran it: first losses, then ranks. A "
+        "proxy that ranks as the target does lies on the dashed line. Beside them, where there are predictions: every "
+        "target trial's loss against what the surface fitted to the proxy's search had for it before any of them ran.",
     ),
     "importance": (
         "Importance",
@@ -21,7 +22,7 @@ CAPTIONS = {
         "The loss of every search trial that ran in full, above the best of its own stage, against one hyperparameter "
         "at a time; the target's configurations run back on the proxy are among the proxy's. Values are as used: where "
         "a rule rescales them, the proxy's lie apart from the target's. Shaded: the regions that the transfer found, "
-        "in target values.",
+        "in target values. A dashed green line: what is negligible has that value in proposals guided into the region.",
     ),
     "curves": (
         "Learning curves",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 
 import polars as pl
@@ -25,6 +26,7 @@ STATISTICS: Mapping[str, Statistic] = {
     "top_quartile_recall": top_quartile_recall,
 }
 EARLY_STOPPING_SCHEMA = {"stopped": pl.Int64, "trials": pl.Int64, "saved": pl.Float64}
+SURFACE = "surface_"  # before the names of statistics about what the proxy's surface predicted
 IMPORTANCE_SCHEMA = {"stage": pl.String, "parameter": pl.String, "importance": pl.Float64}
 STAGE_ORDER = ("proxy", "echo", "truncated", "target", "finalist", "total")
 SECONDS_PER_HOUR = 3600.0
@@ -39,18 +41,64 @@ def echo_pairs(trials: pl.DataFrame) -> pl.DataFrame:
     return targets.join(echoes, on="id").drop_nulls().select("id", "echo", "target", "proxy").sort("id", "echo")
 
 
+def surface_pairs(trials: pl.DataFrame, proposals: Sequence[Proposal]) -> pl.DataFrame:
+    """Target trials that ran to the end, and what the proxy's surface predicted of them: id, target, predicted; by id.
+
+    Losses in nats, the predicted one at the proxy's level. The surface was fitted before any target result.
+    """
+    known = {proposal.spec.id: proposal.predicted for proposal in proposals if proposal.predicted is not None}
+    told = pl.DataFrame(list(known.items()), schema={"id": pl.String, "predicted": pl.Float64}, orient="row")
+    targets = trials.filter(pl.col("stage") == "target").select("id", pl.col("objective").alias("target"))
+    return targets.join(told, on="id").drop_nulls().sort("id")
+
+
 def agreement(pairs: pl.DataFrame, confidence: float, seed: int) -> pl.DataFrame:
     """Rank agreement of proxy and target on `echo_pairs`, with intervals: `AGREEMENT_SCHEMA`.
 
     Value and interval are null where there are too few pairs to tell.
     """
-    x, y = (pairs[name].to_numpy() for name in ("proxy", "target"))
+    return _agreement(pairs, "proxy", "", confidence, seed)
+
+
+def with_surface(agreement: pl.DataFrame, pairs: pl.DataFrame, confidence: float, seed: int) -> pl.DataFrame:
+    """The agreement with rows `surface_…`, the same statistics on `surface_pairs`; as it was where there are none."""
+    if not len(pairs):
+        return agreement
+    return pl.concat([agreement, _agreement(pairs, "predicted", SURFACE, confidence, seed)])
+
+
+def _agreement(pairs: pl.DataFrame, other: str, prefix: str, confidence: float, seed: int) -> pl.DataFrame:
+    """Every statistic of a column and the target's losses, its name after a prefix."""
+    x, y = (pairs[name].to_numpy() for name in (other, "target"))
     rows = []
     for name, statistic in STATISTICS.items():
-        found = bootstrap_pairs(x, y, statistic, confidence, derive_seed(seed, "summary", name))
+        found = bootstrap_pairs(x, y, statistic, confidence, derive_seed(seed, "summary", prefix + name))
         numbers = found.model_dump() if found else {"confidence": confidence}
-        rows.append({"statistic": name, "pairs": len(pairs), **numbers})
+        rows.append({"statistic": prefix + name, "pairs": len(pairs), **numbers})
     return pl.DataFrame(rows, schema=AGREEMENT_SCHEMA)
+
+
+def with_spread(agreement: pl.DataFrame, pairs: pl.DataFrame, trials: pl.DataFrame) -> pl.DataFrame:
+    """The agreement with a row `pair_spread`: how far apart the `echo_pairs` lie on the proxy.
+
+    That is the distance from their best to their median loss there, as a share of the same distance in the proxy's own
+    search. The smaller it is, the more noise decides their order. No row where either has no two losses.
+    """
+    own = pl.col("stage") == "proxy", pl.col("origin") != "echo"
+    search, near = _best_to_median(trials.filter(*own)["objective"]), _best_to_median(pairs["proxy"])
+    if not search or near is None:
+        return agreement
+    return _with_row(agreement, {"statistic": "pair_spread", "value": near / search, "pairs": len(pairs)})
+
+
+def _best_to_median(losses: pl.Series) -> float | None:
+    known = losses.drop_nulls().to_list()
+    return statistics.median(known) - min(known) if len(known) > 1 else None
+
+
+def _with_row(agreement: pl.DataFrame, row: Mapping[str, object]) -> pl.DataFrame:
+    """The table with a row that has no interval."""
+    return pl.concat([agreement, pl.DataFrame([row], schema_overrides=AGREEMENT_SCHEMA)], how="diagonal")
 
 
 def with_trust(agreement: pl.DataFrame, proposals: Sequence[Proposal]) -> pl.DataFrame:
@@ -60,8 +108,7 @@ def with_trust(agreement: pl.DataFrame, proposals: Sequence[Proposal]) -> pl.Dat
         return agreement
     last = max(told, key=lambda proposal: proposal.number)
     assert last.outlook is not None
-    row = {"statistic": "trust", "value": last.outlook.trust, "pairs": len(last.visible)}
-    return pl.concat([agreement, pl.DataFrame([row], schema_overrides=AGREEMENT_SCHEMA)], how="diagonal")
+    return _with_row(agreement, {"statistic": "trust", "value": last.outlook.trust, "pairs": len(last.visible)})
 
 
 def cost_per_stage(trials: pl.DataFrame, costs: pl.DataFrame) -> pl.DataFrame:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -14,6 +15,7 @@ from understudy.summary import style
 from understudy.summary.style import clip_note, flop_unit, nothing, robust_limits, single
 
 LOSS = "validation loss (nats per token)"
+TITLE: Mapping[str, Any] = {"loc": "left", "fontsize": 8}  # of a panel that has a correlation
 KINDS = {"start": ("o", style.BLUE), "guided": ("s", style.GREEN), "explore": ("D", style.PURPLE)}
 LABELS = {"start": "first configurations, transferred", "guided": "guided by the model", "explore": "free to explore"}
 
@@ -86,34 +88,48 @@ def importance(table: pl.DataFrame, order: Sequence[str]) -> Figure:
     return figure
 
 
-def agreement(pairs: pl.DataFrame, statistics: Mapping[str, tuple[float, float, float]]) -> Figure:
+def agreement(
+    pairs: pl.DataFrame,
+    statistics: Mapping[str, tuple[float, float, float]],
+    foreseen: pl.DataFrame | None = None,
+) -> Figure:
     """The same configurations on both models: the proxy's loss against the target's, and their ranks.
 
-    `pairs`: id, target, proxy. `statistics`: value, low and high by name, without those that aren't defined.
+    `pairs`: id, target, proxy. `statistics`: value, low and high by name, without those that aren't defined. Where
+    there are trials in `foreseen` (id, target, predicted), a third panel has what the proxy's surface predicted.
     """
-    figure = style.new_figure(6.6, 3.3)
-    losses, ranks = figure.subplots(1, 2)
+    told = foreseen is not None and len(foreseen) > 0
+    figure = style.new_figure(9.6 if told else 6.6, 3.3)
+    panels = figure.subplots(1, 3 if told else 2)
+    if foreseen is not None and told:
+        _losses(panels[2], foreseen["predicted"], foreseen["target"], "loss that the proxy's surface predicted")
+        panels[2].set_title(_correlation(statistics, "surface_spearman", f"{len(foreseen)} trials"), pad=18, **TITLE)
     if not len(pairs):
-        nothing(losses, "no configuration was run\nto the end on both models")
-        nothing(ranks, "")
+        nothing(panels[0], "no configuration was run\nto the end on both models")
+        nothing(panels[1], "")
         return figure
-    x, y = pairs["proxy"].to_numpy(), pairs["target"].to_numpy()
+    _losses(panels[0], pairs["proxy"], pairs["target"], "loss on the proxy (nats per token)")
+    _ranks(panels[1], pairs, statistics)
+    return figure
+
+
+def _losses(axes: Axes, other: pl.Series, target: pl.Series, label: str) -> None:
+    """Losses against the target's; what is off the axes lies on their edge, as a triangle."""
+    x, y = other.to_numpy(), target.to_numpy()
     (left, right), (low, high) = robust_limits(x.tolist()), robust_limits(y.tolist())
     outside = (x > right) | (y > high)
-    axes_values = (np.minimum(x, right), np.minimum(y, high))
-    losses.scatter(axes_values[0][~outside], axes_values[1][~outside], s=24, color=style.TARGET)
-    losses.scatter(
-        axes_values[0][outside], axes_values[1][outside], s=26, marker="^", color=style.TARGET, clip_on=False, zorder=4
-    )
-    losses.set(
-        xlabel="loss on the proxy (nats per token)",
-        ylabel="loss on the target (nats per token)",
-        xlim=(left, right),
-        ylim=(low, high),
-    )
-    clip_note(losses, int(outside.sum()))
-    _ranks(ranks, pairs, statistics)
-    return figure
+    x, y = np.minimum(x, right), np.minimum(y, high)
+    axes.scatter(x[~outside], y[~outside], s=24, color=style.TARGET)
+    axes.scatter(x[outside], y[outside], s=26, marker="^", color=style.TARGET, clip_on=False, zorder=4)
+    axes.set(xlabel=label, ylabel="loss on the target (nats per token)", xlim=(left, right), ylim=(low, high))
+    clip_note(axes, int(outside.sum()))
+
+
+def _correlation(statistics: Mapping[str, tuple[float, float, float]], name: str, about: str) -> str:
+    if name not in statistics:
+        return f"{about}: too few for a correlation"
+    value, low, high = statistics[name]
+    return f"Spearman {value:.2f} ({low:.2f} to {high:.2f}), {about}"
 
 
 def _ranks(axes: Axes, pairs: pl.DataFrame, statistics: Mapping[str, tuple[float, float, float]]) -> None:
@@ -124,11 +140,7 @@ def _ranks(axes: Axes, pairs: pl.DataFrame, statistics: Mapping[str, tuple[float
     axes.set(xlabel="rank on the proxy (1 is best)", ylabel="rank on the target", xlim=ends, ylim=ends)
     axes.set_aspect("equal")
     axes.locator_params(integer=True)
-    if found := statistics.get("spearman"):
-        value, low, high = found
-        axes.set_title(f"Spearman {value:.2f} ({low:.2f} to {high:.2f}), {len(pairs)} pairs", loc="left", fontsize=8)
-    else:
-        axes.set_title(f"{len(pairs)} pair(s): too few for a correlation", loc="left", fontsize=8)
+    axes.set_title(_correlation(statistics, "spearman", f"{len(pairs)} pairs"), **TITLE)
 
 
 def write(figures: Mapping[str, Figure], folder: Path) -> None:

@@ -11,9 +11,10 @@ from understudy.artifacts import DecodeResults, Interval, TestResult, Winner
 from understudy.hyperparameters import Value
 from understudy.paths import StudyPaths
 from understudy.settings import Role
-from understudy.summary.panels import by_name, pairs_of
+from understudy.summary.panels import MODEL_ROWS, by_name, pairs_of
 from understudy.summary.wording import (
     agreement_text,
+    apart_text,
     count_text,
     early_stopping_text,
     few_seeds_text,
@@ -25,6 +26,7 @@ from understudy.summary.wording import (
     quantization_text,
     seconds_text,
     statuses_text,
+    surface_text,
     trust_text,
     value_text,
     verdict,
@@ -57,24 +59,31 @@ def headline(
     `tables` holds `trials`, `costs` (per stage), `agreement` and `early_stopping`.
     """
     statuses = tables["trials"].group_by("status").len().sort("status").iter_rows()
-    agreed = by_name(tables["agreement"])
-    trusted = trust_text(agreed["trust"][0] if "trust" in agreed else None)
     early = early_stopping_text(tables["early_stopping"].to_dicts())
     sections = [
         [*(_model(card, executions[card.role]) for card in sorted(cards, key=lambda card: card.role))],
         _configuration(winner, default, searched),
         _validation(winner, test.validation_gain),
         _test(test, winner.rank == 0),
-        [
-            "Agreement",
-            "  " + agreement_text(agreed.get("spearman"), pairs_of(tables["agreement"])),
-            *([f"  {trusted}"] if trusted else []),
-        ],
+        ["Agreement", *(f"  {line}" for line in agreement_lines(tables["agreement"]))],
         [*_cost(tables["costs"]), f"  {statuses_text(statuses)}.", *([f"  {early}"] if early else [])],
         _decoding(decode),
         ["Files", f"  report               {paths.report}", f"  best configuration   {paths.best_config}"],
     ]
     return "\n\n".join("\n".join(section) for section in sections if section) + "\n"
+
+
+def agreement_lines(table: pl.DataFrame) -> list[str]:
+    """What the agreement table says, a sentence each: runs on both models, the proxy's surface, the sampler's trust."""
+    agreed, pairs = by_name(table), pairs_of(table)
+    trust, spread = (agreed[name][0] if name in agreed else None for name in MODEL_ROWS)
+    lines = [
+        agreement_text(agreed.get("spearman"), pairs),
+        surface_text(agreed.get("surface_spearman"), pairs_of(table, "surface_spearman")),
+        trust_text(trust),
+        apart_text(agreed.get("spearman"), pairs, trust, spread),
+    ]
+    return [line for line in lines if line]
 
 
 def _model(card: ModelCard, execution: Execution) -> str:

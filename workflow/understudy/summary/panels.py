@@ -26,11 +26,15 @@ COLUMNS = 4
 ROOM = 28  # letters of 7 points that fit below a panel
 FLATTEST = 0.01  # nats per token that the axis of a slice spans at least
 GOLDEN = 0.6180339887498949  # multiples of it spread evenly over the unit interval: jitter without a random number
+MODEL_ROWS = ("trust", "pair_spread")  # of the agreement table, that are no rank statistics
+FIXED: Mapping[str, Any] = {"lw": 1.2, "ls": (0, (4, 2))}  # the line at a value that a region fixes
 STAGES = (("proxy", style.PROXY, "o", -0.2), ("target", style.TARGET, "s", 0.2))
 
 
 def slices(trials: pl.DataFrame, regions: Regions, searched: Sequence[str]) -> Figure:
     """One panel per hyperparameter: each trial's loss above its stage's best, against the value; regions shaded.
+
+    A dashed line marks the value that a region fixes.
 
     `trials`: the trial table. Losses of the two models differ in level, so each is shown as the distance from the
     best trial of its own stage. Values and regions are as used: the proxy's at proxy scale, the rest at target scale.
@@ -58,6 +62,8 @@ def slices(trials: pl.DataFrame, regions: Regions, searched: Sequence[str]) -> F
         Line2D([], [], ls="", marker=m, color=c, ms=4, label=f"{s} trials") for s, c, m, _ in STAGES
     ]
     handles.append(Patch(color=style.REGION, alpha=0.2, lw=0, label="region (target scale)"))
+    if any(box.fixed is not None for region in regions.regions for box in region.boxes.values()):
+        handles.append(Line2D([], [], color=style.REGION, **FIXED, label="fixed there"))
     if above:
         handles.append(Line2D([], [], ls="", marker="^", color=style.GREY, ms=4, label=f"{above} above the axis"))
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
@@ -123,6 +129,9 @@ def _shade(axes: Axes, box: Box, parameter: Range | Choices | None) -> None:
         spans = [(box.low, box.high)]
     for low, high in spans:
         axes.axvspan(low, high, color=style.REGION, alpha=0.13, lw=0, zorder=0)
+    if box.fixed is not None:
+        place = parameter.choices.index(box.fixed) if isinstance(parameter, Choices) else float(box.fixed)
+        axes.axvline(place, color=style.REGION, **FIXED, zorder=1)
 
 
 def learning_curves(curves: pl.DataFrame, winner: int) -> Figure:
@@ -166,9 +175,9 @@ def _look(stage: str, trial: str, winner: int) -> dict[str, Any]:
     return {"color": style.TARGET, "lw": 1.2, "ls": (0, (1, 1)), "label": "other finalists", "zorder": 3}
 
 
-def pairs_of(table: pl.DataFrame) -> int:
-    """How many configurations the agreement table's rank statistics are about."""
-    return int(table.filter(pl.col("statistic") != "trust")["pairs"].max() or 0)  # type: ignore[arg-type]
+def pairs_of(table: pl.DataFrame, statistic: str = "spearman") -> int:
+    """How many configurations a statistic of the agreement table is about; 0 where it isn't there."""
+    return int(table.filter(pl.col("statistic") == statistic)["pairs"].max() or 0)  # type: ignore[arg-type]
 
 
 def by_name(table: pl.DataFrame) -> Mapping[str, tuple[float, float, float]]:

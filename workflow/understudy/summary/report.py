@@ -22,8 +22,8 @@ from understudy.settings import Role
 from understudy.summary import wording
 from understudy.summary.captions import CAPTIONS
 from understudy.summary.export import Best, wanted_yaml
-from understudy.summary.headline import STAGE_NAMES
-from understudy.summary.panels import by_name, pairs_of
+from understudy.summary.headline import STAGE_NAMES, agreement_lines
+from understudy.summary.panels import MODEL_ROWS
 from understudy.trial import Execution, ModelCard
 
 TABLES = ("leaderboard", "agreement", "cost_per_stage", "early_stopping", "pack_notes")
@@ -72,7 +72,6 @@ def _context(findings: Findings) -> dict[str, Any]:
     tables = {name: pl.read_csv(folder / f"{name}.csv") for name in TABLES}
     provenance = pl.read_parquet(folder / "provenance.parquet")
     statuses = pl.read_parquet(folder / "trials.parquet").group_by("status").len().sort("status").iter_rows()
-    agreed = by_name(tables["agreement"])
     return {
         "best": best,
         "best_yaml": wanted_yaml(best),
@@ -84,9 +83,9 @@ def _context(findings: Findings) -> dict[str, Any]:
         "seeds": _seed_table(best),
         "leaderboard": tables["leaderboard"].to_dicts(),
         "searched": [name for name in findings.searched if name in tables["leaderboard"].columns],
-        "agreement": tables["agreement"].filter(pl.col("statistic") != "trust").to_dicts(),
-        "agreement_text": wording.agreement_text(agreed.get("spearman"), pairs_of(tables["agreement"])),
-        "trust_text": wording.trust_text(agreed["trust"][0] if "trust" in agreed else None),
+        "agreement": tables["agreement"].filter(~pl.col("statistic").is_in(MODEL_ROWS)).to_dicts(),
+        "foreseen": tables["agreement"]["statistic"].str.starts_with("surface_").any(),
+        "agreement_lines": agreement_lines(tables["agreement"]),
         "regions": findings.regions,
         "box": box_text,
         "costs": tables["cost_per_stage"].to_dicts(),
@@ -123,9 +122,10 @@ def _seed_table(best: Best) -> list[dict[str, Any]]:
 def box_text(box: Box) -> str:
     """A region's extent along one hyperparameter."""
     if box.choices is not None:
-        return ", ".join(wording.value_text(choice) for choice in box.choices)
-    ends = [wording.value_text(end) for end in (box.low, box.high)]
-    return f"{ends[0]} to {ends[1]}"
+        extent = ", ".join(wording.value_text(choice) for choice in box.choices)
+    else:
+        extent = f"{wording.value_text(box.low)} to {wording.value_text(box.high)}"
+    return extent if box.fixed is None else f"{wording.value_text(box.fixed)}, fixed; free to explore: {extent}"
 
 
 def provenance_facts(provenance: pl.DataFrame) -> list[dict[str, Any]]:

@@ -52,7 +52,8 @@ def write_summary(
     trials = trials_frame(evidence.records)
     costs, curves = costs_frame(evidence.records), curves_frame(evidence.records)
     pairs = derived.echo_pairs(trials)
-    agreement = derived.with_trust(derived.agreement(pairs, settings.confidence, settings.seed), evidence.proposals)
+    foreseen = derived.surface_pairs(trials, evidence.proposals)
+    agreement = _agreement(trials, pairs, foreseen, evidence.proposals, settings)
     per_stage = derived.cost_per_stage(trials, costs)
     searched = list(settings.space)
     weights = derived.importance(importance)
@@ -81,7 +82,7 @@ def write_summary(
                 derived.default_loss(trials, evidence.starts.default),
             ),
             "importance": figures.importance(weights, searched),
-            "agreement": figures.agreement(pairs, panels.by_name(agreement)),
+            "agreement": figures.agreement(pairs, panels.by_name(agreement), foreseen),
             "slices": panels.slices(trials, evidence.regions, searched),
             "curves": panels.learning_curves(curves, evidence.winner.rank),
         }
@@ -98,3 +99,16 @@ def write_summary(
         paths,
     )
     write_text(folder / "headline.txt", text)
+
+
+def _agreement(
+    trials: pl.DataFrame,
+    pairs: pl.DataFrame,
+    foreseen: pl.DataFrame,
+    proposals: Sequence[Proposal],
+    settings: SummarySection,
+) -> pl.DataFrame:
+    """The whole agreement table: runs on both models, the surface's predictions, the sampler's trust."""
+    table = derived.agreement(pairs, settings.confidence, settings.seed)
+    table = derived.with_surface(table, foreseen, settings.confidence, settings.seed)
+    return derived.with_trust(derived.with_spread(table, pairs, trials), proposals)

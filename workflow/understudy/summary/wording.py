@@ -14,7 +14,9 @@ from understudy.summary.style import flop_unit
 ENOUGH_PAIRS = 10  # below, a resampled rank correlation says next to nothing
 ENOUGH_SEEDS = 3  # below, resampled seeds hardly show how much they differ
 FOLLOWED, DOUBTED = 0.9, 0.5  # least trust in the proxy to be called so
-WORDS = ((0.8, "much"), (0.5, "roughly"), (0.2, "only faintly"))
+ALIKE = 0.5  # least rank correlation to be called roughly alike
+WORDS = ((0.8, "much"), (ALIKE, "roughly"), (0.2, "only faintly"))
+CLOSE = 0.5  # largest spread of trials, compared with the search's, to be called close together
 
 
 def value_text(value: Value | None) -> str:
@@ -113,6 +115,25 @@ def agreement_text(spearman: tuple[float, float, float] | None, pairs: int) -> s
     return f"{sentence}: Spearman {value:.2f} ({low:.2f} to {high:.2f}, {pairs} configurations run on both)."
 
 
+def surface_text(spearman: tuple[float, float, float] | None, trials: int) -> str | None:
+    """How well the proxy's fitted surface foresaw the target's order, in words and a number.
+
+    None where it predicted none of the trials that have a loss.
+    """
+    if not trials:
+        return None
+    if spearman is None or trials < ENOUGH_PAIRS:
+        number = f"Spearman {spearman[0]:.2f} from {trials}" if spearman else f"{trials} with a loss"
+        return f"Too few target trials to tell whether the surface fitted to the proxy's search foresaw them: {number}."
+    value, low, high = spearman
+    word = next((word for least, word in WORDS if value >= least), None)
+    ranks = f"ranks the target's trials {word} as they came out" if word else "doesn't rank the trials as they came out"
+    return (
+        f"Before any target result, the surface fitted to the proxy's search {ranks}: "
+        f"Spearman {value:.2f} ({low:.2f} to {high:.2f}, {trials} target trials)."
+    )
+
+
 def trust_text(trust: float | None) -> str | None:
     """What the two-fidelity model made of the proxy, in words and a number; None where another sampler proposed."""
     if trust is None:
@@ -135,6 +156,30 @@ def early_stopping_text(rows: Sequence[Mapping[str, Any]]) -> str | None:
     return (
         f"The limits in the proposals stopped {row['stopped']} of {row['trials']} target trials, which saved "
         f"{percent_text(row['saved'])} of the target search's steps (each counted by its batch size)."
+    )
+
+
+def apart_text(
+    spearman: tuple[float, float, float] | None, pairs: int, trust: float | None, spread: float | None
+) -> str | None:
+    """What to make of a trust and a rank agreement that seem to contradict each other; None where they don't.
+
+    They do where the sampler followed the proxy, but the configurations run on both aren't even roughly ranked alike.
+    `spread` is how far apart these lie on the proxy, as a share of the distance from best to median in its search.
+    """
+    if spearman is None or trust is None or spread is None or pairs < ENOUGH_PAIRS:
+        return None
+    if trust < FOLLOWED or spearman[0] >= ALIKE:
+        return None
+    if spread <= CLOSE:
+        return (
+            "That trust needn't contradict that rank agreement: target trials lie close together near the optimum, "
+            "where noise decides their order (half of those run on both lie within "
+            f"{percent_text(spread)} of the way from best to median in the proxy's search)."
+        )
+    return (
+        "That trust contradicts that rank agreement, and the trials run on both don't lie so close together that noise "
+        "would explain it: go by the rank agreement, which was measured."
     )
 
 
