@@ -158,6 +158,12 @@ def test_full_fine_tuning_of_a_quantized_base_is_refused(llama: Path) -> None:
         load_base(card(llama, "nf4"), EXECUTION, "full")
 
 
+def test_a_checkpoint_that_is_gone_is_named_with_what_to_do(tmp_path: Path) -> None:
+    for load in (load_tokenizer, lambda gone: load_base(gone, EXECUTION, "lora")):
+        with pytest.raises(ModelError, match=r"nowhere is gone; delete models/proxy/model\.json"):
+            load(card(tmp_path / "nowhere"))
+
+
 def test_a_tokenizer_pads_with_what_it_has(llama: Path, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,14 +16,25 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+def checkpoint_folder(card: ModelCard) -> str:
+    """The checkpoint's folder. Raises `ModelError` where it is gone, as when the cache was emptied."""
+    if not Path(card.path).is_dir():
+        raise ModelError(
+            f"the {card.role}'s checkpoint {card.path} is gone; delete models/{card.role}/model.json in the study's "
+            "results and run the workflow again, which puts it back; trials that are finished stay so"
+        )
+    return card.path
+
+
 def load_tokenizer(card: ModelCard) -> Any:
     """The checkpoint's tokenizer. Where it has no padding token the end-of-sequence token pads.
 
-    Raises `ModelError` where it has no end-of-sequence token either: completions could not end.
+    Raises `ModelError` where it has no end-of-sequence token either, since completions could not end, and where there
+    is no checkpoint.
     """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(card.path, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint_folder(card), local_files_only=True)
     if tokenizer.eos_token_id is None:
         raise ModelError(
             f"the tokenizer in {card.path} has no end-of-sequence token; set `eos_token` in its tokenizer_config.json"
@@ -37,7 +49,7 @@ def load_base(card: ModelCard, execution: ResolvedExecution, method: Method) -> 
 
     For LoRA nothing in it requires a gradient. Weights that aren't quantized are float32 on CPUs and for full
     fine-tuning; a frozen base on a GPU has the execution's dtype. The GPU is torch's current one. Raises `ModelError`
-    where full fine-tuning of a quantized model is asked for.
+    where full fine-tuning of a quantized model is asked for, and where there is no checkpoint.
     """
     if method == "full" and card.quantization != "none":
         raise ModelError(
@@ -52,7 +64,7 @@ def load_base(card: ModelCard, execution: ResolvedExecution, method: Method) -> 
     dtype = torch.bfloat16 if frozen_on_gpu and execution.dtype == "bfloat16" else torch.float32
     device = torch.device("cuda", torch.cuda.current_device()) if execution.device == "cuda" else torch.device("cpu")
     model = AutoModelForCausalLM.from_pretrained(
-        card.path,
+        checkpoint_folder(card),
         dtype=dtype,
         device_map={"": device},
         quantization_config=quantization_config(card.quantization, dtype),
