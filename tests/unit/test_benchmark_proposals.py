@@ -17,5 +17,5 @@ def test_a_small_run_times_every_sampler() -> None:
     seconds = json.loads(done.stdout.splitlines()[-1])["seconds"]
     assert set(seconds) == {"two_fidelity", "two_fidelity, 8 truncated runs", "gp", "tpe", "random"}
     for row in seconds.values():
-        assert 0 < row["proposal"]
+        assert row["proposal"] > 0
         assert row["command"] > 0.2  # a process was started
