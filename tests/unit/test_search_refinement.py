@@ -25,6 +25,7 @@ from understudy.search.planning import plan_echo
 from understudy.search.refinement import TwoFidelitySampler
 from understudy.search.sequences import uniform
 from understudy.search.surface import MOST, log_axis, make_surface
+from understudy.search.window import History, read_history
 from understudy.space import Choices, Range
 from understudy.trial import TrialRecord, TrialSpec
 
@@ -91,7 +92,6 @@ def test_nothing_is_proposed_twice(tmp_path: Path) -> None:
     study = made.config(
         space={"learning_rate": [1e-3, 1e-2], "lora_r": [4, 16]},
         proxy__grid={},
-        target__starts=1,
         target__window=2,
         target__sampler="two_fidelity",
         transfer__learning_rate_exponent=0.0,
@@ -102,6 +102,95 @@ def test_nothing_is_proposed_twice(tmp_path: Path) -> None:
     records = made.run_target(study, tmp_path, regions, starts, 4)
     assert len({json.dumps(record.spec.hyperparameters) for record in records}) == 4
     assert len(made.run_target(study, tmp_path, regions, starts, 6)) == 6
+
+
+def rate_of(record: TrialRecord) -> float:
+    return float(record.spec.hyperparameters["learning_rate"])
+
+
+@pytest.mark.parametrize("window", [1, 3])
+def test_a_cliff_that_the_proxy_saw_is_kept_away_from(
+    tmp_path: Path, window: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss falls towards a rate above which everything diverges, on both models alike."""
+
+    def height(spec: TrialSpec) -> float:
+        edge = made.BEST_PROXY_RATE * (made.FACTOR if spec.role == "target" else 1.0)
+        return math.log10(float(spec.hyperparameters["learning_rate"]) / edge)
+
+    plain = made.record
+
+    def record(spec: TrialSpec, loss: made.Loss, status: str | None = None) -> TrialRecord:
+        return plain(spec, loss, status or ("diverged" if height(spec) > 0 else "complete"))
+
+    monkeypatch.setattr(made, "record", record)
+
+    def falling(spec: TrialSpec) -> float:
+        return 3 - 0.4 * height(spec)
+
+    study = made.config(target__sampler="two_fidelity", target__window=window)
+    found = made.transferred(study, falling)
+    assert found[0].surface is not None
+    assert len(found[0].surface.points) == found[0].trials > found[0].complete  # failed ones, too
+    records = made.run_target(study, tmp_path, *found, 12, falling)
+    assert sum(record.result.status == "diverged" for record in records) <= 3
+    assert made.best_of(records) < 3.05
+
+
+@pytest.mark.parametrize(("factor", "window"), [(3, 1), (20, 1), (20, 4)])
+def test_while_everything_fails_the_rate_goes_down(
+    tmp_path: Path, factor: float, window: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the target everything diverges whose rate isn't many times below the proxy's best."""
+    best, plain = made.BEST_PROXY_RATE * made.FACTOR, made.record
+    study = made.config(target__sampler="two_fidelity", target__window=window)
+    found = made.transferred(study)
+
+    def record(spec: TrialSpec, loss: made.Loss = made.bowl, status: str | None = None) -> TrialRecord:
+        rate = float(spec.hyperparameters["learning_rate"])
+        return plain(spec, loss, status or ("diverged" if rate > best / factor else "complete"))
+
+    monkeypatch.setattr(made, "record", record)
+    records = made.run_target(study, tmp_path, *found, 12)
+    statuses = [each.result.status for each in records]
+    assert statuses[0] == "diverged"
+    assert "complete" in statuses[: 4 + window]
+    assert statuses.count("complete") >= 4
+    trusts = [
+        told.outlook.trust
+        for told in (read_model(path, Proposal) for path in sorted(tmp_path.glob("*/proposal.json")))
+        if told.outlook and told.number <= statuses.index("complete")
+    ]
+    assert max(trusts) == min(trusts)  # failures say nothing for the proxy
+
+
+def test_what_is_skipped_is_not_running(tmp_path: Path) -> None:
+    found = made.transferred(STUDY)
+    made.run_target(STUDY, tmp_path, *found, 7)
+    settings = made.section(STUDY, "target").model_copy(update={"window": 3})
+    past = read_history(tmp_path, 7, 3)
+    skipped = [each.model_copy(update={"skip": "hardly worth it"}) for each in past.pending]
+    without = propose.propose(settings, 7, *found, History(visible=past.visible))
+    assert propose.propose(settings, 7, *found, History(past.visible, tuple(skipped))).outlook == without.outlook
+    assert propose.propose(settings, 7, *found, past).outlook != without.outlook
+
+
+def test_chances_are_those_to_beat_a_loss_that_somebody_has() -> None:
+    """The more running trials are expected to be far better, the less a chance to beat them would say."""
+    images = [uniform(SPACE, 1, number) for number in range(30)]
+    surface = make_surface(SPACE, images, [loss(values) for values in images])
+    poor = {"learning_rate": 1e-4, "warmup_ratio": 0.3, "lr_scheduler_type": "linear"}
+    good = {"learning_rate": 1e-2, "warmup_ratio": 0.0, "lr_scheduler_type": "linear"}
+    sampler = TwoFidelitySampler(surface, SPACE, seed=1, gain=0.01)
+    study = optuna.create_study(sampler=sampler)
+    params = [{name: to_optuna(SPACE[name], values[name]) for name in SPACE} for values in (poor, good)]
+    make = optuna.trial.create_trial
+    study.add_trial(make(params=params[0], distributions=sampler.distributions, value=loss(poor)))
+    study.add_trial(make(params=params[1], distributions=sampler.distributions, state=optuna.trial.TrialState.RUNNING))
+    study.ask(sampler.distributions)
+    assert sampler.outlook is not None
+    assert sampler.outlook.worth is not None
+    assert sampler.outlook.worth > 0.9
 
 
 def test_a_result_within_the_window_changes_nothing(tmp_path: Path) -> None:
@@ -131,6 +220,13 @@ def test_it_is_a_sampler_for_any_optuna_study() -> None:
 
     study.optimize(objective, n_trials=4)
     assert study.best_value < 2.05
+    upwards = optuna.create_study(direction="maximize", sampler=TwoFidelitySampler(sampler.surface, SPACE, seed=1))
+    upwards.optimize(lambda trial: -objective(trial), n_trials=4)
+    assert [trial.params for trial in upwards.trials] == [trial.params for trial in study.trials]
+    upwards.add_trial(
+        optuna.trial.create_trial(params=study.trials[0].params, distributions=sampler.distributions, value=-math.inf)
+    )
+    assert upwards.ask(sampler.distributions).params
     with pytest.raises(ValueError, match="lora_r isn't in the space"):
         study.ask().suggest_int("lora_r", 1, 8)
 
@@ -162,6 +258,9 @@ def test_even_choices_have_a_log_scale() -> None:
     plain, moved = (np.array(make_surface(space, images, range(20), factor).points) for factor in (1.0, 2.0))
     assert moved[:, 1] - plain[:, 1] == pytest.approx(np.full(20, 1 / 4))  # from one choice to the next
     uneven = {"batch_size": Choices(choices=(4, 8, 12))}
+    whole: dict[str, Range | Choices] = {"batch_size": Range(low=1, high=64, log=True, integer=True)}
+    decade = log_axis(whole, "batch_size")[1]
+    assert whole["batch_size"].to_unit(40) - whole["batch_size"].to_unit(4) == pytest.approx(decade)
     for other in (uneven, {"batch_size": Choices(choices=(8,))}, {"batch_size": Range(low=1, high=9)}):
         assert log_axis(other, "batch_size") == (None, 0.0)
 
@@ -228,6 +327,23 @@ def test_what_the_target_skips_is_not_echoed(tmp_path: Path) -> None:
     assert len(ran) < len(proposals)
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"target__starts": 5}, "`starts` guides Optuna's samplers"),
+        ({"target__explore": 0.5}, "`explore` guides Optuna's samplers"),
+        ({"target__prior_strength": 3.0}, "`prior_strength` guides Optuna's samplers"),
+        ({"target__stop": True}, "write `stop: {}` to switch it on"),
+        ({"target__truncated": False}, "leave `truncated` out to switch it off"),
+        ({"target__stop": {}, "target__trials": 5, "target__window": 1}, "`stop` would skip nothing"),
+        ({"target__truncated": {"trials": 3}, "target__window": 3}, "more than `window`"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(changes: dict[str, object], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        made.config(target__sampler="two_fidelity", **changes)
+
+
 def test_stop_needs_the_model() -> None:
     with pytest.raises(UserError, match="the sampler is `gp`"):
         made.config(target__sampler="gp", target__stop={})
@@ -267,14 +383,17 @@ def test_what_was_best_in_short_is_run_first_in_full(tmp_path: Path) -> None:
     assert elsewhere(made.run_target(SHORT, tmp_path / "without", *found, 1, elsewhere)[0].spec) > 4
 
 
-def test_a_truncated_run_without_a_loss_is_bad_news_not_an_error(tmp_path: Path) -> None:
+def test_truncated_runs_that_all_failed_lower_the_rate(tmp_path: Path) -> None:
     found = made.transferred(SHORT)
     short = run_short(tmp_path / "short", found, made.bowl)
+    rates = []
     for path in short:
         record = read_model(path, TrialRecord)
         lost = record.result.model_copy(update={"status": "diverged", "objective": None})
         write_json(path, record.model_copy(update={"result": lost}))
-    assert made.run_target(SHORT, tmp_path / "whole", *found, 2, truncated=short)
+        rates.append(rate_of(record))
+    (record,) = made.run_target(SHORT, tmp_path / "whole", *found, 1, truncated=short)
+    assert rate_of(record) < min(rates)
 
 
 def test_truncated_runs_need_the_model() -> None:

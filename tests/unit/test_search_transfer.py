@@ -422,6 +422,14 @@ def test_a_shorter_proxy_trial_scales_the_rate_by_tokens() -> None:
     assert made.transferred(off)[0].scale == before.scale
 
 
+def test_a_default_that_tokens_alone_tell_from_its_image_waits() -> None:
+    study = made.config(proxy__fidelity=0.5)
+    _, starts = made.transferred(study, default_is_best)
+    assert starts.starts[0].parents == ("d00",)
+    assert starts.starts[0].hyperparameters != starts.default
+    assert starts.default in [start.hyperparameters for start in starts.starts[3:]]
+
+
 def test_models_of_different_exponents_have_different_defaults() -> None:
     study = made.config(**SMALL)
     cards = made.card("proxy", 64), made.card("target", 192, "qwen2")

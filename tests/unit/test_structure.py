@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -76,6 +77,25 @@ def test_light_commands_start_without_torch(command: str) -> None:
 def pins(lines: list[str]) -> dict[str, str]:
     found = (line.split("==") for line in lines if "==" in line)
     return {re.sub(r"[-_.]+", "-", name).lower(): version.strip() for name, version in found}
+
+
+def test_commands_compute_with_one_thread_and_the_model_proposes_without_torch() -> None:
+    """`two_fidelity` needs numpy and scipy alone; libraries read the number of threads when they are loaded."""
+    script = """
+import runpy, sys
+sys.argv = ["understudy", "status", "--results", "nowhere"]
+try:
+    runpy.run_module("understudy", run_name="__main__")
+except SystemExit:
+    pass
+import scipy.linalg, understudy.search.refinement, understudy.search.propose, understudy.search.transfer
+from threadpoolctl import threadpool_info
+assert "torch" not in sys.modules, "torch"
+assert {each["num_threads"] for each in threadpool_info()} == {1}, threadpool_info()
+"""
+    shell = {**os.environ, **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "2")}
+    done = subprocess.run([sys.executable, "-c", script], env=shell, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_every_dependency_is_pinned_and_the_conda_environment_has_the_same_pins() -> None:

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 POLL_SECONDS = 0.5
+LIBRARY_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def end_with_parent() -> None:
@@ -40,14 +41,21 @@ def fix_products() -> None:
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 
+def limit_libraries() -> None:
+    """One thread for numpy's and scipy's products, whatever the shell exported: sums differ between one and two.
+
+    Libraries read these variables when they are loaded, so this comes first. What trains sets its own number.
+    """
+    os.environ.update(dict.fromkeys(LIBRARY_THREADS, "1"))
+
+
 def set_threads(count: int) -> None:
     """Use `count` threads for every product, whatever Snakemake or the shell exported.
 
     Sums differ between one thread and two, so the number comes from `execution.json`. Call it before the first
     product is computed.
     """
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[name] = str(count)
+    os.environ.update(dict.fromkeys(LIBRARY_THREADS, str(count)))
     fix_products()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import torch

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from understudy.hyperparameters import Value
 
@@ -23,6 +23,9 @@ Method = Literal["lora", "full"]
 HalvingMetric = Literal["eval_loss", "eval_nats_per_byte", "eval_accuracy", "train_loss"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 Device = Literal["auto", "cpu", "cuda"]
+
+
+FEWEST_WITH_STOP = 5  # target trials that run before any is skipped; the last of them is the default configuration
 
 
 class Section(BaseModel):
@@ -308,7 +311,7 @@ class TargetSettings(Section):
     starts: int = Field(
         default=6,
         ge=1,
-        description="first trials that come from the transfer; `two_fidelity` decides itself when to run which",
+        description="first trials that come from the transfer; not with `two_fidelity`",
     )
     sampler: Sampler = Field(
         default="two_fidelity", description="who proposes: the model of proxy and target, or one of Optuna's samplers"
@@ -336,10 +339,10 @@ class TargetSettings(Section):
     )
     method: Method = Field(default="lora", description="LoRA, or all of the model's weights")
 
-    @field_validator("early_stopping", mode="before")
+    @field_validator("early_stopping", "stop", "truncated", mode="before")
     @classmethod
-    def _early_stopping_is_a_section(cls, value: Any) -> Any:
-        return _no_switch("early_stopping", value)
+    def _optional_sections(cls, value: Any, info: ValidationInfo) -> Any:
+        return _no_switch(str(info.field_name), value)
 
     @model_validator(mode="after")
     def _fits(self) -> TargetSettings:
@@ -354,7 +357,9 @@ class TargetSettings(Section):
             raise ValueError(
                 f"`truncated` runs speak to the model of `sampler: two_fidelity`, but the sampler is `{self.sampler}`"
             )
-        if self.starts > self.trials:
+        if self.sampler == "two_fidelity":
+            self._suits_the_model()
+        elif self.starts > self.trials:
             raise ValueError(f"`starts` may be at most `trials` ({self.trials}), but got {self.starts}")
         seen = self.trials - self.window  # by the last proposal
         if self.early_stopping is not None and self.early_stopping.visible > seen:
@@ -364,6 +369,25 @@ class TargetSettings(Section):
                 "trials, lower `early_stopping.visible`, or leave `early_stopping` out"
             )
         return self
+
+    def _suits_the_model(self) -> None:
+        """Refuse what would have no effect with `two_fidelity`."""
+        for name in ("starts", "explore", "prior_strength"):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"`{name}` guides Optuna's samplers; `sampler: two_fidelity` decides by its model which starts to "
+                    f"run, and where. Leave `{name}` out, or set `sampler` to `tpe`, `gp` or `random`"
+                )
+        if self.stop is not None and self.trials <= FEWEST_WITH_STOP:
+            raise ValueError(
+                f"`stop` would skip nothing: the first {FEWEST_WITH_STOP} trials always run, but `trials` is "
+                f"{self.trials}; ask for more, or leave `stop` out"
+            )
+        if self.truncated is not None and self.truncated.trials <= self.window:
+            raise ValueError(
+                f"`truncated.trials` must be more than `window`, or none of them would see a result of another, but "
+                f"got {self.truncated.trials} and {self.window}"
+            )
 
 
 class FinalistSettings(Section):

@@ -7,6 +7,7 @@ ordered, so that boxes and models may treat them as a line.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -14,6 +15,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from understudy.hyperparameters import HYPERPARAMETERS, Value
+
+EVEN = 0.01  # decades by which the steps between choices may differ
 
 
 class _Frozen(BaseModel):
@@ -47,6 +50,12 @@ class Range(_Frozen):
         pad = 0.5 if self.integer else 0.0
         low, high = self.low - pad, self.high + pad
         return (math.log(low), math.log(high)) if self.log else (low, high)
+
+    @property
+    def decades(self) -> float | None:
+        """How many factors of ten the unit interval spans; None without a log scale."""
+        low, high = self._ends()
+        return (high - low) / math.log(10) if self.log else None
 
     def from_unit(self, u: float) -> Value:
         """The value at unit coordinate `u`, clipped to the range."""
@@ -88,6 +97,18 @@ class Choices(_Frozen):
     def ordered(self) -> bool:
         numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in self.choices)
         return numeric and list(self.choices) == sorted(self.choices)
+
+    @property
+    def decades(self) -> float | None:
+        """How many factors of ten the unit interval spans, where each choice is as many times the one before it.
+
+        So 4, 8, 16, 32 have a log scale, of which each takes a quarter; None where there is none.
+        """
+        if not self.ordered or len(self.choices) < 2 or float(self.choices[0]) <= 0:
+            return None
+        logs = [math.log10(float(choice)) for choice in self.choices]
+        steps = [second - first for first, second in itertools.pairwise(logs)]
+        return len(logs) * (logs[-1] - logs[0]) / len(steps) if max(steps) - min(steps) < EVEN else None
 
     def from_unit(self, u: float) -> Value:
         """The choice whose interval holds unit coordinate `u`."""

@@ -16,12 +16,13 @@ from understudy.search.surface import predicted
 from understudy.search.values import Identity, from_unit, identity
 from understudy.search.window import History
 from understudy.sections import TargetSection
+from understudy.settings import FEWEST_WITH_STOP
 from understudy.space import Space
 from understudy.trial import Origin, TrialSpec, derive_seed, search_seed
 
 FRESH_DRAWS = 64  # attempts to leave the configurations that were tried before; then a repeat is let through
 
-CHECK = 4  # number of the trial that is the default configuration, where two_fidelity hasn't taken it before
+CHECK = FEWEST_WITH_STOP - 1  # number of the trial that is the default's, where two_fidelity hasn't taken it before
 LETTERS = {"truncated": "u", "target": "t"}
 SAMPLER_CLASSES = {
     "two_fidelity": "TwoFidelitySampler",

@@ -8,7 +8,9 @@ It can be used without the workflow:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,8 +21,9 @@ from scipy.stats import qmc
 from understudy.artifacts import Outlook, Surface
 from understudy.hyperparameters import Value
 from understudy.search.distributions import distribution, from_optuna, to_optuna
+from understudy.search.failures import FAILED, worse_than
 from understudy.search.gaussian import Array
-from understudy.search.surface import points, posterior, rate_axis
+from understudy.search.surface import RATE, points, posterior, rate_axis
 from understudy.search.two_fidelity import TwoFidelity, Units
 from understudy.search.values import Identity, from_unit, identity, rounded
 from understudy.space import Space
@@ -34,7 +37,17 @@ REDRAWN = 0.3  # share of those around a centre that have one coordinate drawn a
 LOOKED_AT = 256  # of the best candidates, for a larger gain
 ROUNDS = 2  # of candidates around centres
 LESS = 0.005  # in units: what counts as better
+STEP_DOWN = math.sqrt(10)  # by which the rate falls below all that failed while there is no loss at all
 LIKELY = 0.35  # chance to be better from which the expected loss decides
+
+
+@dataclass(frozen=True)
+class _Results:
+    """Finished configurations with their losses, and those that failed while there is no loss to compare them with."""
+
+    configurations: list[dict[str, Value]]
+    losses: list[float]
+    failed: list[dict[str, Value]]
 
 
 class TwoFidelitySampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
@@ -49,6 +62,9 @@ class TwoFidelitySampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
     `hints` are configurations of the space, such as the proxy's best: the first trial is one of them, since what a
     model imagines beyond its data waits for a result; then they are candidates beside those that the sampler draws.
     `truncated` has configurations with the losses of shorter runs of the same model, which count as a fidelity between.
+    A trial fails that has a loss which isn't finite, or the user attribute `failed`. While nothing has a loss, failures
+    lower the rate, half a decade at a time.
+
     With `gain`, a share of the best loss, `outlook.worth` says how probable it is that a candidate beats it by so much.
     """
 
@@ -67,7 +83,9 @@ class TwoFidelitySampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         self._hints = [dict(values) for values in hints]
         self._generator = np.random.default_rng(seed)
         self._process, self._axis = posterior(surface), rate_axis(space)
-        self._truncated = self._measured(truncated) if truncated else None
+        short = _settled([dict(values) for values, _ in truncated], [loss for _, loss in truncated])
+        self._truncated = (points(space, short.configurations), self._units(short.losses)) if short.losses else None
+        self._failed = short.failed
         self.outlook: Outlook | None = None  # of the last proposal
 
     def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, Any]:  # noqa: ARG002
@@ -77,14 +95,16 @@ class TwoFidelitySampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
     def sample_relative(self, study: Any, trial: Any, search_space: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002
         """All parameters of a trial."""
         states = optuna.trial.TrialState
+        sign = -1.0 if study.direction == optuna.study.StudyDirection.MAXIMIZE else 1.0
         told = study.get_trials(deepcopy=False, states=(states.COMPLETE,))
         running = [
             other
             for other in study.get_trials(deepcopy=False, states=(states.RUNNING,))
             if other.number != trial.number and set(self.space) <= set(other.params)
         ]
-        tried = [self._values(other.params) for other in (*told, *running)]
-        values = self._best(tried, [float(other.value) for other in told])
+        losses = [math.inf if other.user_attrs.get(FAILED) else sign * float(other.value) for other in told]
+        results = _settled([self._values(other.params) for other in told], losses)
+        values = self._best(results, [self._values(other.params) for other in running])
         return {name: to_optuna(parameter, values[name]) for name, parameter in self.space.items()}
 
     def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:  # noqa: ARG002
@@ -97,13 +117,15 @@ class TwoFidelitySampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
     def _values(self, params: Mapping[str, Any]) -> dict[str, Value]:
         return {name: from_optuna(parameter, params[name]) for name, parameter in self.space.items()}
 
-    def _best(self, tried: Sequence[dict[str, Value]], losses: Sequence[float]) -> dict[str, Value]:
-        """What to try after `tried`, of which the first ones have losses and the others are running."""
+    def _best(self, results: _Results, running: Sequence[dict[str, Value]]) -> dict[str, Value]:
+        """What to try next."""
+        tried = [*results.configurations, *running]
         x = points(self.space, tried) if tried else np.zeros((0, len(self.surface.lengths)))
-        f = self._units(losses)
-        model = told = TwoFidelity(self._process, *self._axis, x[: len(f)], f, self._truncated)
-        if len(f) < len(tried):
-            f = np.concatenate([f, model.predict(x[len(f) :])[0]])
+        f = self._units(results.losses)
+        known, best = len(f), float(f.min()) if len(f) else None
+        model = told = TwoFidelity(self._process, *self._axis, x[:known], f, self._truncated)
+        if known < len(tried):
+            f = np.concatenate([f, model.predict(x[known:])[0]])
             model = TwoFidelity(self._process, *self._axis, x, f, self._truncated)
 
         def worth(configurations: Sequence[dict[str, Value]]) -> Array:
@@ -114,13 +136,10 @@ class TwoFidelitySampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
                 return np.asarray(-means - unsure)
             return np.where(chances >= LIKELY, 1 + ndtr(f.min() - means), chances)
 
-        taken = {identity(values) for values in tried}
-        everywhere = qmc.Sobol(len(self.space), rng=self._generator).random(SPREAD_OUT)
-        drawn = self._distinct(everywhere, taken)
-        drawn += [values for values in self._hints if identity(values) not in taken]
-        if not drawn:  # everything was tried
-            drawn = self._distinct(self._generator.random((1, len(self.space))), set())
-        known_only = bool(self._hints) and not tried
+        failed = [*results.failed, *self._failed]
+        taken = {identity(values) for values in (*tried, *failed)}
+        drawn = self._drawn(taken, failed, running)
+        known_only = bool(self._hints) and not taken
         if known_only:
             drawn = list(self._hints)
         found = worth(drawn)
@@ -128,29 +147,54 @@ class TwoFidelitySampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
             centres = _first(drawn, found) + _first(tried, -f)
             near = np.concatenate([self._around(centre, radius) for centre in centres for radius in RADII])
             new = self._distinct(near, taken | {identity(values) for values in drawn})
+            new = self._below(new, failed, running)
             if new:
                 drawn, found = drawn + new, np.concatenate([found, worth(new)])
         place = int(np.argmax(found))
         worthwhile = None
-        if losses and self._gain:
+        if best is not None and self._gain:
             few = points(self.space, [drawn[index] for index in np.argsort(-found, kind="stable")[:LOOKED_AT]])
-            less = self._gain * abs(min(losses)) / self.surface.spread
-            worthwhile = float(rounded(float(model.prospects(few, f.min() - less)[1].max())))
+            less = self._gain * abs(min(results.losses)) / self.surface.spread
+            worthwhile = float(rounded(float(model.prospects(few, best - less)[1].max())))
         shift, decade = told.shift()[0], self._axis[1]
         self.outlook = Outlook(
             trust=float(rounded(told.trust())),
-            chance=self._chance(model, drawn[place], f.min()) if len(f) else None,
+            chance=None if best is None else self._chance(model, drawn[place], best),
             worth=worthwhile,
             rate_shift=float(rounded(10 ** (-shift / decade))) if decade else 1.0,
         )
         return drawn[place]
 
+    def _drawn(
+        self, taken: set[Identity], failed: Sequence[dict[str, Value]], running: Sequence[dict[str, Value]]
+    ) -> list[dict[str, Value]]:
+        """Candidates all over the space, and the hints; at least one."""
+        drawn = self._distinct(qmc.Sobol(len(self.space), rng=self._generator).random(SPREAD_OUT), taken)
+        drawn += [values for values in self._hints if identity(values) not in taken]
+        drawn = self._below(drawn, failed, running) or drawn
+        return drawn or self._distinct(self._generator.random((1, len(self.space))), set())  # everything was tried
+
+    def _below(
+        self,
+        candidates: list[dict[str, Value]],
+        failed: Sequence[dict[str, Value]],
+        running: Sequence[dict[str, Value]],
+    ) -> list[dict[str, Value]]:
+        """The candidates whose rate is well below all that failed; all of them where nothing has.
+
+        Failures without a single loss say nothing but that the rate is too high, and the model, which knows levels
+        only from losses, can't hear it. Running trials are on their way down, too; where there is no room below them,
+        being below the failures is enough.
+        """
+        if not failed or self._axis[0] is None:
+            return candidates
+        lowest = min(float(values[RATE]) for values in failed)
+        below_all = min([lowest, *(float(values[RATE]) for values in running)])
+        found = ([each for each in candidates if float(each[RATE]) <= rate / STEP_DOWN] for rate in (below_all, lowest))
+        return next(filter(None, found), [each for each in candidates if float(each[RATE]) < lowest])
+
     def _chance(self, model: TwoFidelity, values: Mapping[str, Value], best: float) -> float:
         return float(rounded(float(model.prospects(points(self.space, [values]), best - LESS)[1][0])))
-
-    def _measured(self, truncated: Sequence[tuple[Mapping[str, Value], float]]) -> tuple[Array, Array]:
-        """Unit coordinates (n, d) and losses (n,) in units."""
-        return points(self.space, [values for values, _ in truncated]), self._units([loss for _, loss in truncated])
 
     def _units(self, losses: Sequence[float]) -> Array:
         """The target's losses in the proxy's units (n,).
@@ -179,6 +223,15 @@ class TwoFidelitySampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
             if (key := identity(values)) not in taken:
                 found.setdefault(key, values)
         return list(found.values())
+
+
+def _settled(configurations: list[dict[str, Value]], losses: Sequence[float]) -> _Results:
+    """A failure, a loss that isn't finite, counts as worse than the worst loss by a margin, where there is one."""
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    if not finite:
+        return _Results([], [], configurations)
+    bad = worse_than(finite)
+    return _Results(configurations, [loss if math.isfinite(loss) else bad for loss in losses], [])
 
 
 def _first(configurations: Sequence[dict[str, Value]], worth: Array) -> list[dict[str, Value]]:

@@ -16,6 +16,7 @@ from understudy.errors import UserError
 from understudy.hyperparameters import Value
 from understudy.search.distributions import distribution, from_optuna, to_optuna
 from understudy.search.early_stopping import expected_loss
+from understudy.search.failures import FAILED, worse_than
 from understudy.search.quiet import quiet_optuna
 from understudy.search.window import History
 from understudy.settings import Sampler
@@ -23,7 +24,6 @@ from understudy.space import Space
 from understudy.trial import TrialRecord
 
 CAP_SPREADS = 3.0  # a loss further above the median than this many times (median - best) is told as that bad
-MARGIN = 0.1  # of the told losses' range, by which a bad trial is worse than the worst
 CANDIDATES: Mapping[Sampler, int] = {"tpe": 16, "random": 16, "gp": 1, "two_fidelity": 1}  # draws per proposal
 
 
@@ -65,10 +65,11 @@ def _asked(
     space: Space, history: History, sampler: Sampler, seeds: Sequence[int], beside: _Beside
 ) -> list[tuple[dict[str, Value], Any]]:
     """A configuration per seed, with the sampler that made it."""
+    told = zip(history.truncated, told_values(history.truncated), _failed(history.truncated), strict=True)
     truncated = [
-        ({name: record.spec.hyperparameters[name] for name in space}, told)
-        for record, told in zip(history.truncated, told_values(history.truncated), strict=True)
-        if told is not None
+        ({name: record.spec.hyperparameters[name] for name in space}, math.inf if bad else value)
+        for record, value, bad in told
+        if value is not None
     ]
     with quiet_optuna() as optuna:
         distributions = {name: distribution(parameter) for name, parameter in space.items()}
@@ -96,12 +97,10 @@ def _make(
     Raises `UserError` where `two_fidelity` has no surface.
     """
     if name == "two_fidelity":
-        from understudy.process import set_threads
         from understudy.search.refinement import TwoFidelitySampler
 
         if beside.surface is None:
             raise UserError("the transfer has no surface for `target.sampler: two_fidelity`; run the workflow again")
-        set_threads(1)
         return TwoFidelitySampler(beside.surface, space, seed, beside.hints, beside.gain, truncated)
     if name == "tpe":
         return optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=1)
@@ -114,14 +113,23 @@ def _make(
 
 
 def rebuild(optuna: Any, space: Space, history: History, distributions: Mapping[str, Any]) -> Any:
-    """The study as the proposal may know it: results complete, later proposals running."""
+    """The study as the proposal may know it: results complete, later proposals running, what is skipped left out.
+
+    Trials that failed have a value as everybody else and the attribute `FAILED`.
+    """
     study = optuna.create_study(direction="minimize", sampler=optuna.samplers.RandomSampler(seed=0))
-    for record, told in zip(history.visible, told_values(history.visible), strict=True):
+    seen = history.visible
+    for record, told, bad in zip(seen, told_values(seen), _failed(seen), strict=True):
         if told is None:
             continue
         params = {name: to_optuna(space[name], record.spec.hyperparameters[name]) for name in space}
-        study.add_trial(optuna.trial.create_trial(params=params, distributions=dict(distributions), value=told))
+        note = {FAILED: True} if bad else {}
+        study.add_trial(
+            optuna.trial.create_trial(params=params, distributions=dict(distributions), value=told, user_attrs=note)
+        )
     for proposal in history.pending:
+        if proposal.skip is not None:
+            continue
         params = {name: to_optuna(space[name], proposal.spec.hyperparameters[name]) for name in space}
         running = optuna.trial.TrialState.RUNNING
         study.add_trial(optuna.trial.create_trial(state=running, params=params, distributions=dict(distributions)))
@@ -143,11 +151,18 @@ def told_values(records: Sequence[TrialRecord]) -> list[float | None]:
         return [None if record.result.status == "skipped" else 0.0 for record in records]
     best, median = known[0], known[len(known) // 2]
     cap = median + CAP_SPREADS * (median - best) if median > best else math.inf
-    worst = min(known[-1], cap)
-    bad = worst + (MARGIN * (worst - best) or MARGIN * max(abs(worst), 1.0))
+    bad = worse_than([best, min(known[-1], cap)])
     return [
         min(loss, cap) if loss is not None else None if record.result.status == "skipped" else bad
         for record, loss in zip(records, losses, strict=True)
+    ]
+
+
+def _failed(records: Sequence[TrialRecord]) -> list[bool]:
+    """Which trials ended with neither a loss nor one that can be expected, and weren't skipped."""
+    return [
+        _loss(record) is None and expected_loss(record, records) is None and record.result.status != "skipped"
+        for record in records
     ]
 
 

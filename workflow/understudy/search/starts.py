@@ -64,7 +64,11 @@ def make_starts(
     by_id = {trial.id: trial for trial in complete_trials}
     bests = [_transferred(by_id[region.trials[0]], image, f"best trial of region {region.id}") for region in regions]
     fixed = [_known(number, item, by_id) for number, item in enumerate(known)]
-    early = [start for start, objective in fixed if objective is None or objective <= middling or start is fixed[0][0]]
+    default = fixed[0][0]
+    early = [start for start, objective in fixed if objective is None or objective <= middling or start is default]
+    images = [best for best in bests if best.parents == default.parents]
+    if any(_distance(default, best, space, weights) < NEAR for best in images):  # but for rounding or tokens the same
+        early.remove(default)
     late = [start for start, objective in fixed if start not in early]
     second = sorted([*bests[1:], *early], key=lambda start: _evidence(start, by_id))
     rest = [_transferred(trial, image, reason) for trial, reason in _in_turns(top, regions)]

@@ -13,12 +13,12 @@ from understudy.search.clusters import embed
 from understudy.search.gaussian import Array, Kernel, Posterior, condition, fit
 from understudy.search.two_fidelity import Units
 from understudy.search.values import rounded
-from understudy.space import Choices, Range, Space
+from understudy.space import Choices, Space
 
 MOST = (
     400  # trials in the surface: the time of a fit grows with the cube of their number, of a proposal with the square
 )
-EVEN = 0.01  # decades by which the steps between choices may differ
+DIGITS = 9
 RATE, BATCH = "learning_rate", "batch_size"
 
 
@@ -48,12 +48,17 @@ def make_surface(
     return Surface(
         centre=units.centre,
         spread=units.spread,
-        lengths=tuple(float(length) for length in kernel.lengths),
-        variance=kernel.variance,
-        noise=kernel.noise,
-        points=tuple(tuple(float(u) for u in row) for row in x),
-        values=tuple(float(value) for value in f),
+        lengths=_plain(kernel.lengths),
+        variance=_plain([kernel.variance])[0],
+        noise=_plain([kernel.noise])[0],
+        points=tuple(_plain(row) for row in x),
+        values=_plain(f),
     )
+
+
+def _plain(values: Array | list[float]) -> tuple[float, ...]:
+    """Without the digits in which the sums of one thread and of two differ."""
+    return tuple(float(rounded(float(value), DIGITS)) for value in values)
 
 
 def posterior(surface: Surface) -> Posterior:
@@ -79,12 +84,9 @@ def rate_axis(space: Space) -> tuple[int | None, float]:
 
 
 def log_axis(space: Space, wanted: str) -> tuple[int | None, float]:
-    """A hyperparameter's column in `points`, and how long a factor of ten is on it; None where it has no log scale.
-
-    Choices have one where each is the same number of times the one before it, as in 4, 8, 16, 32.
-    """
+    """A hyperparameter's column in `points`, and how long a factor of ten is on it; None where it has no log scale."""
     parameter = space.get(wanted)
-    decades = _decades(parameter) if parameter is not None else None
+    decades = parameter.decades if parameter is not None else None
     if decades is None:
         return None, 0.0
     before = 0
@@ -93,13 +95,3 @@ def log_axis(space: Space, wanted: str) -> tuple[int | None, float]:
             break
         before += len(other.choices) if isinstance(other, Choices) and not other.ordered else 1
     return before, 1.0 / decades
-
-
-def _decades(parameter: Range | Choices) -> float | None:
-    """How many factors of ten a log scale spans from 0 to 1 in unit coordinates; None where there is none."""
-    if isinstance(parameter, Range):
-        return math.log10(parameter.high / parameter.low) if parameter.log else None
-    if not parameter.ordered or len(parameter.choices) < 2 or float(parameter.choices[0]) <= 0:
-        return None
-    logs = np.log10([float(choice) for choice in parameter.choices])
-    return float(np.diff(logs).mean() * len(logs)) if np.ptp(np.diff(logs)) < EVEN else None  # a choice is 1 / n wide

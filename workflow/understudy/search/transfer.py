@@ -76,8 +76,8 @@ def transfer(
         regions=regions,
         surface=make_surface(
             wide,
-            [image.of(trial) for trial in seen.judged],
-            [trial.known for trial in seen.judged],
+            [image.of(trial) for trial in (*seen.judged, *seen.bad)],
+            [*(trial.known for trial in seen.judged), *[None] * len(seen.bad)],
             more**options.batch_size_exponent,
         ),
     )

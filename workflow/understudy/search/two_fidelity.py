@@ -41,6 +41,7 @@ SHARED = (0.5, 0.9)  # k
 UNLIKE = 0.1  # prior probability that the proxy says nothing
 UNLIKE_AMPLITUDES = (0.7, 1.5)
 UNLIKE_LENGTHS = (0.3, 0.6)  # times the square root of the number of coordinates
+UNLIKE_RATES, FLAT = (0.2, 0.5), 1.2  # where the rate alone decides: its lengths, and the others' likewise
 NOISE = (1e-4, 4e-3)  # bounds of a loss's variance, in units; between them it is the surface's
 NEGLIGIBLE = math.log(1e-4)  # share of the weight below which a hypothesis is left out
 
@@ -254,10 +255,21 @@ def _grid(surface: Posterior, axis: int | None, decade: float, shares: tuple[flo
         )
     ]
     unlike = [
-        Hypothesis(None, amplitude, (length * math.sqrt(dimensions),) * dimensions, shared, 0.0)
-        for amplitude, length, shared in itertools.product(UNLIKE_AMPLITUDES, UNLIKE_LENGTHS, shares)
+        Hypothesis(None, amplitude, lengths, shared, 0.0)
+        for amplitude, lengths, shared in itertools.product(
+            UNLIKE_AMPLITUDES, _unlike_lengths(dimensions, axis), shares
+        )
     ]
     return _weighed(like, 1 - UNLIKE) + _weighed(unlike, UNLIKE)
+
+
+def _unlike_lengths(dimensions: int, axis: int | None) -> list[tuple[float, ...]]:
+    """All coordinates alike, or the learning rate alone decisive, as it mostly is in fine-tuning."""
+    root = math.sqrt(dimensions)
+    found = [(length * root,) * dimensions for length in UNLIKE_LENGTHS]
+    if axis is not None:
+        found += [tuple(short if i == axis else FLAT * root for i in range(dimensions)) for short in UNLIKE_RATES]
+    return found
 
 
 def _weighed(points: list[Hypothesis], share: float) -> list[Hypothesis]:
