@@ -8,6 +8,7 @@ Prints tables, and a line of JSON at the end. `README.md` beside this file says 
     transfer_tasks       pairs of a source and a target, sets of them, sources that mislead
     transfer_replay      the proxy stage, and the loop of proposals, each snapped to the nearest run of the table
     transfer_methods     who takes part; transfer_simple, transfer_ours, transfer_optuna and so on: the methods
+    transfer_code        the code that a method runs: what of it a finished run depends on
     transfer_jobs        replays over processes, and the folder of finished ones
     transfer_statistics  regrets, ranks, tests, intervals
     transfer_report      tables

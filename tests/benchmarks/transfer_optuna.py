@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from transfer_replay import Seen, View
-from transfer_simple import finite
+from transfer_simple import finite, proxy_runs
 from transfer_tables import Configuration
 
 from understudy.hyperparameters import Value
@@ -20,11 +20,11 @@ class Optuna:
     """A sampler of Optuna that asks from all finished runs, running ones included.
 
     `startup` is `n_startup_trials`: on the tuning half Optuna's own 10 did best for TPE, 2 for the GP. `warm` adds the
-    proxy's trials as if they were the target's, and so needs none.
+    proxy's trials as if they were the target's, and so needs none; `scaled` rescales them by the published rule first.
     """
 
-    def __init__(self, sampler: str, warm: bool, startup: int) -> None:
-        self._name, self._warm, self._startup = sampler, warm, startup
+    def __init__(self, sampler: str, warm: bool, startup: int, scaled: bool = False) -> None:
+        self._name, self._warm, self._startup, self._scaled = sampler, warm, startup, scaled
 
     def start(self, view: View, seed: int) -> None:
         if self._name == "gp":
@@ -32,7 +32,7 @@ class Optuna:
         with quiet_optuna() as optuna:
             self._space = view.space
             self._distributions = {name: distribution(optuna, each) for name, each in view.space.items()}
-            self._source = view.proxy if self._warm else ()
+            self._source = proxy_runs(view, self._scaled) if self._warm else ()
             self._sampler = self._make(optuna, seed)
 
     def _make(self, optuna: Any, seed: int) -> Any:

@@ -5,11 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from transfer_statistics import Results, average_ranks, best_peer, by_lie, difference, summary, wilcoxon_holm
+from transfer_statistics import (
+    FEW,
+    Results,
+    average_ranks,
+    best_peer,
+    by_lie,
+    by_lie_at_cost,
+    difference,
+    summary,
+    wilcoxon_holm,
+)
 
 KS = (1, 2, 3, 4, 6, 8, 16)
 LIES_AT = (4, 16)
 BUDGETS = (1, 2, 3, 4, 6, 8, 12, 16, 24)
+LIES_AT_COST = (8, 16, 24)  # of BUDGETS
 
 
 def report(name: str, results: Results, ours: Sequence[str], lead: str | None) -> dict[str, Any]:
@@ -33,16 +44,21 @@ def report(name: str, results: Results, ours: Sequence[str], lead: str | None) -
     costs = {each: list(found["budget"][each].values()) for each in results.methods}
     _print("mean relative regret in percent by total cost in target runs, the proxy stage included", BUDGETS, costs)
     found["lies"] = {k: by_lie(results, k) for k in LIES_AT}
+    found["lies_budget"] = {cost: by_lie_at_cost(results, BUDGETS.index(cost)) for cost in LIES_AT_COST}
     for k, rows in found["lies"].items():
-        if lies := list(next(iter(rows.values()))):
-            _print(
-                f"mean relative regret in percent after {k} target runs, by lie",
-                lies,
-                {e: list(r.values()) for e, r in rows.items()},
-            )
+        _print_lies(f"after {k} target runs", rows)
+    for cost, rows in found["lies_budget"].items():
+        _print_lies(f"at a total cost of {cost} target runs, the proxy stage included", rows)
     if lead in results.curves and len(results.curves) > len(ours):
         found["lead"] = _compared(results, str(lead), ours)
     return found
+
+
+def _print_lies(when: str, rows: Mapping[str, Mapping[str, float]]) -> None:
+    """Nothing for a set without lies."""
+    if lies := list(next(iter(rows.values()))):
+        values = {name: list(row.values()) for name, row in rows.items()}
+        _print(f"mean relative regret in percent {when}, by lie", lies, values)
 
 
 def _compared(results: Results, lead: str, ours: Sequence[str]) -> dict[str, Any]:
@@ -53,19 +69,30 @@ def _compared(results: Results, lead: str, ours: Sequence[str]) -> dict[str, Any
         "best_peer": {},
         "p": {k: wilcoxon_holm(results, lead, peers, k) for k in KS},
     }
-    print(f"\n{lead} minus the best peer, in percentage points (below 0: better), with the 95 % interval over targets")
+    targets = len(set(results.targets))
+    over = "targets" if targets > 1 else "seeds"
+    print(f"\n{lead} minus the best peer, in percentage points (below 0: better), with the 95 % interval over {over}")
     print("| k | best peer | difference | interval | p (Wilcoxon, Holm) |\n|--:|---|--:|---|--:|")
     for k in KS:
         peer = best_peer(results, ours, k)
         told["best_peer"][k] = {"name": peer, **(gap := difference(results, lead, peer, k))}
         interval = f"{gap['low']:+.3f} to {gap['high']:+.3f}"
         print(f"| {k} | {peer} | {gap['difference']:+.3f} | {interval} | {told['p'][k][peer]:.3g} |")
+    if targets < FEW:
+        print(f"\n{_caution(targets)}")
     told["differences"] = {peer: {k: difference(results, lead, peer, k) for k in KS} for peer in peers}
     for figure, words in (("difference", "in percentage points"), ("high", "upper end of that interval")):
         rows = {peer: [told["differences"][peer][k][figure] for k in KS] for peer in peers}
         _print(f"{lead} minus each peer, {words}", KS, rows, sign="+")
     _print("p of that (Wilcoxon, Holm)", KS, {peer: [told["p"][k][peer] for k in KS] for peer in peers})
     return told
+
+
+def _caution(targets: int) -> str:
+    """What an interval over so few targets is worth."""
+    if targets == 1:
+        return "There is 1 target: the interval is over its seeds, and says nothing about other targets."
+    return f"There are {targets} targets: the interval is hardly more than the range of their means."
 
 
 def speed(seconds: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:

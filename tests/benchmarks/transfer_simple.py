@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from transfer_replay import Seen, View
 from transfer_tables import Configuration
@@ -40,8 +41,8 @@ class Ranked:
         self._scaled = scaled
 
     def start(self, view: View, seed: int) -> None:  # noqa: ARG002 - nothing is drawn
-        order = sorted(view.proxy, key=lambda trial: (trial.loss, trial.id))
-        self._list = [rescaled(trial.configuration, view) if self._scaled else trial.configuration for trial in order]
+        order = sorted(proxy_runs(view, self._scaled), key=lambda trial: (trial.loss, trial.id))
+        self._list = [trial.configuration for trial in order]
 
     def propose(self, history: Sequence[Seen], pending: Sequence[Configuration]) -> Configuration | None:
         number = len(history) + len(pending)
@@ -57,6 +58,13 @@ def rescaled(configuration: Configuration, view: View) -> Configuration:
             value = min(max(float(values[name]) * factor, parameter.low), parameter.high)
             values[name] = round(value) if parameter.integer else value
     return values
+
+
+def proxy_runs(view: View, scaled: bool) -> tuple[Seen, ...]:
+    """The proxy's trials: as they are, or with configurations rescaled by the published rule."""
+    if not scaled:
+        return view.proxy
+    return tuple(replace(trial, configuration=rescaled(trial.configuration, view)) for trial in view.proxy)
 
 
 class Fixed:

@@ -18,6 +18,7 @@ from transfer_tasks import Problem, Task, best, worst
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
+FEW = 6  # targets; of fewer an interval is hardly more than the range of their means
 Array = NDArray[np.float64]
 
 
@@ -100,12 +101,19 @@ def difference(results: Results, ours: str, other: str, k: int) -> dict[str, flo
 
 def by_lie(results: Results, k: int) -> dict[str, dict[str, float]]:
     """Each method's mean regret after k target runs, by what was done to the source."""
-    lies = list(dict.fromkeys(task.lie for task in results.tasks if task.lie))
-    of = {lie: [task.lie == lie for task in results.tasks] for lie in lies}
-    return {
-        name: {lie: float(results.curves[name][of[lie]][:, :, k - 1].mean()) for lie in lies}
-        for name in results.methods
-    }
+    return _by_lie(results.tasks, {name: curve[:, :, k - 1] for name, curve in results.curves.items()})
+
+
+def by_lie_at_cost(results: Results, place: int) -> dict[str, dict[str, float]]:
+    """Each method's mean regret at the budget in that place, by what was done to the source."""
+    return _by_lie(results.tasks, {name: paid[:, :, place] for name, paid in results.budgeted.items()})
+
+
+def _by_lie(tasks: Sequence[Task], regrets: Mapping[str, Array]) -> dict[str, dict[str, float]]:
+    """The means of regrets of shape (tasks, S)."""
+    lies = list(dict.fromkeys(task.lie for task in tasks if task.lie))
+    of = {lie: [task.lie == lie for task in tasks] for lie in lies}
+    return {name: {lie: float(values[of[lie]].mean()) for lie in lies} for name, values in regrets.items()}
 
 
 def best_peer(results: Results, ours: Sequence[str], k: int) -> str:

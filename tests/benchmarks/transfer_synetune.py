@@ -25,7 +25,7 @@ from syne_tune.optimizer.schedulers.transfer_learning.transfer_learning_task_eva
 )
 from syne_tune.optimizer.schedulers.transfer_learning.zero_shot import ZeroShotTransfer
 from transfer_replay import Seen, View
-from transfer_simple import finite
+from transfer_simple import finite, proxy_runs
 from transfer_tables import Configuration
 
 from understudy.process import set_threads
@@ -38,12 +38,14 @@ METRIC = "loss"
 class _Syne:
     """What the three have in common: the space, the proxy's evaluations, and libraries that draw from global seeds."""
 
+    _scaled = False  # whether the proxy's configurations are rescaled by the published rule
+
     def start(self, view: View, seed: int) -> None:
         set_threads(1)
         self._view, self._seed = view, seed
         self._space = {name: _domain(parameter) for name, parameter in view.space.items()}
         with _calm(seed):
-            self._begin({"proxy": self._evaluations(view.proxy)}, seed)
+            self._begin({"proxy": self._evaluations(proxy_runs(view, self._scaled))}, seed)
 
     def _begin(self, evaluations: dict[str, TransferLearningTaskEvaluations], seed: int) -> None:
         raise NotImplementedError
@@ -65,8 +67,8 @@ class Box(_Syne):
     `best` is `num_hyperparameters_per_task`; 10 in Syne Tune's own example.
     """
 
-    def __init__(self, best: int) -> None:
-        self._best = best
+    def __init__(self, best: int, scaled: bool = False) -> None:
+        self._best, self._scaled = best, scaled
 
     def _begin(self, evaluations: dict[str, TransferLearningTaskEvaluations], seed: int) -> None:
         def inside(space: dict[str, Any], metric: str, minimize: bool, seed: int) -> BOTorch:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from scipy.stats import wilcoxon
 from transfer_replay import Run, Snapper
+from transfer_report import BUDGETS, report
 from transfer_statistics import Results, at_cost, average_ranks, by_lie, difference, regrets, summary, wilcoxon_holm
 from transfer_tables import step_law
 from transfer_tasks import Problem, Task, problem
@@ -82,3 +83,43 @@ def test_regrets_are_told_apart_by_what_was_done_to_the_source(made_up: Results)
     found = by_lie(replace(made_up, tasks=tasks), 2)
     assert list(found["far"]) == ["shuffled", "inverted"]
     assert found["far"]["inverted"] == pytest.approx(made_up.curves["far"][4:, :, 1].mean())
+
+
+def made_up_set(targets: int, lies: tuple[str | None, ...] = (None,)) -> Results:
+    """Two methods; a regret at a budget is 100 times the lie's place, plus the budget's."""
+    tasks = tuple(Task("s", f"t{i}", lie) for i in range(targets) for lie in lies)
+    curve = np.random.default_rng(3).random((len(tasks), 4, 16))
+    row = np.arange(len(BUDGETS), dtype=float) + 100 * np.array([lies.index(task.lie) for task in tasks])[:, None, None]
+    paid = np.broadcast_to(row, (len(tasks), 4, len(BUDGETS)))
+    return Results(tasks, {"ours": curve, "peer": curve + 0.1}, {"ours": paid, "peer": paid + 1000})
+
+
+@pytest.mark.parametrize(
+    ("targets", "over", "caution"), [(1, "seeds", "1 target:"), (5, "targets", "5 targets:"), (6, "targets", None)]
+)
+def test_an_interval_says_what_it_is_over_and_when_that_is_little(
+    capsys: pytest.CaptureFixture[str], targets: int, over: str, caution: str | None
+) -> None:
+    report("made_up", made_up_set(targets), ["ours"], "ours")
+    lines = capsys.readouterr().out.splitlines()
+    headings = [line for line in lines if "95 % interval" in line]
+    assert [line.rpartition(" over ")[2] for line in headings] == [over]
+    told = [line for line in lines if line.startswith("There ")]
+    below = lines[lines.index("", lines.index(headings[0])) + 1]  # what follows the table
+    assert told == ([] if caution is None else [below])
+    assert caution is None or caution in below
+
+
+def test_the_cost_of_a_lie_is_printed_with_the_proxys_price(capsys: pytest.CaptureFixture[str]) -> None:
+    found = report("made_up", made_up_set(2, ("inverted", "mirrored")), ["ours"], None)["lies_budget"]
+    assert list(found) == [8, 16, 24]
+    for cost in found:
+        place = BUDGETS.index(cost)
+        assert found[cost]["ours"] == {"inverted": place, "mirrored": 100 + place}
+    out = capsys.readouterr().out
+    table = out.partition("at a total cost of 16 target runs, the proxy stage included, by lie\n")[2].splitlines()[:4]
+    place = BUDGETS.index(16)
+    assert table[0] == "| method | inverted | mirrored |"
+    assert table[3] == f"| peer | {1000 + place}.000 | {1100 + place}.000 |"
+    report("made_up", made_up_set(2), ["ours"], None)
+    assert "by lie" not in capsys.readouterr().out
