@@ -26,7 +26,7 @@ import polars as pl
 
 from understudy.search.early_stopping import stop_above
 from understudy.search.window import visible
-from understudy.settings import EarlyStoppingSettings
+from understudy.stages import EarlyStoppingSettings
 from understudy.steps import evaluation_step, find_stop, total_steps
 from understudy.trial import CurvePoint, TrialRecord, TrialResult, TrialSpec
 

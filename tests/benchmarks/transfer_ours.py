@@ -15,7 +15,8 @@ from understudy.search.propose import propose
 from understudy.search.transfer import transfer
 from understudy.search.window import History
 from understudy.sections import TargetSection, TransferSection
-from understudy.settings import Method, TargetSettings, TransferSettings
+from understudy.settings import Method
+from understudy.stages import TargetSettings, TransferSettings
 from understudy.summary.tables import trials_frame
 from understudy.trial import TrialRecord, TrialResult, TrialSpec, search_seed
 

@@ -21,7 +21,7 @@ from understudy.search.early_stopping import MARGIN, expected_loss, stop_above
 from understudy.search.finalists import select_finalists
 from understudy.search.samplers import told_values
 from understudy.search.values import identity
-from understudy.settings import EarlyStoppingSettings
+from understudy.stages import EarlyStoppingSettings
 from understudy.steps import evaluation_step, find_stop
 from understudy.trial import CurvePoint, EarlyStop, TrialRecord, TrialResult, TrialSpec
 

@@ -16,14 +16,12 @@ from understudy.settings import (
     ExecutionSettings,
     FinalistSettings,
     ModelsSettings,
-    ProxySettings,
     Section,
-    TargetSettings,
     TestSettings,
     TrainingSettings,
-    TransferSettings,
 )
 from understudy.space import Choices, Parameter, Range
+from understudy.stages import ProxySettings, TargetSettings, TransferSettings
 
 MOVED = {
     "training.target_modules": "is a hyperparameter now; write `lora_target_modules` under `defaults`, or search it in "

@@ -13,21 +13,17 @@ from understudy.hyperparameters import Value
 from understudy.settings import (
     DataSettings,
     DecodeSettings,
-    EarlyStoppingSettings,
     ExecutionSettings,
-    HalvingSettings,
     Method,
     ModelSettings,
-    ProxySettings,
     Role,
     Sampler,
     Section,
-    StopSettings,
     TestSettings,
     TrainingSettings,
-    TransferSettings,
 )
 from understudy.space import SearchSpace
+from understudy.stages import EarlyStoppingSettings, HalvingSettings, ProxySettings, StopSettings, TransferSettings
 
 
 class DataSection(Section):

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from understudy.settings import EarlyStoppingSettings
+from understudy.stages import EarlyStoppingSettings
 from understudy.steps import losses_by_number
 from understudy.trial import TrialRecord
 

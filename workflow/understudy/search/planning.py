@@ -16,7 +16,7 @@ from understudy.search.scaling import to_proxy
 from understudy.search.sequences import sobol, uniform
 from understudy.search.values import Identity, identity
 from understudy.sections import SearchSection
-from understudy.settings import HalvingSettings
+from understudy.stages import HalvingSettings
 from understudy.trial import Halving, ModelCard, Origin, Pack, ResolvedExecution, TrialSpec, search_seed
 
 LETTERS: Mapping[str, tuple[Origin, str]] = {

@@ -16,8 +16,8 @@ from understudy.search.surface import predicted
 from understudy.search.values import Identity, from_unit, identity
 from understudy.search.window import History
 from understudy.sections import TargetSection
-from understudy.settings import FEWEST_WITH_STOP
 from understudy.space import Space
+from understudy.stages import FEWEST_WITH_STOP
 from understudy.trial import Origin, TrialSpec, derive_seed, search_seed
 
 FRESH_DRAWS = 64  # attempts to leave the configurations that were tried before; then a repeat is let through
