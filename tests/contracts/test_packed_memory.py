@@ -14,7 +14,7 @@ from training_study import limit_memory, make_job, make_spec
 
 from understudy.store import Store
 from understudy.train.pack import train_pack
-from understudy.train.packed import adapters, pack
+from understudy.train.packed import adapters, pack, passes
 from understudy.train.trial import Job
 from understudy.trial import Halving, Pack, PackResults
 
@@ -141,7 +141,7 @@ def test_memory_that_runs_out_when_a_trial_leaves_its_slot(
 
 def test_a_rerun_from_the_store_has_the_notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = make_job(tmp_path, packing=PLENTY)
-    failing(monkeypatch, pack.Pack, "_pass", {3, 7}, MemoryError("out of memory"))
+    failing(monkeypatch, passes.Passes, "train", {3, 7}, MemoryError("out of memory"))
     found = train_pack(THREE, job)
     assert len(found.notes) == 2
     assert train_pack(THREE, job) == found
@@ -150,7 +150,7 @@ def test_a_rerun_from_the_store_has_the_notes(tmp_path: Path, monkeypatch: pytes
 def test_notes_outlive_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = make_job(tmp_path, packing=PLENTY)
     with monkeypatch.context() as patch:
-        failing(patch, pack.Pack, "_pass", {3}, MemoryError("out of memory"))
+        failing(patch, passes.Passes, "train", {3}, MemoryError("out of memory"))
         failing(patch, pack.Pack, "_tell", {6}, KeyError("killed"))
         with pytest.raises(KeyError):
             train_pack(THREE, job)

@@ -16,7 +16,7 @@ from training_study import make_job, make_spec
 
 from understudy.store import Store
 from understudy.train.pack import train_pack
-from understudy.train.packed import checkpoint, pack, train
+from understudy.train.packed import checkpoint, pack, passes, train
 from understudy.train.trial import Job
 from understudy.trial import Halving, Pack, PackResults
 
@@ -201,7 +201,7 @@ def killed(plan: Pack, job: Job, at: int) -> None:
     """In a process of its own: train, and be killed in the middle of a round."""
     with pytest.MonkeyPatch.context() as patch:
         rounds(patch, None, lambda _: True)
-        step, count = pack.Pack._pass, 0
+        step, count = passes.Passes.train, 0
 
         def shot(self: Any, *arguments: Any) -> Any:
             nonlocal count
@@ -210,7 +210,7 @@ def killed(plan: Pack, job: Job, at: int) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             return step(self, *arguments)
 
-        patch.setattr(pack.Pack, "_pass", shot)
+        patch.setattr(passes.Passes, "train", shot)
         train_pack(plan, job)
 
 

@@ -16,6 +16,7 @@ From the bottom up:
     decoder     forward and backward through the layers, written out
     head        the loss on completion tokens
     trials      what a trial has done and does next, and which trials go through the base together
+    passes      what goes through the base at once: a step of some trials, an evaluation of one
     halving     who goes on at a rung
     pack        the loop, and what happens when memory runs out
     checkpoint  a pack's state in a file

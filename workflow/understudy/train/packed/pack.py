@@ -9,19 +9,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from understudy.errors import UnderstudyError
 from understudy.train import memory
 from understudy.train.loop import Examples, note, point_of
-from understudy.train.packed import head
 from understudy.train.packed.adapters import Stack, Weights
 from understudy.train.packed.base import Base
-from understudy.train.packed.decoder import Decoder
 from understudy.train.packed.halving import Brackets, score, stop_message
-from understudy.train.packed.rows import Corpus, Rows
+from understudy.train.packed.passes import Passes, slot_of
+from understudy.train.packed.rows import Corpus
 from understudy.train.packed.trials import Trial, choose, in_order, pieces
 from understudy.trial import CurvePoint, Packing, RungScore, Status
 
@@ -59,7 +57,7 @@ class Pack:
         note: Note,
         batched: bool = False,
     ) -> None:
-        self._batched, self._tile = batched, TILE if batched else 1
+        self._batched = batched
         self.base, self.brackets, self._ended, self._note = base, brackets, ended, note
         self._untold: list[tuple[Trial, Status, str | None, Tensor | None]] = []
         self._clock, self._work = time.perf_counter(), Counter[str]()
@@ -197,15 +195,15 @@ class Pack:
         tokens = [trial.batch_tokens for trial in chosen]
         parts = pieces(chosen[0].batch, self._corpus, self.tokens) if len(chosen) == 1 else []
         if len(parts) > 1:
-            losses = sum(self._pass([(chosen[0], part)], number) for number, part in enumerate(parts))
+            losses = sum(self._passes.train([(chosen[0], part)], number) for number, part in enumerate(parts))
         else:
-            losses = self._pass([(trial, trial.batch) for trial in chosen], 0)
+            losses = self._passes.train([(trial, trial.batch) for trial in chosen], 0)
         assert isinstance(losses, Tensor)
         unread = _Unread(losses, [])
         self._unread.append(unread)
         for trial, own in zip(chosen, tokens, strict=True):
             history, counted = trial.history, self._corpus.completion_tokens(trial.batch)
-            self.stack.step(_slot(trial), trial.rates[history.steps], trial.spec.hyperparameters)
+            self.stack.step(slot_of(trial), trial.rates[history.steps], trial.spec.hyperparameters)
             history.steps += 1
             history.completion_tokens += counted
             history.tokens += own
@@ -224,28 +222,6 @@ class Pack:
         for trial in self.trials():
             trial.seconds += (now - self._clock) * self._work[trial.spec.id] / tokens
         self._clock, self._work = now, Counter()
-
-    def _pass(self, wanted: Sequence[tuple[Trial, Sequence[int]]], part: int) -> Tensor:
-        """Forward and backward; the share of each trial's loss (trials,)."""
-        rows = self._corpus.rows([(_slot(trial), examples) for trial, examples in wanted], self._tile)
-        generators = {}
-        for trial, _ in wanted:
-            slot = _slot(trial)
-            generators[slot] = self._generators[slot].manual_seed(trial.dropout_seed(part))
-        hidden, tape = self.decoder.forward(rows, generators)
-        assert tape is not None
-        weights = [1.0 / self._corpus.completion_tokens(trial.batch) for trial, _ in wanted]
-        smoothing = [trial.smoothing for trial, _ in wanted]
-        losses, gradient = head.losses_and_gradient(
-            hidden[rows.answers],
-            self.base.head,
-            rows.targets,
-            _per_token(smoothing, rows) if any(smoothing) else None,
-            per_token := _per_token(weights, rows),
-        )
-        self.decoder.backward(tape, torch.zeros_like(hidden).index_copy_(0, rows.answers, gradient))
-        losses *= per_token
-        return torch.stack([own.sum() for own in torch.split(losses, list(rows.counts))])
 
     def _is_due(self, trial: Trial) -> bool:
         """Whether a trial is evaluated before its next step."""
@@ -266,7 +242,7 @@ class Pack:
         train_loss, loss = _train_loss(trial), self._evaluate(trial)
         pauses = at_rung and self.brackets is not None and trial.spec.id in self.brackets
         # what memory may run out for comes before what can't be done twice
-        held = self.stack.copy(_slot(trial)) if pauses or trial.left == 0 else None
+        held = self.stack.copy(slot_of(trial)) if pauses or trial.left == 0 else None
         self._share_time()
         history = trial.history
         trial.looked_at, rate = history.steps, trial.rates[history.steps - 1]
@@ -310,7 +286,7 @@ class Pack:
 
     def _pause(self, trial: Trial, held: Weights) -> None:
         """Let a trial wait until its bracket can be judged."""
-        slot = _slot(trial)
+        slot = slot_of(trial)
         self.stack.empty(slot)
         del self.active[slot]
         trial.waiting, trial.slot = held, None
@@ -339,25 +315,16 @@ class Pack:
     def _evaluate(self, trial: Trial) -> float:
         """Put the validation metrics into the trial's history; return the summed loss."""
         corpus = self._validation
-        order = np.argsort(corpus.lengths, kind="stable").tolist()
-        losses: list[Tensor] = []
-        correct: list[Tensor] = []
-        for examples in pieces(order, corpus, self.tokens):
-            rows = corpus.rows([(_slot(trial), examples)], self._tile)
-            hidden, _ = self.decoder.forward(rows, None)
-            found, hits = head.losses_and_hits(hidden[rows.answers], self.base.head, rows.targets)
-            losses.append(found.sum(dtype=torch.float64))
-            correct.append(hits.sum(dtype=torch.float64))
-        loss, hits_all = torch.stack([torch.stack(losses).sum(), torch.stack(correct).sum()]).tolist()
-        tokens = corpus.completion_tokens(order)
-        self._work[trial.spec.id] += int(corpus.lengths.sum())
-        trial.history.evaluated_tokens += int(corpus.lengths.sum())
+        loss, hits = self._passes.evaluate(trial, corpus, self.tokens)
+        tokens, through = corpus.completion_tokens(range(len(corpus.lengths))), int(corpus.lengths.sum())
+        self._work[trial.spec.id] += through
+        trial.history.evaluated_tokens += through
         trial.history.metrics = {
             "eval_loss": loss / tokens,
             "eval_nats_per_byte": loss / sum(example.completion_bytes for example in self._examples.validation),
-            "eval_accuracy": hits_all / tokens,
+            "eval_accuracy": hits / tokens,
         }
-        return float(loss)
+        return loss
 
     def _seat(self, trial: Trial, slot: int) -> None:
         """A waiting trial takes a slot."""
@@ -412,7 +379,7 @@ class Pack:
         self.queue = in_order([*self.active.values(), *self.queue])
         self.active = {}
         self.slots, self.tokens = max(1, self.slots // 2), max(1, self.tokens // 2)
-        del self.stack, self.decoder
+        del self.stack, self._passes
         memory.release()
         self._note_split(reason)
         self._make_stack()
@@ -441,13 +408,9 @@ class Pack:
                 self.slots, reason = slots, None
         if reason is not None:
             self._note_split(reason)
-        self._generators = [torch.Generator(device=self.base.device) for _ in range(self.slots)]
-        self.decoder = Decoder(self.base, self.stack, self._longest)
-
-
-def _slot(trial: Trial) -> int:
-    assert trial.slot is not None
-    return trial.slot
+        self._passes = Passes(
+            self.base, self.stack, self.slots, self._corpus, self._longest, TILE if self._batched else 1
+        )
 
 
 def _train_loss(trial: Trial) -> float:
@@ -455,10 +418,3 @@ def _train_loss(trial: Trial) -> float:
     if trial.since_evaluation.weight:
         return trial.since_evaluation.mean
     return float(trial.history.curve[-1].train_loss or 0.0)
-
-
-def _per_token(values: Sequence[float], rows: Rows) -> Tensor:
-    """Each trial's value at each of its completion tokens (n,)."""
-    spread = torch.from_numpy(np.repeat(np.asarray(values, dtype=np.float32), rows.counts))
-    device = rows.targets.device
-    return spread.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else spread
