@@ -335,7 +335,7 @@ def test_what_the_target_skips_is_not_echoed(tmp_path: Path) -> None:
         ({"target__prior_strength": 3.0}, "`prior_strength` guides Optuna's samplers"),
         ({"target__stop": True}, "write `stop: {}` to switch it on"),
         ({"target__truncated": False}, "leave `truncated` out to switch it off"),
-        ({"target__stop": {}, "target__trials": 5, "target__window": 1}, "`stop` would skip nothing"),
+        ({"target__stop": {}, "target__trials": 4, "target__window": 1}, "`stop` would skip nothing"),
         ({"target__truncated": {"trials": 3}, "target__window": 3}, "more than `window`"),
     ],
 )

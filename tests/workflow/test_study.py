@@ -193,8 +193,8 @@ def test_short_runs_come_first_and_trials_that_are_not_worth_it_are_skipped(fini
     assert done.returncode == 0, done.stdout
     trials = pl.read_parquet(study.results / "summary" / "trials.parquet")
     statuses = trials.filter(stage="target").sort("id")["status"].to_list()
-    assert statuses == ["complete"] * 5 + ["skipped"] * 2
-    assert trials.filter(origin="echo")["id"].sort().to_list() == [f"e{number:04d}" for number in range(5)]
+    assert statuses == ["complete"] * 4 + ["skipped"] * 3
+    assert trials.filter(origin="echo")["id"].sort().to_list() == [f"e{number:04d}" for number in range(4)]
     short = trials.filter(stage="truncated")
     assert short.select("id", "fidelity").rows() == [("u0000", 0.5), ("u0001", 0.5)]
     whole = trials.filter(stage="target").select("digest", "steps")
@@ -204,7 +204,7 @@ def test_short_runs_come_first_and_trials_that_are_not_worth_it_are_skipped(fini
     assert costs["stage"].to_list() == ["proxy", "echo", "truncated", "target", "finalist", "total"]
     first = json.loads((study.results / "target" / "trials" / "0000" / "proposal.json").read_text())
     assert first["visible"] == ["u0000", "u0001"]
-    assert "2 skipped" in done.stdout
+    assert "3 skipped" in done.stdout
     assert "by its model with probability" in done.stdout
     assert "by its model with probability" in (study.results / "report.html").read_text()
     assert study.run("--dry-run").stdout.count("Nothing to be done") == 1
