@@ -239,10 +239,9 @@ def learn(proposal: Proposal) -> TrialRecord:
 
 
 def study(sampler: str, window: int = 1, **more: Any) -> Any:
+    free = {} if sampler == "two_fidelity" else {"target__explore": 1.0}
     early = {"visible": 2, "margin": 0.1}
-    return made.config(
-        target__sampler=sampler, target__window=window, target__explore=1.0, target__early_stopping=early, **more
-    )
+    return made.config(target__sampler=sampler, target__window=window, target__early_stopping=early, **free, **more)
 
 
 def run(config: Any, folder: Path, found: Any, count: int) -> tuple[list[Proposal], list[TrialRecord]]:

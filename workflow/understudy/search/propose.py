@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from understudy.artifacts import Outlook, Proposal, Region, Regions, Start, Starts
+from understudy.artifacts import Outlook, Proposal, Region, Regions, Starts
 from understudy.hyperparameters import Value, complete
 from understudy.search.early_stopping import stop_above
 from understudy.search.guidance import choose_place, draw, fixed, move_inside, outside, place_shares
@@ -20,8 +20,8 @@ from understudy.space import Space
 from understudy.stages import FEWEST_WITH_STOP
 from understudy.trial import Origin, TrialSpec, derive_seed, search_seed
 
+Stage = Literal["truncated", "target"]
 FRESH_DRAWS = 64  # attempts to leave the configurations that were tried before; then a repeat is let through
-
 CHECK = FEWEST_WITH_STOP - 1  # number of the trial that is the default's, where two_fidelity hasn't taken it before
 LETTERS = {"truncated": "u", "target": "t"}
 SAMPLER_CLASSES = {
@@ -41,135 +41,142 @@ class Draw:
     fixed: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class _Turn:
+    """What a proposal is made from."""
+
+    settings: TargetSection
+    number: int
+    regions: Regions
+    starts: Starts
+    history: History
+    stage: Stage
+
+    @property
+    def visible(self) -> tuple[str, ...]:
+        return tuple(record.spec.id for record in (*self.history.truncated, *self.history.visible))
+
+    @property
+    def pending(self) -> tuple[str, ...]:
+        return tuple(proposal.spec.id for proposal in self.history.pending)
+
+    @property
+    def tried(self) -> list[TrialSpec]:
+        """Of this stage."""
+        return [record.spec for record in self.history.visible] + [each.spec for each in self.history.pending]
+
+    def seed(self, *labels: str | int) -> int:
+        """The target's own, or for another stage those of its name."""
+        return derive_seed(self.settings.seed, *(() if self.stage == "target" else (self.stage,)), *labels)
+
+    def spec(self, values: dict[str, Value], origin: Origin, parents: tuple[str, ...]) -> TrialSpec:
+        return TrialSpec(
+            id=f"{LETTERS[self.stage]}{self.number:04d}",
+            stage=self.stage,
+            origin=origin,
+            hyperparameters=values,
+            method=self.settings.method,
+            fidelity=self.settings.fidelity if self.stage == "truncated" else 1.0,
+            seed=search_seed(self.settings.seed),
+            parents=parents,
+        )
+
+
 def propose(
     settings: TargetSection,
     number: int,
     regions: Regions,
     starts: Starts,
     history: History,
-    stage: Literal["truncated", "target"] = "target",
+    stage: Stage = "target",
 ) -> Proposal:
     """Proposal `number` of a stage. It follows from the seed, the number, the transfer and the history alone.
 
-    With `early_stopping` it has limits on the trial's losses, unless it is the default configuration, since what that
-    comes to has to be known, or a truncated run.
+    Whoever makes it, it says what the proxy's surface predicts. With `early_stopping` it has limits on the trial's
+    losses, unless it is the default configuration, since what that comes to has to be known, or a truncated run.
     """
-    proposal = _without_limits(settings, number, regions, starts, history, stage)
-    early, values = settings.early_stopping, proposal.spec.hyperparameters
-    if early is None or settings.evaluations is None or identity(values) == identity(starts.default):
-        return proposal
-    if stage == "truncated":
-        return proposal
-    limits = {
-        "stop_above": stop_above(early, settings.evaluations, history.visible),
-        "visible": tuple(record.spec.id for record in (*history.truncated, *history.visible)),
-    }
-    return proposal.model_copy(update=limits)
-
-
-def _without_limits(
-    settings: TargetSection,
-    number: int,
-    regions: Regions,
-    starts: Starts,
-    history: History,
-    stage: Literal["truncated", "target"],
-) -> Proposal:
-    """What is tried, and why.
-
-    The first ones are the starts. Then a place is drawn: a region, or all of the space to explore. The sampler's
-    study has what the history shows; of its candidates the one nearest to the region is taken and the rest of it
-    drawn anew inside. Whoever made it, it says what the proxy's surface predicts.
-    """
-    proposal = _proposed(settings, number, regions, starts, history, stage)
-    if regions.surface is None:
-        return proposal
-    loss = predicted(regions.surface, regions.space, proposal.spec.hyperparameters)
-    return proposal.model_copy(update={"predicted": loss})
-
-
-def _proposed(
-    settings: TargetSection,
-    number: int,
-    regions: Regions,
-    starts: Starts,
-    history: History,
-    stage: Literal["truncated", "target"],
-) -> Proposal:
+    turn = _Turn(settings, number, regions, starts, history, stage)
     if is_start(settings, number, starts):
-        return _from_start(settings, number, starts.starts[number])
-    if settings.sampler == "two_fidelity":
-        return _from_surface(settings, number, regions, starts, history, stage)
-    shares = place_shares(regions.regions, history.visible, settings.explore, settings.prior_strength)
-    place = choose_place(shares, derive_seed(settings.seed, "explore", number))
+        proposal = _from_start(turn)
+    elif settings.sampler == "two_fidelity":
+        proposal = _from_surface(turn)
+    else:
+        proposal = _guided(turn)
+    changes: dict[str, Any] = {}
+    values = proposal.spec.hyperparameters
+    if regions.surface is not None:
+        changes["predicted"] = predicted(regions.surface, regions.space, values)
+    early, evaluations, is_default = settings.early_stopping, settings.evaluations, identity(values) == _default(starts)
+    if early is not None and evaluations is not None and stage == "target" and not is_default:
+        changes |= {"stop_above": stop_above(early, evaluations, history.visible), "visible": turn.visible}
+    return proposal.model_copy(update=changes)
+
+
+def _guided(turn: _Turn) -> Proposal:
+    """By one of Optuna's samplers: a place is drawn, a region or all of the space to explore.
+
+    The sampler's study has what the history shows; of its candidates the one nearest to the region is taken and the
+    rest of it drawn anew inside.
+    """
+    settings, regions = turn.settings, turn.regions
+    shares = place_shares(regions.regions, turn.history.visible, settings.explore, settings.prior_strength)
+    place = choose_place(shares, turn.seed("explore", turn.number))
     region = regions.regions[place] if place < len(regions.regions) else None
-    seeds = [derive_seed(settings.seed, "propose", number, i) for i in range(CANDIDATES[settings.sampler])]
-    drawn = candidates(regions.space, history, settings.sampler, seeds)
-    chosen = _choose(drawn, regions.space, region, history, derive_seed(settings.seed, "redraw", number))
+    seeds = [turn.seed("propose", turn.number, i) for i in range(CANDIDATES[settings.sampler])]
+    drawn = candidates(regions.space, turn.history, settings.sampler, seeds)
+    chosen = _choose(drawn, regions.space, region, turn.tried, turn.seed("redraw", turn.number))
+    values = complete(chosen.values, turn.starts.default, settings.method)
     return Proposal(
-        number=number,
-        spec=_spec(
-            settings,
-            number,
-            complete(chosen.values, starts.default, settings.method),
-            "refined",
-            region.trials if region else (),
-        ),
+        number=turn.number,
+        spec=turn.spec(values, "refined", region.trials if region else ()),
         kind="guided" if region else "explore",
         region=region.id if region else None,
         sampler=SAMPLER_CLASSES[settings.sampler],
         redrawn=chosen.redrawn,
         fixed=chosen.fixed,
-        visible=tuple(record.spec.id for record in history.visible),
-        pending=tuple(proposal.spec.id for proposal in history.pending),
+        visible=turn.visible,
+        pending=turn.pending,
     )
 
 
-def _from_surface(
-    settings: TargetSection,
-    number: int,
-    regions: Regions,
-    starts: Starts,
-    history: History,
-    stage: Literal["truncated", "target"],
-) -> Proposal:
-    """A proposal of the two-fidelity model, which has the proxy's surface in it and needs no regions to guide it.
+def _from_surface(turn: _Turn) -> Proposal:
+    """By the two-fidelity model, which has the proxy's surface in it and needs no regions to guide it.
 
     The first trial is one of the starts, or what was run truncated; from then on they are candidates among others, so
     that the evidence decides when they are run. The default configuration alone is certain, at the latest as trial
     `CHECK`: where the proxy misleads, it shows what the others should reach.
     """
-    tried = {identity(spec.hyperparameters) for spec in _specs(history)}
+    settings, regions, starts = turn.settings, turn.regions, turn.starts
     known: dict[Identity, tuple[dict[str, Value], Origin, tuple[str, ...]]] = {
         identity(spec.hyperparameters): (spec.hyperparameters, spec.origin, (spec.id,))
-        for spec in (record.spec for record in history.truncated)
+        for spec in (record.spec for record in turn.history.truncated)
     }
     known |= {
         identity(each.hyperparameters): (each.hyperparameters, each.origin, each.parents) for each in starts.starts
     }
     outlook = None
-    if number == CHECK and identity(starts.default) not in tried:
+    if turn.number == CHECK and _default(starts) not in {identity(spec.hyperparameters) for spec in turn.tried}:
         values = starts.default
     else:
         hints = [{name: whole[name] for name in regions.space} for whole, _, _ in known.values()]
-        gain = settings.stop.gain if settings.stop and stage == "target" else 0.0
-        seed = derive_seed(settings.seed, "propose", *(() if stage == "target" else (stage,)), number)
-        chosen, outlook = refined(regions.space, history, seed, regions.surface, hints, gain)
+        gain = settings.stop.gain if settings.stop and turn.stage == "target" else 0.0
+        seed = turn.seed("propose", turn.number)
+        chosen, outlook = refined(regions.space, turn.history, seed, regions.surface, hints, gain)
         values = complete(chosen, starts.default, settings.method)
     is_start = identity(values) in {identity(start.hyperparameters) for start in starts.starts}
     region = next((region for region in regions.regions if not outside(region, values)), None)
     # a known one with all of its digits, by which the store knows it
     values, origin, parents = known.get(identity(values), (values, "refined", region.trials if region else ()))
     return Proposal(
-        number=number,
-        spec=_spec(settings, number, values, origin, parents, stage),
+        number=turn.number,
+        spec=turn.spec(values, origin, parents),
         kind="start" if is_start else "guided" if region else "explore",
         region=region.id if region and not is_start else None,
         sampler=SAMPLER_CLASSES[settings.sampler],
-        visible=tuple(record.spec.id for record in (*history.truncated, *history.visible)),
-        pending=tuple(proposal.spec.id for proposal in history.pending),
+        visible=turn.visible,
+        pending=turn.pending,
         outlook=outlook,
-        skip=_reason_to_skip(settings, number, outlook),
+        skip=_reason_to_skip(settings, turn.number, outlook),
     )
 
 
@@ -191,10 +198,11 @@ def is_start(settings: TargetSection, number: int, starts: Starts) -> bool:
     return settings.sampler != "two_fidelity" and number < min(settings.starts, len(starts.starts))
 
 
-def _from_start(settings: TargetSection, number: int, start: Start) -> Proposal:
+def _from_start(turn: _Turn) -> Proposal:
+    start = turn.starts.starts[turn.number]
     return Proposal(
-        number=number,
-        spec=_spec(settings, number, start.hyperparameters, start.origin, start.parents),
+        number=turn.number,
+        spec=turn.spec(start.hyperparameters, start.origin, start.parents),
         kind="start",
         sampler="transfer",
         visible=(),
@@ -202,35 +210,19 @@ def _from_start(settings: TargetSection, number: int, start: Start) -> Proposal:
     )
 
 
-def _spec(
-    settings: TargetSection,
-    number: int,
-    values: dict[str, Value],
-    origin: Origin,
-    parents: tuple[str, ...],
-    stage: Literal["truncated", "target"] = "target",
-) -> TrialSpec:
-    return TrialSpec(
-        id=f"{LETTERS[stage]}{number:04d}",
-        stage=stage,
-        origin=origin,
-        hyperparameters=values,
-        method=settings.method,
-        fidelity=settings.fidelity if stage == "truncated" else 1.0,
-        seed=search_seed(settings.seed),
-        parents=parents,
-    )
+def _default(starts: Starts) -> Identity:
+    return identity(starts.default)
 
 
 def _choose(
-    drawn: Sequence[dict[str, Value]], space: Space, region: Region | None, history: History, seed: int
+    drawn: Sequence[dict[str, Value]], space: Space, region: Region | None, tried: Sequence[TrialSpec], seed: int
 ) -> Draw:
     """The candidate with the fewest values outside the region, brought inside; the first one where there is none.
 
     One that was tried before gives way to the next, then to a uniform draw, and at last to one in which what the region
     fixes is free.
     """
-    taken = {_identity_in(space, spec.hyperparameters) for spec in _specs(history)}
+    taken = {_identity_in(space, spec.hyperparameters) for spec in tried}
     held = fixed(region) if region else {}
     order = sorted(drawn, key=lambda values: len(outside(region, values)) if region else 0)  # stable
     for values in order:
@@ -255,10 +247,6 @@ def _uniform(space: Space, region: Region | None, generator: random.Random) -> d
     if region is None:
         return from_unit(space, [generator.random() for _ in space])
     return {name: draw(parameter, region.boxes[name], generator.random()) for name, parameter in space.items()}
-
-
-def _specs(history: History) -> list[TrialSpec]:
-    return [*(record.spec for record in history.visible), *(proposal.spec for proposal in history.pending)]
 
 
 def _identity_in(space: Space, values: dict[str, Value]) -> Identity:
