@@ -80,7 +80,7 @@ def _docstring(statement: ast.stmt) -> range:
         ("transfer_ours.py", "_record", (OURS, TREE)),
         (SEARCH + "clusters.py", "group", (OURS, TREE)),
         (SEARCH + "two_fidelity.py", "TwoFidelity", (OURS, TREE)),  # imported within a function
-        ("understudy/settings.py", "TransferSettings", (OURS, TREE)),
+        ("understudy/stages.py", "TransferSettings", (OURS, TREE)),
         ("understudy/sections.py", "TargetSection", (OURS, TREE)),
         ("understudy/artifacts.py", "Proposal", (OURS, TREE)),
         ("understudy/summary/tables.py", "trials_frame", (OURS, TREE)),
