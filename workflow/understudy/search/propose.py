@@ -65,9 +65,9 @@ class _Turn:
         """Of this stage."""
         return [record.spec for record in self.history.visible] + [each.spec for each in self.history.pending]
 
-    def seed(self, *labels: str | int) -> int:
-        """The target's own, or for another stage those of its name."""
-        return derive_seed(self.settings.seed, *(() if self.stage == "target" else (self.stage,)), *labels)
+    def seed(self, purpose: str, *numbers: int) -> int:
+        """Of the study's seed; truncated runs have others than the target's trials of the same number."""
+        return derive_seed(self.settings.seed, purpose, *(() if self.stage == "target" else (self.stage,)), *numbers)
 
     def spec(self, values: dict[str, Value], origin: Origin, parents: tuple[str, ...]) -> TrialSpec:
         return TrialSpec(

@@ -150,20 +150,20 @@ class TwoFidelitySampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
             new = self._below(new, failed, running)
             if new:
                 drawn, found = drawn + new, np.concatenate([found, worth(new)])
-        place = int(np.argmax(found))
-        worthwhile = None
-        if best is not None and self._gain:
-            few = points(self.space, [drawn[index] for index in np.argsort(-found, kind="stable")[:LOOKED_AT]])
-            less = self._gain * abs(min(results.losses)) / self.surface.spread
-            worthwhile = float(rounded(float(model.prospects(few, best - less)[1].max())))
         shift, decade = told.shift()[0], self._axis[1]
         self.outlook = Outlook(
             trust=float(rounded(told.trust())),
-            chance=None if best is None else self._chance(model, drawn[place], best),
-            worth=worthwhile,
+            chance=None,
             rate_shift=float(rounded(10 ** (-shift / decade))) if decade else 1.0,
         )
-        return drawn[place]
+        first = drawn[int(np.argmax(found))]
+        if best is not None:
+            promising = [drawn[index] for index in np.argsort(-found, kind="stable")[:LOOKED_AT]]
+            gain = self._gain * abs(min(results.losses)) / self.surface.spread
+            worth_it = self._chance(model, promising, best - gain) if gain else None
+            chance = self._chance(model, [first], best - LESS)
+            self.outlook = self.outlook.model_copy(update={"chance": chance, "worth": worth_it})
+        return first
 
     def _drawn(
         self, taken: set[Identity], failed: Sequence[dict[str, Value]], running: Sequence[dict[str, Value]]
@@ -193,8 +193,9 @@ class TwoFidelitySampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         found = ([each for each in candidates if float(each[RATE]) <= rate / STEP_DOWN] for rate in (below_all, lowest))
         return next(filter(None, found), [each for each in candidates if float(each[RATE]) < lowest])
 
-    def _chance(self, model: TwoFidelity, values: Mapping[str, Value], best: float) -> float:
-        return float(rounded(float(model.prospects(points(self.space, [values]), best - LESS)[1][0])))
+    def _chance(self, model: TwoFidelity, configurations: Sequence[dict[str, Value]], level: float) -> float:
+        """The largest of their chances to come out below a level."""
+        return float(rounded(float(model.prospects(points(self.space, configurations), level)[1].max())))
 
     def _units(self, losses: Sequence[float]) -> Array:
         """The target's losses in the proxy's units (n,).
