@@ -2,8 +2,9 @@
 
 import pytest
 
-from understudy.process import fix_products
+from understudy.process import fix_products, limit_libraries
 
+limit_libraries()
 fix_products()
 
 

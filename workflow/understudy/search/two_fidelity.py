@@ -111,8 +111,16 @@ class TwoFidelity:
         self._x, self._f = np.concatenate([short_x, x]), np.concatenate([short_f, f])
         self._short = np.arange(len(self._f)) < len(short_f)
         self._noise = min(max(surface.kernel.noise, NOISE[0]), NOISE[1])
+        grid = _grid(surface, axis, decade, SHARED if truncated else (1.0,))
+        proxies = {shift: self._proxy(self._x, shift) for shift in {point.shift for point in grid}}
+        unknown = {shift: _surface_covariance(each, each, *2 * [len(self._f)]) for shift, each in proxies.items()}
+        correlations = {
+            lengths: matern(distances(self._x, self._x, np.array(lengths)))
+            for lengths in {point.lengths for point in grid}
+        }
         conditioned = [
-            self._condition(point) for point in _grid(surface, axis, decade, SHARED if truncated else (1.0,))
+            self._condition(point, proxies[point.shift], unknown[point.shift], correlations[point.lengths])
+            for point in grid
         ]
         logs = np.array([each.log_weight for each in conditioned])
         logs -= logsumexp(logs)
@@ -185,15 +193,13 @@ class TwoFidelity:
             prior = prior + proxy.variance
         return m + across @ each.weights, np.maximum(prior - (half**2).sum(axis=0), 1e-10)
 
-    def _condition(self, point: Hypothesis) -> _Conditioned:
+    def _condition(self, point: Hypothesis, proxy: Marginal | None, unknown: Array, correlation: Array) -> _Conditioned:
         count = len(self._f)
-        proxy = self._proxy(self._x, point.shift)
         m = proxy.mean if proxy is not None else np.zeros(count)
         if not count:
             return _Conditioned(point, np.zeros((0, 0)), m, proxy, m, point.log_prior)
-        correlation = matern(distances(self._x, self._x, np.array(point.lengths)))
         here = m, self._short
-        covariance = _covariance(point, here, here, correlation) + _surface_covariance(proxy, proxy, count, count)
+        covariance = _covariance(point, here, here, correlation) + unknown
         factor = cholesky(covariance + self._noise * np.eye(count), lower=True)
         weights = cho_solve((factor, True), self._f - m)
         evidence = -0.5 * float((self._f - m) @ weights) - float(np.log(np.diag(factor)).sum())
