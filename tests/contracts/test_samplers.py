@@ -34,6 +34,7 @@ SPACE: dict[str, Range | Choices] = {
     "lr_scheduler_type": Choices(choices=("linear", "cosine", "constant")),
     "use_rslora": Choices(choices=(False, True)),
     "max_grad_norm": Choices(choices=(1.0,)),
+    "warmup_ratio": Range(low=0, high=0.2, when={"lr_scheduler_type": ("linear", "cosine")}, rest=0.03),
 }
 SAMPLERS: tuple[Sampler, ...] = ("two_fidelity", "tpe", "gp", "random")
 STATUSES = ("complete", "diverged", "out_of_memory", "failed", "stopped", "skipped")
@@ -98,6 +99,13 @@ def test_every_value_is_in_its_range_and_of_its_kind(sampler: Sampler, statuses:
         assert type(values["batch_size"]) is int
         assert type(values["use_rslora"]) is bool
         assert complete(values, {}, "lora")["max_grad_norm"] == 1.0
+
+
+def test_a_conditional_parameter_is_searched_where_its_condition_holds(sampler: Sampler) -> None:
+    found = [values for count in range(4) for values in asked(history(["complete"] * count), sampler, seeds(sampler))]
+    resting = [values["warmup_ratio"] == 0.03 for values in found]
+    assert resting == [values["lr_scheduler_type"] == "constant" for values in found]
+    assert sampler in ("gp", "two_fidelity") or {*resting} == {False, True}
 
 
 def test_one_seed_gives_one_configuration(sampler: Sampler) -> None:
@@ -179,7 +187,7 @@ def test_the_proxy_matters_to_two_fidelity_alone() -> None:
 def test_two_fidelity_begins_where_the_proxy_is_best_and_takes_hints() -> None:
     first = asked(history([], pending=0), "two_fidelity", [5])[0]
     assert math.log10(float(first["learning_rate"])) == pytest.approx(-2, abs=0.4)
-    hint = from_unit(SPACE, [2 / 3, *[0.5] * 6])
+    hint = from_unit(SPACE, [2 / 3, *[0.5] * 7])
     taken, outlook = refined(SPACE, history([], pending=0), 5, surface(), [hint])
     assert loss_of(taken) <= loss_of(hint) + 0.05
     assert 0.8 < outlook.trust < 0.95

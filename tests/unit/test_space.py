@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from understudy.space import Choices, Range, widen
+from understudy.space import Choices, Range, at_rest, consistent, widen
 
 floats = st.floats(1e-6, 1e6, allow_nan=False)
 
@@ -55,3 +55,27 @@ def test_widening_holds_the_newcomers_and_keeps_choices_ascending() -> None:
     wide = widen(space, [{"learning_rate": 5e-2, "lora_r": 8}])
     assert wide["learning_rate"] == Range(low=1e-4, high=5e-2, log=True)
     assert wide["lora_r"] == Choices(choices=(4, 8, 16))
+
+
+CONDITIONAL: dict[str, Range | Choices] = {
+    "lr_scheduler_type": Choices(choices=("constant", "linear", "cosine")),
+    "lora_r": Choices(choices=(4, 16), when={"lr_scheduler_type": ("linear", "cosine")}, rest=8),
+    "warmup_ratio": Range(low=0, high=0.2, when={"lr_scheduler_type": ("linear",), "lora_r": (4, 8)}, rest=0.03),
+}
+
+
+def test_a_parameter_rests_unless_all_its_conditions_hold() -> None:
+    searched = {"lr_scheduler_type": "linear", "lora_r": 4, "warmup_ratio": 0.1}
+    assert at_rest(CONDITIONAL, searched) == set()
+    assert consistent(CONDITIONAL, searched) == searched
+    assert at_rest(CONDITIONAL, {**searched, "lora_r": 16}) == {"warmup_ratio"}
+    resting = consistent(CONDITIONAL, {**searched, "lr_scheduler_type": "constant", "batch_size": 4})
+    assert resting == {"lr_scheduler_type": "constant", "lora_r": 8, "warmup_ratio": 0.03, "batch_size": 4}
+    assert consistent(CONDITIONAL, resting) == resting
+
+
+def test_a_condition_is_judged_by_the_value_at_rest_and_not_without_one() -> None:
+    space = {**CONDITIONAL, "warmup_ratio": Range(low=0, high=0.2, when={"lora_r": (8,)}, rest=0.03)}
+    assert at_rest(space, {"lr_scheduler_type": "constant", "lora_r": 4, "warmup_ratio": 0.1}) == {"lora_r"}
+    assert at_rest(space, {"lr_scheduler_type": "linear", "lora_r": 4, "warmup_ratio": 0.1}) == {"warmup_ratio"}
+    assert at_rest(space, {"warmup_ratio": 0.1}) == set()

@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from understudy.errors import ConfigError, nearest
 from understudy.hyperparameters import HYPERPARAMETERS, Value
+from understudy.kinds import with_kinds
 from understudy.packing import SITES, foreign_modules
 from understudy.settings import (
     DataSettings,
@@ -105,14 +106,15 @@ class StudyConfig(Section):
         if searched is None:
             return [default]
         grid = self.proxy.grid.get(name, (default,)) if self.proxy.grid else ()
-        return [*(searched.choices if isinstance(searched, Choices) else (searched.low,)), *grid]
+        resting = [searched.rest] if searched.rest is not None else []
+        return [*(searched.choices if isinstance(searched, Choices) else (searched.low,)), *grid, *resting]
 
 
 def parse(raw: Any, source: str = "the config") -> StudyConfig:
     """Validate a config that is already a mapping; raise `ConfigError` with all problems at once."""
     if not isinstance(raw, Mapping):
         raise ConfigError(source, ["must be a mapping of sections"])
-    normal, problems = _with_kinds(raw)
+    normal, problems = with_kinds(raw)
     try:
         config = StudyConfig.model_validate(normal)
     except ValidationError as error:
@@ -127,86 +129,14 @@ def schema() -> dict[str, Any]:
     made = StudyConfig.model_json_schema()
     made["title"] = "understudy study"
     made["$defs"]["Range"]["properties"].pop("integer")
+    for shape in ("Range", "Choices"):
+        made["$defs"][shape]["properties"].pop("rest")
     values = made["$defs"]["Choices"]["properties"]["choices"]
     grid = made["$defs"]["ProxySettings"]["properties"]["grid"]["additionalProperties"]
     for value in (values["items"], grid["items"], made["properties"]["defaults"]["additionalProperties"]):
         value["anyOf"].append({"type": "array", "items": {"type": "string"}, "minItems": 1})  # names of layers
     made["properties"]["space"]["additionalProperties"]["oneOf"].append({**values, "title": "Choices, in short"})
     return made
-
-
-def _with_kinds(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Give every value of `space`, `defaults` and `proxy.grid` its hyperparameter's kind.
-
-    Returns the mended copy and the problems, path to text. What has the wrong shape is left to pydantic.
-    """
-    normal: dict[str, Any] = dict(raw)
-    problems: dict[str, str] = {}
-    if isinstance(space := raw.get("space"), Mapping):
-        normal["space"] = {name: _parameter(f"space.{name}", name, value, problems) for name, value in space.items()}
-    if isinstance(defaults := raw.get("defaults"), Mapping):
-        normal["defaults"] = {
-            name: _coerced(f"defaults.{name}", name, value, problems) for name, value in defaults.items()
-        }
-    proxy = raw.get("proxy")
-    if isinstance(proxy, Mapping) and isinstance(grid := proxy.get("grid"), Mapping):
-        normal["proxy"] = {**proxy, "grid": _grid(grid, space, problems)}
-    return normal, problems
-
-
-def _parameter(path: str, name: str, value: Any, problems: dict[str, str]) -> Any:
-    """One entry of `space` with coerced numbers; a plain list is short for `choices`."""
-    listed = path if isinstance(value, list) else f"{path}.choices"
-    if isinstance(value, list):
-        value = {"choices": value}
-    if not isinstance(value, Mapping):
-        problems[path] = f"must be a range (`low`, `high`, `log`) or a list of choices, but got {value!r}"
-        return {"choices": [0]}
-    if "integer" in value:
-        problems[f"{path}.integer"] = "unknown key; whether a hyperparameter is a whole number follows from its name"
-    coerced = dict(value)
-    for key in ("low", "high"):
-        if key in value:
-            coerced[key] = _coerced(f"{path}.{key}", name, value[key], problems)
-    if isinstance(choices := value.get("choices"), list):
-        coerced["choices"] = [_coerced(f"{listed}[{i}]", name, choice, problems) for i, choice in enumerate(choices)]
-    elif name in HYPERPARAMETERS:
-        if HYPERPARAMETERS[name].kind in (str, bool):
-            problems[path] = "must be a list of choices"
-            return {"choices": [0]}
-        coerced["integer"] = HYPERPARAMETERS[name].kind is int
-    return coerced
-
-
-def _coerced(path: str, name: str, value: Any, problems: dict[str, str]) -> Any:
-    if name not in HYPERPARAMETERS:
-        known = ", ".join(HYPERPARAMETERS)
-        parent = path.split(".")[0] + "." + name
-        problems[parent] = f"unknown hyperparameter{nearest(name, HYPERPARAMETERS)} (known: {known})"
-        return value
-    try:
-        return HYPERPARAMETERS[name].coerce(value)
-    except ValueError as error:
-        problems[path] = str(error)
-        return value if isinstance(value, str | int | float) else str(value)  # pydantic need not complain as well
-
-
-def _grid(grid: Mapping[str, Any], space: Any, problems: dict[str, str]) -> dict[str, Any]:
-    searched = list(space) if isinstance(space, Mapping) else []
-    coerced: dict[str, Any] = {}
-    for name, values in grid.items():
-        path = f"proxy.grid.{name}"
-        if name not in searched:
-            problems[path] = f"not in `space`{nearest(str(name), searched)} (searched: {', '.join(map(str, searched))})"
-        if not isinstance(values, list) or not values:
-            problems[path] = f"must be a list of at least one value, but got {values!r}"
-            coerced[name] = []
-            continue
-        coerced[name] = [
-            _coerced(f"{path}[{i}]", name, value, problems) if name in HYPERPARAMETERS else value
-            for i, value in enumerate(values)
-        ]
-    return coerced
 
 
 def _validation_problems(error: ValidationError) -> dict[str, str]:
@@ -241,7 +171,7 @@ def _path(location: tuple[int | str, ...]) -> str:
 def _keys_at(location: tuple[int | str, ...]) -> Iterator[str]:
     """The valid keys of the model at a location of the config."""
     if location and location[0] == "space":
-        yield from (name for name in Range.model_fields if name != "integer")
+        yield from (name for name in Range.model_fields if name not in ("integer", "rest"))
         yield "choices"
         return
     model: type[BaseModel] = StudyConfig

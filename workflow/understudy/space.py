@@ -3,6 +3,9 @@
 Notation: u in [0, 1] is a parameter's unit coordinate. A log range maps geometrically. `Choices` of k values
 give each one an interval of width 1 / k, in the order given; numeric choices in ascending order count as
 ordered, so that boxes and models may treat them as a line.
+
+A conditional parameter rests where its condition doesn't hold: it has the default configuration's value there, and
+configurations that differ in nothing else are the same.
 """
 
 from __future__ import annotations
@@ -23,7 +26,24 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Range(_Frozen):
+def _is_none(value: object) -> bool:
+    return value is None
+
+
+class _Parameter(_Frozen):
+    when: dict[str, tuple[Value, ...]] | None = Field(
+        default=None,
+        min_length=1,
+        exclude_if=_is_none,
+        description="searched hyperparameters further up with the values under which this one is searched; else it has "
+        "its default",
+    )
+    rest: Value | None = Field(
+        default=None, exclude_if=_is_none, description="its default, where it has a `when`; not a key"
+    )
+
+
+class Range(_Parameter):
     """All numbers from `low` to `high`; whole numbers where the hyperparameter is one (`integer`)."""
 
     low: float = Field(description="smallest value")
@@ -82,7 +102,7 @@ class Range(_Frozen):
         return self.model_copy(update={"low": min(self.low, x), "high": max(self.high, x)})
 
 
-class Choices(_Frozen):
+class Choices(_Parameter):
     """One of some values."""
 
     choices: tuple[Value, ...] = Field(min_length=1, description="the values")
@@ -126,7 +146,7 @@ class Choices(_Frozen):
         if value in self.choices:
             return self
         wider = (*self.choices, value)
-        return Choices(choices=tuple(sorted(wider)) if self.ordered else wider)
+        return self.model_copy(update={"choices": tuple(sorted(wider)) if self.ordered else wider})
 
 
 def _shape(value: Any) -> str:
@@ -163,6 +183,24 @@ def to_unit(space: Space, values: Mapping[str, Value]) -> list[float]:
 def from_unit(space: Space, coordinates: list[float]) -> dict[str, Value]:
     """Values from unit coordinates in the space's order."""
     return {name: parameter.from_unit(u) for (name, parameter), u in zip(space.items(), coordinates, strict=True)}
+
+
+def at_rest(space: Space, values: Mapping[str, Value]) -> set[str]:
+    """The conditional parameters whose condition doesn't hold. One that isn't among the values sets no condition."""
+    settled, found = dict(values), set()
+    for name, parameter in space.items():
+        conditions = (parameter.when or {}).items()
+        if any(settled.get(other, valid[0]) not in valid for other, valid in conditions):
+            assert parameter.rest is not None, "the config sets it"
+            settled[name] = parameter.rest
+            found.add(name)
+    return found
+
+
+def consistent(space: Space, values: Mapping[str, Value]) -> dict[str, Value]:
+    """The values with those that rest at their defaults. What isn't in the space stays as it is."""
+    rests = {name: space[name].rest for name in at_rest(space, values)}
+    return {**values, **{name: rest for name, rest in rests.items() if rest is not None}}
 
 
 def widen(space: Space, configurations: list[Mapping[str, Value]]) -> dict[str, Range | Choices]:

@@ -16,6 +16,7 @@ from understudy.search.scaling import to_proxy
 from understudy.search.sequences import sobol, uniform
 from understudy.search.values import Identity, identity
 from understudy.sections import SearchSection
+from understudy.space import consistent
 from understudy.stages import HalvingSettings
 from understudy.trial import Halving, ModelCard, Origin, Pack, ResolvedExecution, TrialSpec, search_seed
 
@@ -74,7 +75,7 @@ def _block(settings: SearchSection, model: ModelCard, pack: str, place: PackRang
             id=trial_id(letter, place.first + i),
             stage="proxy",
             origin=origin,
-            hyperparameters=complete(values, known, "lora"),
+            hyperparameters=consistent(settings.space, complete(values, known, "lora")),
             fidelity=settings.fidelity,
             seed=search_seed(settings.seed),
         )
@@ -126,7 +127,8 @@ def _copies(
 
     def note(letter: str, configurations: Sequence[Mapping[str, Value]]) -> None:
         for number, values in enumerate(configurations):
-            first.setdefault(identity(complete(values, known, "lora")), trial_id(letter, number))
+            whole = consistent(settings.space, complete(values, known, "lora"))
+            first.setdefault(identity(whole), trial_id(letter, number))
 
     note("d", [item.hyperparameters for item in known_good(settings.space, settings.defaults, rate, "lora")])
     if place.origin != "grid":
@@ -183,7 +185,9 @@ def plan_echo(
             id=trial_id("e", proposal.number),
             stage="proxy",
             origin="echo",
-            hyperparameters=complete(to_proxy(_searched(settings, proposal), scale), known, "lora"),
+            hyperparameters=consistent(
+                settings.space, complete(to_proxy(_searched(settings, proposal), scale), known, "lora")
+            ),
             fidelity=settings.fidelity,
             seed=search_seed(settings.seed),
             parents=(proposal.spec.id,),

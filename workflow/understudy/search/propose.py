@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from understudy.search.surface import predicted
 from understudy.search.values import Identity, from_unit, identity
 from understudy.search.window import History
 from understudy.sections import TargetSection
-from understudy.space import Space
+from understudy.space import Space, at_rest, consistent
 from understudy.stages import FEWEST_WITH_STOP
 from understudy.trial import Origin, TrialSpec, derive_seed, search_seed
 
@@ -227,19 +227,25 @@ def _choose(
     order = sorted(drawn, key=lambda values: len(outside(region, values)) if region else 0)  # stable
     for values in order:
         moved, redrawn = move_inside(space, region, values, seed) if region else (values, [])
-        if _identity_in(space, moved) not in taken:
-            return Draw(moved, tuple(redrawn), tuple(held))
+        if _identity_in(space, consistent(space, moved)) not in taken:
+            return _drawn(space, moved, redrawn, held)
     generator = random.Random(derive_seed(seed, "fresh"))
     for keeping in (held, {}) if held else (held,):
         for _ in range(FRESH_DRAWS):
             fresh = _uniform(space, region, generator) | keeping
-            if _identity_in(space, fresh) not in taken:
-                return _drawn(space, fresh, keeping)
-    return _drawn(space, fresh, keeping)
+            if _identity_in(space, consistent(space, fresh)) not in taken:
+                return _drawn(space, fresh, space, keeping)
+    return _drawn(space, fresh, space, keeping)
 
 
-def _drawn(space: Space, values: dict[str, Value], held: Mapping[str, Value]) -> Draw:
-    return Draw(values, tuple(name for name in space if name not in held), tuple(held))
+def _drawn(space: Space, values: dict[str, Value], redrawn: Iterable[str], held: Mapping[str, Value]) -> Draw:
+    """What rests was neither drawn anew nor fixed."""
+    resting = at_rest(space, values)
+    return Draw(
+        consistent(space, values),
+        tuple(name for name in redrawn if name not in held and name not in resting),
+        tuple(name for name in held if name not in resting),
+    )
 
 
 def _uniform(space: Space, region: Region | None, generator: random.Random) -> dict[str, Value]:

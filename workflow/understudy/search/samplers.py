@@ -20,7 +20,7 @@ from understudy.search.failures import FAILED, worse_than
 from understudy.search.quiet import quiet_optuna
 from understudy.search.window import History
 from understudy.settings import Sampler
-from understudy.space import Space
+from understudy.space import Space, consistent
 from understudy.trial import TrialRecord
 
 CAP_SPREADS = 3.0  # a loss further above the median than this many times (median - best) is told as that bad
@@ -79,7 +79,7 @@ def _asked(
             study.sampler = _make(optuna, sampler, seed, space, beside, truncated)
             trial = study.ask(distributions)
             values = {name: from_optuna(space[name], trial.params[name]) for name in space}
-            found.append((values, study.sampler))
+            found.append((consistent(space, values), study.sampler))
             study.tell(trial, state=optuna.trial.TrialState.FAIL)  # or the next one would avoid it as running
     return found
 

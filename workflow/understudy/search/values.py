@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from understudy.hyperparameters import Value
-from understudy.space import Range, Space
+from understudy.space import Range, Space, consistent
 
 DIGITS = 6  # significant digits of a searched value
 SCALED_DIGITS = 9  # of a rescaled value: enough to get the searched one back
@@ -21,11 +21,11 @@ def rounded(value: Value, digits: int = DIGITS) -> Value:
 
 
 def from_unit(space: Space, coordinates: list[float]) -> dict[str, Value]:
-    """Rounded values at unit coordinates in the space's order; each lies in its range."""
+    """Rounded values at unit coordinates in the space's order; each lies in its range, or rests."""
     values: dict[str, Value] = {}
     for (name, parameter), u in zip(space.items(), coordinates, strict=True):
         values[name] = settled(parameter.from_unit(u), parameter)
-    return values
+    return consistent(space, values)
 
 
 def settled(value: Value, parameter: object) -> Value:
