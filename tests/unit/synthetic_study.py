@@ -32,20 +32,16 @@ from understudy.artifacts import (
     Winner,
 )
 from understudy.config import StudyConfig, parse
-from understudy.files import digest, write_json
+from understudy.files import digest
 from understudy.hyperparameters import Value, complete
-from understudy.paths import StudyPaths
-from understudy.sections import sections
 from understudy.settings import Role
 from understudy.space import from_unit
-from understudy.store import Store
 from understudy.trial import (
     Cost,
     CurvePoint,
     DataManifest,
     Execution,
     ModelCard,
-    PackResults,
     ResolvedExecution,
     SplitFile,
     TrialRecord,
@@ -378,85 +374,3 @@ def make(seed: int = 7) -> Study:
         cards=[_card("proxy", 64, 2, 230_000, "nf4"), _card("target", 192, 4, 2_200_000, "none")],
         selection=selection,
     )
-
-
-def write(study: Study, root: Path) -> None:
-    """Write everything that `summarise` and `report` read below `root`, as the workflow would."""
-    paths = StudyPaths(root)
-    packs = {
-        "search-000": [r for r in study.proxy if r.spec.origin != "echo"],
-        "echo-000": [r for r in study.proxy if r.spec.origin == "echo"],
-    }
-    for name, records in packs.items():
-        write_json(paths.pack_results(name), PackResults(id=name, records=tuple(records)))
-    for number, (target, proposal) in enumerate(zip(study.targets, study.proposals, strict=True)):
-        write_json(paths.target_result(number), target)
-        write_json(paths.proposal(number), proposal)
-    for finalist in study.finalists:
-        rank, seed = finalist.spec.id[1:].split("s")
-        write_json(paths.finalist_result(rank, seed), finalist)
-        adapter = Store(paths.store).adapter(finalist.result.digest)
-        write_json(adapter / "adapter_config.json", {"peft_type": "LORA", "made_for": finalist.spec.id})
-    for path, value in (
-        (paths.regions, study.regions),
-        (paths.starts, study.starts),
-        (paths.winner, study.winner),
-        (paths.test, study.test),
-        (paths.decode, study.decode),
-        (paths.manifest, study.manifest),
-        (paths.settings("summary"), sections(study.config)["summary"]),
-        (paths.settings("study"), study.config),
-    ):
-        write_json(path, value)
-    for card in study.cards:
-        write_json(paths.model(card.role), card)
-        write_json(paths.execution(card.role), study.executions[card.role])
-
-
-def summarise_arguments(root: Path) -> list[str]:
-    """The command line of `summarise` for a written study."""
-    paths = StudyPaths(root)
-    files: dict[str, Path | list[Path]] = {
-        "settings": paths.settings("summary"),
-        "packs": sorted(root.glob("proxy/packs/*/results.json")),
-        "targets": sorted(root.glob("target/trials/*/result.json")),
-        "finalists": sorted(root.glob("finalists/*/*/result.json")),
-        "proposals": sorted(root.glob("target/trials/*/proposal.json")),
-        "regions": paths.regions,
-        "starts": paths.starts,
-        "winner": paths.winner,
-        "test": paths.test,
-        "decode": paths.decode,
-        "models": [paths.model("proxy"), paths.model("target")],
-        "execution": [paths.execution("proxy"), paths.execution("target")],
-        "output": paths.headline.parent,
-    }
-    return ["summarise", *_words(files)]
-
-
-def report_arguments(root: Path) -> list[str]:
-    """The command line of `report` for a written study."""
-    paths = StudyPaths(root)
-    files: dict[str, Path | list[Path]] = {
-        "settings": paths.settings("summary"),
-        "summary": paths.headline.parent,
-        "manifest": paths.manifest,
-        "execution": [paths.execution("proxy"), paths.execution("target")],
-        "models": [paths.model("proxy"), paths.model("target")],
-        "regions": paths.regions,
-        "winner": paths.winner,
-        "test": paths.test,
-        "decode": paths.decode,
-        "store": paths.store,
-        "config": paths.settings("study"),
-        "report": paths.report,
-        "best": paths.best_config.parent,
-    }
-    return ["report", *_words(files)]
-
-
-def _words(files: dict[str, Path | list[Path]]) -> list[str]:
-    words: list[str] = []
-    for name, paths in files.items():
-        words += [f"--{name}", *map(str, paths if isinstance(paths, list) else [paths])]
-    return words

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import html
-import json
 import re
-import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
 import polars as pl
 import pytest
+import synthetic_files
 import synthetic_study
 import yaml
 
@@ -19,10 +18,9 @@ from understudy import progress
 from understudy.artifacts import DecodeResults, Interval, Outlook
 from understudy.cli import main
 from understudy.paths import StudyPaths
-from understudy.summary import export
 from understudy.summary.report import mixed_facts
 from understudy.summary.wording import agreement_text, apart_text, surface_text, trust_text, verdict
-from understudy.trial import EarlyStop, ResolvedExecution, TrialRecord
+from understudy.trial import EarlyStop, TrialRecord
 
 
 @pytest.fixture(scope="module")
@@ -34,17 +32,7 @@ def study() -> synthetic_study.Study:
 def paths(study: synthetic_study.Study, tmp_path_factory: pytest.TempPathFactory) -> StudyPaths:
     """A study whose summary and report are written, below a folder with an awkward name."""
     root = tmp_path_factory.mktemp("it's a stüdy") / "results"
-    synthetic_study.write(study, root)
-    assert main(synthetic_study.summarise_arguments(root)) == 0
-    assert main(synthetic_study.report_arguments(root)) == 0
-    return StudyPaths(root)
-
-
-def rewritten(study: synthetic_study.Study, root: Path) -> StudyPaths:
-    synthetic_study.write(study, root)
-    assert main(synthetic_study.summarise_arguments(root)) == 0
-    assert main(synthetic_study.report_arguments(root)) == 0
-    return StudyPaths(root)
+    return synthetic_files.reported(study, root)
 
 
 def test_summarise_writes_every_declared_file(paths: StudyPaths) -> None:
@@ -122,7 +110,7 @@ def test_agreements_stand_apart_in_headline_and_report(study: synthetic_study.St
         for r in study.targets
     ]
     told = [p.model_copy(update={"outlook": Outlook(trust=0.96, chance=0.1, rate_shift=1.0)}) for p in study.proposals]
-    written = rewritten(dataclasses.replace(study, targets=turned, proposals=told), tmp_path)
+    written = synthetic_files.reported(dataclasses.replace(study, targets=turned, proposals=told), tmp_path)
     table = pl.read_csv(written.table("agreement", "csv"))
     rows = {row["statistic"]: row for row in table.iter_rows(named=True)}
     assert list(rows)[-2:] == ["pair_spread", "trust"]
@@ -200,7 +188,9 @@ def test_the_report_says_whether_regions_guided_anything(
 ) -> None:
     model = study.config.target.model_copy(update={"sampler": "two_fidelity"})
     other = dataclasses.replace(study, config=study.config.model_copy(update={"target": model}))
-    texts = [written.report.read_text(encoding="utf-8") for written in (paths, rewritten(other, tmp_path))]
+    texts = [
+        written.report.read_text(encoding="utf-8") for written in (paths, synthetic_files.reported(other, tmp_path))
+    ]
     assert ["neither guided by them" in text for text in texts] == [False, True]
 
 
@@ -208,7 +198,9 @@ def test_mixed_machines_are_warned_about(study: synthetic_study.Study, tmp_path:
     moved = list(study.targets)
     facts = {**synthetic_study.PROVENANCE, "torch": "2.14.0", "host": "node-b"}
     moved[2] = moved[2].model_copy(update={"result": moved[2].result.model_copy(update={"provenance": facts})})
-    text = rewritten(dataclasses.replace(study, targets=moved), tmp_path).report.read_text(encoding="utf-8")
+    text = synthetic_files.reported(dataclasses.replace(study, targets=moved), tmp_path).report.read_text(
+        encoding="utf-8"
+    )
     assert "Trials of one stage ran on different torch." in text
     apart = pl.DataFrame({"id": ["a", "b"], "stage": ["proxy", "target"], "hardware": ["small", "large"]})
     assert mixed_facts(apart) == []
@@ -223,7 +215,7 @@ def test_a_study_that_found_nothing_better_says_so(study: synthetic_study.Study,
         decode=DecodeResults(examples=32, trials=()),
         proxy=[r for r in study.proxy if r.spec.origin != "echo"],
     )
-    paths = rewritten(best, tmp_path)
+    paths = synthetic_files.reported(best, tmp_path)
     headline, report = (path.read_text(encoding="utf-8") for path in (paths.headline, paths.report))
     assert "Best configuration: the default" in headline
     assert "Decoding" not in headline
@@ -236,7 +228,7 @@ def test_a_study_that_found_nothing_better_says_so(study: synthetic_study.Study,
 def test_a_target_stage_without_a_loss_is_reported(study: synthetic_study.Study, tmp_path: Path) -> None:
     lost = {"status": "diverged", "objective": None, "metrics": {}, "curve": ()}
     targets = [r.model_copy(update={"result": r.result.model_copy(update=lost)}) for r in study.targets]
-    paths = rewritten(dataclasses.replace(study, targets=targets), tmp_path)
+    paths = synthetic_files.reported(dataclasses.replace(study, targets=targets), tmp_path)
     assert "18 diverged" in paths.headline.read_text(encoding="utf-8")
 
 
@@ -249,7 +241,7 @@ def test_stopped_proxy_trials_are_named_and_are_no_failures(study: synthetic_stu
         for r, stop in zip(study.proxy, halved, strict=True)
     ]
     regions = study.regions.model_copy(update={"stopped": sum(halved), "complete": 12})
-    paths = rewritten(dataclasses.replace(study, proxy=proxy, regions=regions), tmp_path)
+    paths = synthetic_files.reported(dataclasses.replace(study, proxy=proxy, regions=regions), tmp_path)
     headline, report = (path.read_text(encoding="utf-8") for path in (paths.headline, paths.report))
     assert sum(halved) > 30
     assert f"trials complete, {sum(halved)} stopped early" in headline
@@ -258,148 +250,6 @@ def test_stopped_proxy_trials_are_named_and_are_no_failures(study: synthetic_stu
     costs = pl.read_csv(paths.table("cost_per_stage", "csv"))
     assert costs.filter(pl.col("stage") == "proxy")["trials"].item() == sum(r.spec.origin != "echo" for r in proxy)
     assert pl.read_csv(paths.table("importance", "csv"))["stage"].unique().sort().to_list() == ["proxy", "target"]
-
-
-def test_the_best_config_loads(study: synthetic_study.Study, paths: StudyPaths) -> None:
-    document = yaml.safe_load(paths.best_config.read_text(encoding="utf-8"))
-    assert document["hyperparameters"] == study.winner.hyperparameters
-    assert document["expected"]["test_loss"]["value"] == study.test.winner_loss.value
-    assert document["checkpoint"] == "adapter"
-    adapter = json.loads((paths.best_config.parent / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
-    assert adapter["made_for"] == f"f{study.winner.rank}s0"
-
-
-def test_the_checkpoint_is_replaced_as_a_whole(study: synthetic_study.Study, paths: StudyPaths, tmp_path: Path) -> None:
-    shutil.copytree(paths.root, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("best", "report.html"))
-    best = StudyPaths(tmp_path).best_config.parent
-    for stale in ("adapter/old.bin", "weights/old.bin"):
-        (best / stale).parent.mkdir(parents=True)
-        (best / stale).write_text("old")
-    assert main(synthetic_study.report_arguments(tmp_path)) == 0
-    assert [path.name for path in (best / "adapter").iterdir()] == ["adapter_config.json"]
-    assert sorted(path.name for path in best.iterdir()) == [
-        "adapter",
-        "axolotl.yaml",
-        "config.yaml",
-        "llamafactory.yaml",
-        "transformers.json",
-    ]
-    digest = study.winner.digests[0]
-    (tmp_path / "store" / digest / "adapter" / "adapter_config.json").rename(
-        tmp_path / "store" / digest / "adapter" / "model.safetensors"
-    )
-    assert main(synthetic_study.report_arguments(tmp_path)) == 0
-    assert (best / "weights" / "model.safetensors").exists()
-    assert not (best / "adapter").exists()
-
-
-def test_a_missing_checkpoint_is_named(
-    study: synthetic_study.Study, paths: StudyPaths, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    shutil.copytree(paths.root, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("best", "report.html"))
-    adapter = tmp_path / "store" / study.winner.digests[0] / "adapter"
-    (adapter / "adapter_config.json").unlink()
-    adapter.rmdir()
-    assert main(synthetic_study.report_arguments(tmp_path)) == 1
-    assert str(adapter) in capfd.readouterr().err
-    assert not StudyPaths(tmp_path).best_config.exists()
-
-
-@pytest.fixture
-def best(study: synthetic_study.Study) -> export.Best:
-    return export.Best(
-        config=study.config,
-        winner=study.winner,
-        test=study.test,
-        decode=study.decode,
-        manifest=study.manifest,
-        card=study.cards[1],
-        execution=study.executions["target"].resolved,
-    )
-
-
-@pytest.mark.parametrize(
-    ("batch_size", "processes", "micro", "expected"),
-    [(16, 1, 8, (1, 8, 2)), (16, 4, 8, (4, 4, 1)), (12, 1, 8, (1, 6, 2)), (7, 2, 4, (1, 1, 7)), (1, 1, 8, (1, 1, 1))],
-)
-def test_batches_are_split_exactly(
-    batch_size: int, processes: int, micro: int, expected: tuple[int, int, int], best: export.Best
-) -> None:
-    execution: ResolvedExecution = best.execution.model_copy(update={"processes": processes, "micro_batch_size": micro})
-    assert export.batching(batch_size, execution) == expected
-
-
-def test_transformers_and_peft_take_the_export(best: export.Best, tmp_path: Path) -> None:
-    from peft import LoraConfig
-    from transformers import AutoConfig, GPT2Config, LlamaConfig, TrainingArguments
-
-    exported = export.transformers_arguments(best)
-    values = best.winner.hyperparameters
-    arguments = TrainingArguments(output_dir=str(tmp_path), **exported["training_arguments"])
-    assert arguments.learning_rate == values["learning_rate"]
-    assert arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps == values["batch_size"]
-    assert arguments.get_warmup_steps(1000) == pytest.approx(1000 * float(values["warmup_ratio"]), abs=1)
-    assert arguments.lr_scheduler_type.value == values["lr_scheduler_type"]
-    for kind in (LlamaConfig, GPT2Config):
-        kind().save_pretrained(tmp_path)
-        AutoConfig.from_pretrained(tmp_path, **exported["auto_config"])  # taken, or without a word left alone
-    LlamaConfig(attention_dropout=0.1).save_pretrained(tmp_path)
-    assert AutoConfig.from_pretrained(tmp_path, **exported["auto_config"]).attention_dropout == 0.0
-    adapter = LoraConfig(**exported["lora_config"])
-    assert (adapter.r, adapter.lora_alpha, adapter.use_rslora) == (values["lora_r"], values["lora_alpha"], False)
-
-
-def test_exports_follow_quantization_revision_and_method(best: export.Best) -> None:
-    hub = best.card.model_copy(update={"source": "hub", "name": "org/base", "revision": "abc", "quantization": "nf4"})
-    quantized = dataclasses.replace(best, card=hub)
-    axolotl, factory = export.axolotl(quantized), export.llamafactory(quantized)
-    assert (axolotl["adapter"], axolotl["load_in_4bit"], axolotl["revision_of_model"]) == ("qlora", True, "abc")
-    assert (factory["quantization_bit"], factory["model_revision"]) == (4, "abc")
-    assert axolotl["base_model"] == factory["model_name_or_path"] == "org/base"
-    plain = {name: v for name, v in best.winner.hyperparameters.items() if not name.startswith(("lora", "use_rs"))}
-    full = dataclasses.replace(best, winner=best.winner.model_copy(update={"hyperparameters": plain}))
-    assert "adapter" not in export.axolotl(full)
-    assert export.llamafactory(full)["finetuning_type"] == "full"
-    assert "lora_config" not in export.transformers_arguments(full)
-    assert export.best_document(full)["checkpoint"] == "weights"
-
-
-def test_layers_and_attention_dropout_are_written_as_each_program_wants_them(
-    best: export.Best, study: synthetic_study.Study, tmp_path: Path
-) -> None:
-    exported = export.axolotl(best), export.llamafactory(best), export.transformers_arguments(best)
-    assert exported[0]["lora_target_linear"]
-    assert exported[1]["lora_target"] == "all"
-    assert exported[2]["lora_config"]["target_modules"] == "all-linear"
-    values = {**best.winner.hyperparameters, "lora_target_modules": "q_proj,v_proj", "attention_dropout": 0.1}
-    odd = dataclasses.replace(study, winner=study.winner.model_copy(update={"hyperparameters": values}))
-    folder = rewritten(odd, tmp_path).best_config.parent
-    axolotl, factory, best_config = (
-        yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8"))
-        for name in ("axolotl", "llamafactory", "config")
-    )
-    assert "lora_target_linear" not in axolotl
-    assert axolotl["lora_target_modules"] == ["q_proj", "v_proj"]
-    assert axolotl["overrides_of_model_config"] == {"attention_dropout": 0.1}
-    assert factory["lora_target"] == "q_proj,v_proj"
-    assert "the study had 0.1" in (folder / "llamafactory.yaml").read_text(encoding="utf-8")
-    assert best_config["hyperparameters"]["lora_target_modules"] == "q_proj,v_proj"
-    arguments = json.loads((folder / "transformers.json").read_text())
-    assert arguments["lora_config"]["target_modules"] == ["q_proj", "v_proj"]
-    assert arguments["auto_config"] == {"attention_dropout": 0.1}
-
-
-def test_a_fractional_alpha_is_rounded_and_said(
-    best: export.Best, study: synthetic_study.Study, tmp_path: Path
-) -> None:
-    values = {**best.winner.hyperparameters, "lora_alpha": 23.7, "label_smoothing_factor": 0.1}
-    odd = dataclasses.replace(study, winner=study.winner.model_copy(update={"hyperparameters": values}))
-    folder = rewritten(odd, tmp_path).best_config.parent
-    text = (folder / "axolotl.yaml").read_text(encoding="utf-8")
-    assert yaml.safe_load(text)["lora_alpha"] == 24
-    assert "rounded from 23.7" in text
-    assert "label_smoothing_factor 0.1" in text
-    assert json.loads((folder / "transformers.json").read_text())["lora_config"]["lora_alpha"] == 23.7
 
 
 def test_status_shows_every_stage(
@@ -441,7 +291,7 @@ def test_stopped_target_trials_are_told(study: synthetic_study.Study, tmp_path: 
     places = {2: 1, 7: 3, 12: 2}
     targets = [stopped_early(r, places[n]) if n in places else r for n, r in enumerate(study.targets)]
     limited = [each.model_copy(update={"stop_above": (3.0, None, 2.0)}) for each in study.proposals]
-    paths = rewritten(dataclasses.replace(study, targets=targets, proposals=limited), tmp_path)
+    paths = synthetic_files.reported(dataclasses.replace(study, targets=targets, proposals=limited), tmp_path)
     work = [int(r.spec.hyperparameters["batch_size"]) * r.result.steps for r in study.targets]
     saved = sum(work[n] * (1 - targets[n].result.steps / study.targets[n].result.steps) for n in places) / sum(work)
     (row,) = pl.read_csv(paths.table("early_stopping", "csv")).to_dicts()
@@ -467,7 +317,7 @@ def test_early_stopping_that_stopped_nothing_is_told_and_none_is_not(
     study: synthetic_study.Study, paths: StudyPaths, tmp_path: Path
 ) -> None:
     limited = [each.model_copy(update={"stop_above": (None, None, None)}) for each in study.proposals]
-    nothing = rewritten(dataclasses.replace(study, proposals=limited), tmp_path)
+    nothing = synthetic_files.reported(dataclasses.replace(study, proposals=limited), tmp_path)
     assert "stopped none of 16 target trials" in nothing.headline.read_text(encoding="utf-8")
     assert "limits in the proposals" not in paths.headline.read_text(encoding="utf-8")
     assert "limits in the proposals" not in paths.report.read_text(encoding="utf-8")

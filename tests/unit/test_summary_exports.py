@@ -1,0 +1,172 @@
+"""What a study leaves to the user's own trainer: the best config, the checkpoint, the exports."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import synthetic_files
+import synthetic_study
+import yaml
+
+from understudy.cli import main
+from understudy.paths import StudyPaths
+from understudy.summary import export
+from understudy.trial import ResolvedExecution
+
+
+@pytest.fixture(scope="module")
+def study() -> synthetic_study.Study:
+    return synthetic_study.make()
+
+
+@pytest.fixture(scope="module")
+def paths(study: synthetic_study.Study, tmp_path_factory: pytest.TempPathFactory) -> StudyPaths:
+    """A study whose summary and report are written, below a folder with an awkward name."""
+    root = tmp_path_factory.mktemp("it's a stüdy") / "results"
+    return synthetic_files.reported(study, root)
+
+
+def test_the_best_config_loads(study: synthetic_study.Study, paths: StudyPaths) -> None:
+    document = yaml.safe_load(paths.best_config.read_text(encoding="utf-8"))
+    assert document["hyperparameters"] == study.winner.hyperparameters
+    assert document["expected"]["test_loss"]["value"] == study.test.winner_loss.value
+    assert document["checkpoint"] == "adapter"
+    adapter = json.loads((paths.best_config.parent / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert adapter["made_for"] == f"f{study.winner.rank}s0"
+
+
+def test_the_checkpoint_is_replaced_as_a_whole(study: synthetic_study.Study, paths: StudyPaths, tmp_path: Path) -> None:
+    shutil.copytree(paths.root, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("best", "report.html"))
+    best = StudyPaths(tmp_path).best_config.parent
+    for stale in ("adapter/old.bin", "weights/old.bin"):
+        (best / stale).parent.mkdir(parents=True)
+        (best / stale).write_text("old")
+    assert main(synthetic_files.report_arguments(tmp_path)) == 0
+    assert [path.name for path in (best / "adapter").iterdir()] == ["adapter_config.json"]
+    assert sorted(path.name for path in best.iterdir()) == [
+        "adapter",
+        "axolotl.yaml",
+        "config.yaml",
+        "llamafactory.yaml",
+        "transformers.json",
+    ]
+    digest = study.winner.digests[0]
+    (tmp_path / "store" / digest / "adapter" / "adapter_config.json").rename(
+        tmp_path / "store" / digest / "adapter" / "model.safetensors"
+    )
+    assert main(synthetic_files.report_arguments(tmp_path)) == 0
+    assert (best / "weights" / "model.safetensors").exists()
+    assert not (best / "adapter").exists()
+
+
+def test_a_missing_checkpoint_is_named(
+    study: synthetic_study.Study, paths: StudyPaths, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(paths.root, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("best", "report.html"))
+    adapter = tmp_path / "store" / study.winner.digests[0] / "adapter"
+    (adapter / "adapter_config.json").unlink()
+    adapter.rmdir()
+    assert main(synthetic_files.report_arguments(tmp_path)) == 1
+    assert str(adapter) in capfd.readouterr().err
+    assert not StudyPaths(tmp_path).best_config.exists()
+
+
+@pytest.fixture
+def best(study: synthetic_study.Study) -> export.Best:
+    return export.Best(
+        config=study.config,
+        winner=study.winner,
+        test=study.test,
+        decode=study.decode,
+        manifest=study.manifest,
+        card=study.cards[1],
+        execution=study.executions["target"].resolved,
+    )
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "processes", "micro", "expected"),
+    [(16, 1, 8, (1, 8, 2)), (16, 4, 8, (4, 4, 1)), (12, 1, 8, (1, 6, 2)), (7, 2, 4, (1, 1, 7)), (1, 1, 8, (1, 1, 1))],
+)
+def test_batches_are_split_exactly(
+    batch_size: int, processes: int, micro: int, expected: tuple[int, int, int], best: export.Best
+) -> None:
+    execution: ResolvedExecution = best.execution.model_copy(update={"processes": processes, "micro_batch_size": micro})
+    assert export.batching(batch_size, execution) == expected
+
+
+def test_transformers_and_peft_take_the_export(best: export.Best, tmp_path: Path) -> None:
+    from peft import LoraConfig
+    from transformers import AutoConfig, GPT2Config, LlamaConfig, TrainingArguments
+
+    exported = export.transformers_arguments(best)
+    values = best.winner.hyperparameters
+    arguments = TrainingArguments(output_dir=str(tmp_path), **exported["training_arguments"])
+    assert arguments.learning_rate == values["learning_rate"]
+    assert arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps == values["batch_size"]
+    assert arguments.get_warmup_steps(1000) == pytest.approx(1000 * float(values["warmup_ratio"]), abs=1)
+    assert arguments.lr_scheduler_type.value == values["lr_scheduler_type"]
+    for kind in (LlamaConfig, GPT2Config):
+        kind().save_pretrained(tmp_path)
+        AutoConfig.from_pretrained(tmp_path, **exported["auto_config"])  # taken, or without a word left alone
+    LlamaConfig(attention_dropout=0.1).save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path, **exported["auto_config"]).attention_dropout == 0.0
+    adapter = LoraConfig(**exported["lora_config"])
+    assert (adapter.r, adapter.lora_alpha, adapter.use_rslora) == (values["lora_r"], values["lora_alpha"], False)
+
+
+def test_exports_follow_quantization_revision_and_method(best: export.Best) -> None:
+    hub = best.card.model_copy(update={"source": "hub", "name": "org/base", "revision": "abc", "quantization": "nf4"})
+    quantized = dataclasses.replace(best, card=hub)
+    axolotl, factory = export.axolotl(quantized), export.llamafactory(quantized)
+    assert (axolotl["adapter"], axolotl["load_in_4bit"], axolotl["revision_of_model"]) == ("qlora", True, "abc")
+    assert (factory["quantization_bit"], factory["model_revision"]) == (4, "abc")
+    assert axolotl["base_model"] == factory["model_name_or_path"] == "org/base"
+    plain = {name: v for name, v in best.winner.hyperparameters.items() if not name.startswith(("lora", "use_rs"))}
+    full = dataclasses.replace(best, winner=best.winner.model_copy(update={"hyperparameters": plain}))
+    assert "adapter" not in export.axolotl(full)
+    assert export.llamafactory(full)["finetuning_type"] == "full"
+    assert "lora_config" not in export.transformers_arguments(full)
+    assert export.best_document(full)["checkpoint"] == "weights"
+
+
+def test_layers_and_attention_dropout_are_written_as_each_program_wants_them(
+    best: export.Best, study: synthetic_study.Study, tmp_path: Path
+) -> None:
+    exported = export.axolotl(best), export.llamafactory(best), export.transformers_arguments(best)
+    assert exported[0]["lora_target_linear"]
+    assert exported[1]["lora_target"] == "all"
+    assert exported[2]["lora_config"]["target_modules"] == "all-linear"
+    values = {**best.winner.hyperparameters, "lora_target_modules": "q_proj,v_proj", "attention_dropout": 0.1}
+    odd = dataclasses.replace(study, winner=study.winner.model_copy(update={"hyperparameters": values}))
+    folder = synthetic_files.reported(odd, tmp_path).best_config.parent
+    axolotl, factory, best_config = (
+        yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8"))
+        for name in ("axolotl", "llamafactory", "config")
+    )
+    assert "lora_target_linear" not in axolotl
+    assert axolotl["lora_target_modules"] == ["q_proj", "v_proj"]
+    assert axolotl["overrides_of_model_config"] == {"attention_dropout": 0.1}
+    assert factory["lora_target"] == "q_proj,v_proj"
+    assert "the study had 0.1" in (folder / "llamafactory.yaml").read_text(encoding="utf-8")
+    assert best_config["hyperparameters"]["lora_target_modules"] == "q_proj,v_proj"
+    arguments = json.loads((folder / "transformers.json").read_text())
+    assert arguments["lora_config"]["target_modules"] == ["q_proj", "v_proj"]
+    assert arguments["auto_config"] == {"attention_dropout": 0.1}
+
+
+def test_a_fractional_alpha_is_rounded_and_said(
+    best: export.Best, study: synthetic_study.Study, tmp_path: Path
+) -> None:
+    values = {**best.winner.hyperparameters, "lora_alpha": 23.7, "label_smoothing_factor": 0.1}
+    odd = dataclasses.replace(study, winner=study.winner.model_copy(update={"hyperparameters": values}))
+    folder = synthetic_files.reported(odd, tmp_path).best_config.parent
+    text = (folder / "axolotl.yaml").read_text(encoding="utf-8")
+    assert yaml.safe_load(text)["lora_alpha"] == 24
+    assert "rounded from 23.7" in text
+    assert "label_smoothing_factor 0.1" in text
+    assert json.loads((folder / "transformers.json").read_text())["lora_config"]["lora_alpha"] == 23.7
