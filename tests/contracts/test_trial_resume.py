@@ -237,6 +237,19 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_trial(
 
 # --- two processes
 
+
+def test_sharded_weights_are_saved_by_those_who_hold_them(tmp_path: Path) -> None:
+    processes = [interruptions.in_a_process(interruptions.sharded, tmp_path, rank) for rank in (0, 1)]
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0]
+    weights = [
+        torch.load(path, weights_only=True)["state"]["weights"]["0.weight"].shape[0]
+        for path in sorted(tmp_path.glob("checkpoint/*/rank-*.pt"))
+    ]
+    assert weights == [3, 2]
+
+
 TWO = make_spec("t0003", stage="target", num_train_epochs=2, lora_dropout=0.2, batch_size=6)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from understudy import interruption, watchdog
+from understudy import interruption, progress, watchdog
 from understudy.settings import RunningSettings
 from understudy.train import checkpoint, engine, launch, loop, pack, saving
 from understudy.train.packed import pack as packed
@@ -28,6 +28,7 @@ MOMENTS: dict[str, tuple[Any, str]] = {
     "checkpoint": (checkpoint.Checkpoint, "_write"),
     "marker": (checkpoint.Checkpoint, "_complete"),
     "old checkpoint goes": (checkpoint.Checkpoint, "_keep_only"),
+    "base": (engine, "load_base"),
     "record": (engine.Store, "save"),
     "round of a pack": (packed.Pack, "_round"),
 }
@@ -66,9 +67,9 @@ class Plan:
         setattr(owner, name, counted)
 
 
-def always_saved(job: Job) -> Job:
+def always_saved(job: Job, watchdog_seconds: float = 0) -> Job:
     """The job with a checkpoint after every step, as `every_step` makes it."""
-    return replace(job, running=RunningSettings(checkpoint_minutes=0))
+    return replace(job, running=RunningSettings(checkpoint_minutes=0, watchdog_minutes=watchdog_seconds / 60))
 
 
 def every_step() -> None:
@@ -151,9 +152,81 @@ def hang(*_: Any, **__: Any) -> None:
 
 def hanging(spec: TrialSpec, job: Job, moment: str) -> None:
     """Train, and hang at a moment."""
+    _hang_at(moment, job)
+    launch.train_alone(spec, job)
+
+
+def hanging_pack(plan_of_pack: Any, job: Job, moment: str) -> None:
+    """The same with a pack."""
+    _hang_at(moment, job)
+    pack.train_pack(plan_of_pack, job)
+
+
+def _hang_at(moment: str, job: Job) -> None:
+    every_step()
     owner, name = MOMENTS[moment]
     setattr(owner, name, hang)
-    launch.train_alone(spec, job)
+    progress.set_terminal((job.store.parent / "said.txt").open("w"))
+
+
+def working(limit: float, pass_seconds: float, passes: int) -> None:
+    """Be watched, and slow."""
+    with watchdog.watching(limit / 60, "slow work"):
+        for _ in range(passes):
+            time.sleep(pass_seconds)
+            watchdog.beat()
+
+
+def idle(limit: float) -> None:
+    """Have been watched, and be watched for no time at all; wait for longer than it takes to notice."""
+    with watchdog.watching(limit / 60, "work"):
+        pass
+    with watchdog.watching(0, "no work"):
+        time.sleep(1.0)
+
+
+def sharded(folder: Path, rank: int) -> None:
+    """One of two processes that train a model of sharded weights, save, and go on in a fresh copy."""
+    import torch
+    from torch import distributed, nn
+    from torch.distributed.fsdp import fully_shard
+
+    from understudy.train.ranks import Ranks
+
+    def fresh() -> checkpoint.Position:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3))  # 5 and 3 rows on two processes
+        fully_shard(model)
+        optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+        return checkpoint.Position(model, optimizer, schedule, loop.History(), loop.MeanLoss())
+
+    def step(position: checkpoint.Position) -> None:
+        position.optimizer.zero_grad()
+        position.model(torch.randn(4, 6)).square().sum().backward()
+        position.optimizer.step()
+        position.schedule.step()
+        position.history.steps += 1
+
+    def file() -> checkpoint.Checkpoint:
+        return checkpoint.Checkpoint(folder / "checkpoint", "x", Ranks(rank, 2), torch.device("cpu"), 0)
+
+    store = distributed.FileStore(str(folder / "store"), 2)
+    distributed.init_process_group("gloo", rank=rank, world_size=2, store=store)
+    whole, resumed = fresh(), fresh()
+    step(whole)
+    step(whole)
+    assert file().save(whole, sound=True)
+    draws = torch.get_rng_state()
+    step(whole)
+    torch.manual_seed(99)
+    file().resume(resumed)
+    assert torch.equal(torch.get_rng_state(), draws)
+    step(resumed)
+    same = zip(whole.model.parameters(), resumed.model.parameters(), strict=True)
+    assert all(torch.equal(one.full_tensor(), other.full_tensor()) for one, other in same)
+    assert whole.schedule.get_last_lr() == resumed.schedule.get_last_lr()
+    distributed.destroy_process_group()
 
 
 def steps_of(folder: Path) -> list[int]:
