@@ -274,7 +274,8 @@ def command(root: Path, plan: Plan | None) -> subprocess.CompletedProcess[str]:
     if plan is not None:
         environment[interruptions.PLAN] = json.dumps(vars(plan))
     module = Path(interruptions.__file__)
-    return subprocess.run([sys.executable, str(module), *words], env=environment, capture_output=True, text=True)
+    whole = [sys.executable, str(module), *words]
+    return subprocess.run(whole, env=environment, capture_output=True, text=True, start_new_session=True)
 
 
 def result(root: Path) -> Any:
@@ -285,14 +286,14 @@ def result(root: Path) -> Any:
 
 
 def test_two_processes(tmp_path: Path) -> None:
-    """One is killed, then the command gets a signal, then a process stops for good; it still ends as if alone."""
+    """One is killed, then all get a signal, some twice, then a process stops for good; it still ends as if alone."""
     store = make_job(tmp_path / "cut").store
     killed = command(tmp_path / "cut", Plan("step", 4, signal.SIGKILL, rank=1))
     assert killed.returncode == 1
     assert "process 1 of 2 of trial t0003 ended with exit code -9" in killed.stderr
     assert steps_of(store)[-1] == 3
 
-    asked = command(tmp_path / "cut", Plan("step", 3, signal.SIGUSR1, rank=1, parent=True))
+    asked = command(tmp_path / "cut", Plan("step", 3, signal.SIGUSR1, rank=1, group=True))
     assert asked.returncode == 128 + signal.SIGUSR1
     (step,) = steps_of(store)
     assert f"interrupted (SIGUSR1) in step {step} of 16; the checkpoint is kept; start again to go on" in asked.stderr

@@ -44,13 +44,13 @@ PLAN = "UNDERSTUDY_TEST_PLAN"
 
 @dataclass(frozen=True)
 class Plan:
-    """At the `count`-th time that a moment comes, process `rank` gets a signal, or its parent."""
+    """At the `count`-th time that a moment comes, process `rank` gets a signal, or all of its process group."""
 
     moment: str
     count: int
     signal: int
     rank: int = 0
-    parent: bool = False
+    group: bool = False
 
     def prepare(self) -> None:
         """Let it come so in this process. A stopped or signalled process goes on where it was."""
@@ -61,7 +61,7 @@ class Plan:
             nonlocal seen
             seen += 1
             if seen == self.count:
-                os.kill(os.getppid() if self.parent else os.getpid(), self.signal)
+                (os.killpg if self.group else os.kill)(os.getpgrp() if self.group else os.getpid(), self.signal)
             return original(*arguments, **named)
 
         setattr(owner, name, counted)

@@ -64,9 +64,11 @@ def deferred() -> Iterator[None]:
 
 
 def _note(number: int, _: FrameType | None) -> None:
-    _state.asked = _state.asked or signal.Signals(number)
-    if not _state.deferring:
-        raise _outside(_state.asked)
+    """The first signal counts. Schedulers send several, and a later one mustn't disturb who is about to end."""
+    if _state.asked is None:
+        _state.asked = signal.Signals(number)
+        if not _state.deferring:
+            raise _outside(_state.asked)
 
 
 def _outside(number: signal.Signals) -> InterruptionError:
