@@ -51,24 +51,30 @@ def asked() -> signal.Signals | None:
     return _state.asked
 
 
+def check() -> None:
+    """End here if this process was asked to, before it begins something new."""
+    if _state.asked is not None:
+        raise _outside(_state.asked)
+
+
 @contextmanager
 def deferred() -> Iterator[None]:
     """Inside, signals are only noted, and whoever works has to look for them."""
     _state.deferring += 1
     try:
-        if _state.asked is not None:
-            raise _outside(_state.asked)
+        check()
         yield
     finally:
         _state.deferring -= 1
 
 
 def _note(number: int, _: FrameType | None) -> None:
-    """The first signal counts. Schedulers send several, and a later one mustn't disturb who is about to end."""
-    if _state.asked is None:
-        _state.asked = signal.Signals(number)
-        if not _state.deferring:
-            raise _outside(_state.asked)
+    """The first signal counts; later ones mustn't disturb who is about to end, nor kill it while Python shuts down."""
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
+    _state.asked = signal.Signals(number)
+    if not _state.deferring:
+        raise _outside(_state.asked)
 
 
 def _outside(number: signal.Signals) -> InterruptionError:

@@ -17,7 +17,7 @@ from understudy.train.trial import Job, train_trial
 from understudy.trial import TrialRecord, TrialSpec
 
 SHUTDOWN_SECONDS = 5  # after which a rank that doesn't end by itself is killed
-PASS_ON_SECONDS = 0.2
+PASS_ON_SECONDS = 0.5
 
 
 class RankError(UnderstudyError):
@@ -85,18 +85,18 @@ def _train_on_ranks(spec: TrialSpec, job: Job) -> TrialRecord:
 
 @contextmanager
 def _passing_on_signals() -> Iterator[None]:
-    """Send to each child, once, the signal that asks this process to end, while it waits for them."""
+    """While this process waits for its children, tell them when it is asked to end.
+
+    Each is told again and again: it may not listen yet, and once it has heard it doesn't mind.
+    """
     done = threading.Event()
 
     def pass_on() -> None:
-        told: set[int | None] = set()
         while not done.wait(PASS_ON_SECONDS):
-            number = interruption.asked()
-            for child in multiprocessing.active_children() if number is not None else []:
-                if number is not None and child.pid is not None and child.pid not in told:
-                    told.add(child.pid)
+            if (number := interruption.asked()) is not None:
+                for pid in [child.pid for child in multiprocessing.active_children() if child.pid is not None]:
                     with suppress(ProcessLookupError):
-                        os.kill(child.pid, number)
+                        os.kill(pid, number)
 
     thread = threading.Thread(target=pass_on, name="pass-on-signals", daemon=True)
     thread.start()

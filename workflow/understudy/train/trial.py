@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from understudy import progress
+from understudy import interruption, progress
 from understudy.settings import RunningSettings
 from understudy.steps import find_stop, total_steps
 from understudy.store import Store
@@ -43,6 +43,7 @@ def train_trial(spec: TrialSpec, job: Job, train: Callable[[TrialSpec], TrialRec
     With limits a trial has up to two entries: one of its own for these limits where they stopped it, and a plain one,
     whoever trained it in full. The plain one is judged as if the trial had been trained now.
     """
+    interruption.check()
     store, digest = Store(job.store), trial_digest(spec, job.inputs)
     with store.locked(digest):
         found = _find(spec, job, store, digest)
