@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from understudy.hyperparameters import Value
-from understudy.search.quiet import quiet_optuna
-from understudy.space import Space, widen
+from understudy.search.fanova import variance_shares
+from understudy.space import Choices, Space, widen
 from understudy.trial import derive_seed
 
 FEWEST = 4  # complete or stopped trials below which nothing is said
@@ -23,7 +23,7 @@ def importance_table(frame: pl.DataFrame, space: Space, seed: int) -> pl.DataFra
     """Columns parameter, importance; the shares sum to 1 and are sorted from the largest.
 
     `frame` is the trial table of one stage. The importance is the share of the variance that a random forest's
-    marginal over one hyperparameter explains (fANOVA, Hutter et al. 2014, by optuna and scikit-learn), in unit
+    marginal over one hyperparameter explains (fANOVA, Hutter et al. 2014, on scikit-learn's forest), in unit
     coordinates. The objective enters as its rank, so that one loss out of scale can't decide everything: a trial that
     halving stopped goes by its last validation loss, and those that diverged or ran out of memory share the worst rank.
     Empty below four trials that are complete or stopped, or where all are equally good.
@@ -57,23 +57,23 @@ def _standing(row: Mapping[str, Any]) -> tuple[bool, float]:
 
 
 def _fanova(configurations: list[dict[str, Value]], targets: list[float], space: Space, seed: int) -> dict[str, float]:
-    """Share of the variance by name."""
-    with quiet_optuna() as optuna, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # scikit-learn's and optuna's remarks on their own interfaces
-        wide = widen(space, list(configurations))
-        study = optuna.create_study()
-        distributions = {
-            name: optuna.distributions.FloatDistribution(0.0, 1.0)
-            if parameter.ordered
-            else optuna.distributions.CategoricalDistribution(range(len(parameter.choices)))
-            for name, parameter in wide.items()
-        }
-        for values, target in zip(configurations, targets, strict=True):
-            params = {
-                name: parameter.to_unit(values[name]) if parameter.ordered else parameter.choices.index(values[name])
-                for name, parameter in wide.items()
-            }
-            study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=target))
-        evaluator = optuna.importance.FanovaImportanceEvaluator(seed=derive_seed(seed, "importance"))
-        shares: dict[str, float] = optuna.importance.get_param_importances(study, evaluator=evaluator)
-    return {name: float(shares[name]) for name in space}
+    """Share of the variance by name; they sum to 1. A single choice has none, unless nothing has any."""
+    wide = widen(space, list(configurations))
+    columns: list[list[float]] = []
+    places: dict[str, list[int]] = {}
+    for name in sorted(wide):  # trees draw their columns by number
+        parameter = wide[name]
+        values = [configuration[name] for configuration in configurations]
+        if isinstance(parameter, Choices) and len(parameter.choices) == 1:
+            found = []
+        elif parameter.ordered:
+            found = [[parameter.to_unit(value) for value in values]]
+        else:
+            found = [[float(value == choice) for value in values] for choice in parameter.choices]
+        places[name] = list(range(len(columns), len(columns) + len(found)))
+        columns += found
+    shares = variance_shares(
+        np.array(columns).T, np.array(targets), list(places.values()), derive_seed(seed, "importance")
+    )
+    total, by_name = math.fsum(shares), dict(zip(places, shares, strict=True))
+    return {name: by_name[name] / total if total else 1 / len(space) for name in space}
