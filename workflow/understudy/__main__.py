@@ -5,4 +5,4 @@ from understudy.cli import main
 
 if __name__ == "__main__":
     process.limit_libraries()
-    raise SystemExit(main())
+    process.leave(main())

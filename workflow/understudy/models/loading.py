@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from understudy.errors import ModelError
+from understudy.models.imports import import_models
 from understudy.models.quantization import keep_weights_unpacked, quantization_config
 from understudy.settings import Method
 from understudy.trial import ModelCard, ResolvedExecution
@@ -56,6 +57,7 @@ def load_base(card: ModelCard, execution: ResolvedExecution, method: Method) -> 
             f"`target.method: full` trains the weights themselves, but the {card.role} is quantized "
             f"({card.quantization}); set `models.{card.role}.quantization: none`, or `target.method: lora`"
         )
+    import_models()
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 

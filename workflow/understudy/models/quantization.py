@@ -6,11 +6,12 @@ import logging
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 
+from understudy.models.imports import compiled_later, hidden
 from understudy.models.nf4_kernel import mend
 from understudy.settings import Quantization
 
@@ -24,37 +25,37 @@ def import_bitsandbytes() -> Any:
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     # LLM.int8() says at every product in float32 that it quantizes the input by way of float16
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-    blocked = "kernels" not in sys.modules
-    if blocked:
-        sys.modules["kernels"] = None  # type: ignore[assignment]
-    try:
+    with hidden("kernels"), compiled_later():
         import bitsandbytes
-    finally:
-        if blocked:
-            del sys.modules["kernels"]
     mend()
     return bitsandbytes
 
 
 @contextmanager
 def peft_for(model: torch.nn.Module) -> Iterator[None]:
-    """Where peft is imported and puts adapters on `model`.
-
-    peft imports bitsandbytes wherever it is installed, which takes a process 1.2 s. A base that isn't quantized
-    doesn't need it, so there it is hidden meanwhile, and peft's memory of not having found it is wiped afterwards.
-    """
-    hidden = getattr(model, "hf_quantizer", None) is None and "bitsandbytes" not in sys.modules
-    if hidden:
-        sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
-    else:
+    """Where peft is imported and puts adapters on `model`; bitsandbytes is hidden where the base isn't quantized."""
+    quantized = getattr(model, "hf_quantizer", None) is not None
+    if quantized:
         import_bitsandbytes()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for an attribute by its old name
+    with nullcontext() if quantized else bitsandbytes_hidden(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for an attribute by its old name
+        yield
+
+
+@contextmanager
+def bitsandbytes_hidden() -> Iterator[None]:
+    """Where what imports peft doesn't bring bitsandbytes along, unless that has been imported before.
+
+    peft imports it wherever it is installed, which takes a process a second and tries to fetch a kernel. peft's memory
+    of not having found it is wiped afterwards.
+    """
+    if "bitsandbytes" in sys.modules:
+        yield
+        return
+    with hidden("bitsandbytes"):
+        try:
             yield
-    finally:
-        if hidden:
-            del sys.modules["bitsandbytes"]
+        finally:
             from peft import import_utils
 
             import_utils.is_bnb_available.cache_clear()

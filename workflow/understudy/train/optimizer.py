@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from understudy.hyperparameters import Value
+from understudy.models.quantization import bitsandbytes_hidden
 
 # hyperparameter -> (who takes it, what it is called there). Two that share a name there become a tuple, in this order.
 LIBRARY_NAMES: Mapping[str, tuple[str, str]] = {
@@ -70,7 +71,8 @@ def make_schedule(
     optimizer: torch.optim.Optimizer, hyperparameters: Mapping[str, Value], steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
     """transformers' schedule of that name over `steps` optimizer steps, warmup included."""
-    from transformers import get_scheduler
+    with bitsandbytes_hidden():  # transformers imports peft for it
+        from transformers import get_scheduler
 
     chosen = arguments_for("transformers.get_scheduler", hyperparameters)
     special: dict[str, float] = {}
