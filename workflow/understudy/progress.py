@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -68,7 +69,7 @@ def finished(path: Path, record: TrialRecord, reused: bool) -> None:
             "reused": reused,
         },
     )
-    print(state(path).line(record.spec.stage), file=_terminal, flush=True)
+    print(_reader(path).read().line(record.spec.stage), file=_terminal, flush=True)
 
 
 @dataclass
@@ -125,21 +126,44 @@ def state(path: Path) -> State:
 
     What belongs to this run is told by the order of lines: the clock may have been set since, or differ between hosts.
     """
-    found = State(now=time.time())
-    if not path.exists():
-        return found
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:  # a line cut off by a kill
-            continue
-        if line["event"] == "start":
-            found.started, found.totals, found.workers = line["time"], line["totals"], line["workers"]
-            found.earlier = set(found.trials)
-        else:
-            found.trials[line["id"]] = line
-            found.earlier.discard(line["id"])
-    return found
+    return _Reader(path).read()
+
+
+class _Reader:
+    """Reads a study's log from where it stopped the last time: a pack would else read it anew for every trial."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._offset, self._state = path, 0, State()
+
+    def read(self) -> State:
+        if self._path.exists():
+            with self._path.open("rb") as handle:
+                handle.seek(self._offset)
+                whole, _, _ = handle.read().rpartition(b"\n")  # the last line may be on its way
+            if whole:
+                self._offset += len(whole) + 1
+                self._add(whole.decode("utf-8").splitlines())
+        self._state.now = time.time()
+        return self._state
+
+    def _add(self, lines: list[str]) -> None:
+        found = self._state
+        for text in lines:
+            try:
+                line = json.loads(text)
+            except json.JSONDecodeError:  # a line cut off by a kill
+                continue
+            if line["event"] == "start":
+                found.started, found.totals, found.workers = line["time"], line["totals"], line["workers"]
+                found.earlier = set(found.trials)
+            else:
+                found.trials[line["id"]] = line
+                found.earlier.discard(line["id"])
+
+
+@functools.cache
+def _reader(path: Path) -> _Reader:
+    return _Reader(path)
 
 
 def _append(path: Path, line: dict[str, Any]) -> None:
