@@ -26,6 +26,7 @@ from understudy.search.transfer import transfer
 from understudy.search.window import History, pending, visible
 from understudy.sections import sections
 from understudy.settings import Role
+from understudy.stages import TargetSettings
 from understudy.store import Store
 from understudy.summary.tables import trials_frame
 from understudy.trial import (
@@ -43,6 +44,8 @@ from understudy.trial import (
 
 ROOT = Path(__file__).parents[2]
 DEFAULTS = 3  # known-good configurations among the proxy's trials
+WINDOW: int = TargetSettings.model_fields["window"].default
+STARTS: int = TargetSettings.model_fields["starts"].default
 
 
 @dataclass(frozen=True)
@@ -64,13 +67,16 @@ def raw_config(size: Size, folder: Path, sampler: str) -> dict[str, Any]:
     raw: dict[str, Any] = yaml.safe_load((examples / "examples" / "tiny.yaml").read_text(encoding="utf-8"))
     default = yaml.safe_load((examples / "config.yaml").read_text(encoding="utf-8"))
     drawn = size.proxy - DEFAULTS
+    target = {"trials": size.target, "sampler": sampler, "window": max(1, min(WINDOW, size.target // 4))}
+    if sampler != "two_fidelity":
+        target["starts"] = min(STARTS, size.target)
     return raw | {
         "results": "results",
         "cache": str(folder.parent / "cache"),
         "space": default["space"],
         "defaults": default["defaults"],
         "proxy": {"random": drawn - drawn // 2, "sobol": drawn // 2},
-        "target": {"trials": size.target, "sampler": sampler, "window": max(1, min(4, size.target // 4))},
+        "target": target,
     }
 
 
