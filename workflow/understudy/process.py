@@ -33,10 +33,12 @@ def end_with_parent() -> None:
 
 
 def leave(exit_code: int) -> NoReturn:
-    """End this process at once. To take an interpreter with torch and transformers in it apart takes 0.5 to 1.5 s.
+    """End this process, and at once where torch is in it: to take such an interpreter apart takes 0.5 to 1.5 s.
 
     What has registered itself for the end is called, and output is flushed, as it would be otherwise.
     """
+    if "torch" not in sys.modules:
+        raise SystemExit(exit_code)
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
