@@ -6,7 +6,7 @@ from snakemake.logging import logger
 
 sys.path.insert(0, workflow.basedir)
 
-from understudy import graph, lock, process, progress
+from understudy import cluster, graph, lock, process, progress, resources
 from understudy.config import parse as parse_study
 from understudy.data.pin import check_interpreter
 from understudy.errors import UnderstudyError
@@ -22,6 +22,7 @@ PATHS = StudyPaths(Path(STUDY.results))
 SETTINGS = sections(STUDY)
 PROXY_PACKS = graph.proxy_packs(STUDY)
 ECHO_PACKS = graph.echo_packs(STUDY)
+LIMITS = {role: resources.job_limits(STUDY, role, PATHS.model(role)) for role in ("proxy", "target")}
 
 # Rules call `exec python -m understudy …`: this interpreter, or that of a conda environment activated in front of it.
 # `exec` makes the command a child of this process, so that it sees at once when this process is gone.
@@ -39,16 +40,28 @@ wildcard_constraints:
 
 
 def begin_run():
-    """Refuse a second run of the study and a foreign interpreter; note what there is to do."""
+    """Refuse a second run of the study and a foreign interpreter; clear up after a dead run; note what there is to do.
+
+    Snakemake calls this in its main process only.
+    """
     try:
         lock.acquire(PATHS.lock)
         if not workflow.deployment_settings.deployment_method:  # else jobs have an interpreter of their own
             check_interpreter(PATHS.root)
+        cluster.clear(PATHS, STUDY.resources.left_behind, logger.warning)
     except UnderstudyError as error:
         raise WorkflowError(str(error)) from None
-    slots = workflow.resource_settings.nodes or workflow.resource_settings.cores or 1
-    progress.start(PATHS.progress, graph.totals(STUDY), max(1, slots // cores("target")))
+    nodes, own_cores = workflow.resource_settings.nodes, workflow.resource_settings.cores or 1
+    progress.start(PATHS.progress, graph.totals(STUDY), nodes or max(1, own_cores // cores("target")))
     progress.hush(logger)
+    if nodes:
+        cluster.mark_jobs(
+            workflow.scheduler._executor, PATHS, own_logs=not getattr(workflow.executor_settings, "logdir", None)
+        )
+        progress.follow(PATHS.progress)
+    else:
+        for line in resources.crowded(STUDY, own_cores):
+            logger.warning(line)
 
 
 def show_headline():
@@ -93,6 +106,20 @@ def own_checkpoint(wildcards):
         if folder.name
         else []
     )
+
+
+def limits_by_role():
+    """What a scheduler is asked for, for rules whose wildcard `role` says whose base they load."""
+    names = {name for limits in LIMITS.values() for name in limits}
+    return {name: _limit_of_role(name) for name in sorted(names)}
+
+
+def _limit_of_role(name):
+    def limit(wildcards, attempt):
+        value = LIMITS[wildcards.role].get(name)  # what is None isn't asked for
+        return value(wildcards, attempt) if callable(value) else value
+
+    return limit
 
 
 def gpus(role):

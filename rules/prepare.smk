@@ -1,5 +1,13 @@
 localrules:
     write_settings,
+    prepare_data,
+
+
+# What is fetched from the hub is fetched here: a cluster's nodes may have no network.
+if any(getattr(STUDY.models, role).pretrain is None for role in ("proxy", "target")):
+
+    localrules:
+        prepare_model,
 
 
 rule write_settings:
@@ -45,6 +53,8 @@ rule prepare_model:
     conda:
         "../envs/understudy.yaml"
     threads: lambda wildcards: getattr(STUDY.execution, wildcards.role).threads
+    resources:
+        **limits_by_role(),
     shell:
         "exec python -m understudy prepare-model --settings {input.settings:q} --manifest {input.manifest:q}"
         " --output {output:q} --log {log:q}"
@@ -62,6 +72,7 @@ rule prepare_execution:
     conda:
         "../envs/understudy.yaml"
     resources:
+        **limits_by_role(),
         gpu=lambda wildcards: gpus(wildcards.role),
     shell:
         "exec python -m understudy prepare-execution --settings {input.settings:q} --model {input.model:q}"

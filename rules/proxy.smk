@@ -57,6 +57,7 @@ rule train_pack:
         "../envs/understudy.yaml"
     threads: cores("proxy")
     resources:
+        **LIMITS["proxy"],
         gpu=gpus("proxy"),
     params:
         store=PATHS.store,

@@ -55,6 +55,7 @@ rule train_target:
         "../envs/understudy.yaml"
     threads: cores("target")
     resources:
+        **LIMITS["target"],
         gpu=gpus("target"),
     params:
         store=PATHS.store,
@@ -105,6 +106,7 @@ rule train_finalist:
         "../envs/understudy.yaml"
     threads: cores("target")
     resources:
+        **LIMITS["target"],
         gpu=gpus("target"),
     params:
         store=PATHS.store,
@@ -148,6 +150,7 @@ rule decode_search:
         "../envs/understudy.yaml"
     threads: cores("target")
     resources:
+        **LIMITS["target"],
         gpu=gpus("target"),
     params:
         store=PATHS.store,
@@ -174,6 +177,7 @@ rule test:
         "../envs/understudy.yaml"
     threads: cores("target")
     resources:
+        **LIMITS["target"],
         gpu=gpus("target"),
     params:
         store=PATHS.store,

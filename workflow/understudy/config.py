@@ -16,6 +16,7 @@ from understudy.settings import (
     DecodeSettings,
     FinalistSettings,
     ModelsSettings,
+    ResourcesSettings,
     Section,
     StudyExecution,
     TestSettings,
@@ -52,6 +53,9 @@ class StudyConfig(Section):
     test: TestSettings = Field(default=TestSettings(), description="the evaluation on the held-out split")
     decode: DecodeSettings = Field(default=DecodeSettings(), description="the search for decoding hyperparameters")
     execution: StudyExecution = Field(default=StudyExecution(), description="where and how trials run")
+    resources: ResourcesSettings = Field(
+        default=ResourcesSettings(), description="what a scheduler such as SLURM is asked for"
+    )
 
     @model_validator(mode="after")
     def _sections_fit_each_other(self) -> StudyConfig:

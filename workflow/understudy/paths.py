@@ -122,6 +122,14 @@ class StudyPaths:
     def lock(self) -> Path:
         return self.root / ".lock"
 
+    @property
+    def cluster_runs(self) -> Path:
+        return self.root / "slurm.jsonl"
+
+    @property
+    def cluster_logs(self) -> Path:
+        return self.root / "logs" / "slurm"
+
     def log(self, rule: str, *wildcards: str) -> Path:
         return self.root.joinpath("logs", rule, *wildcards).with_suffix(".log")
 

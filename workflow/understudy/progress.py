@@ -7,7 +7,10 @@ import json
 import logging
 import os
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -15,6 +18,7 @@ from typing import Any, TextIO
 from understudy.trial import TrialRecord
 
 STAGES = ("proxy", "truncated", "target", "finalist")
+FOLLOW_SECONDS = 2.0
 TARGET_GUESS = 5.0  # proxy trials that a target trial is taken to last, until one has finished
 
 _terminal: TextIO = sys.stderr
@@ -70,6 +74,32 @@ def finished(path: Path, record: TrialRecord, reused: bool) -> None:
         },
     )
     print(_reader(path).read().line(record.spec.stage), file=_terminal, flush=True)
+
+
+def follow(path: Path) -> None:
+    """Show every trial that finishes from now on, for a main process whose jobs run elsewhere; in the background."""
+    begun = path.stat().st_size if path.exists() else 0
+
+    def watch() -> None:
+        shown = begun
+        while True:
+            time.sleep(FOLLOW_SECONDS)
+            with path.open("rb") as handle:
+                handle.seek(shown)
+                fresh = handle.read()
+            whole = fresh[: fresh.rfind(b"\n") + 1]
+            shown += len(whole)
+            for stage in dict.fromkeys(_stages(whole)):
+                print(state(path).line(stage), file=_terminal, flush=True)
+
+    threading.Thread(target=watch, name="follow-progress", daemon=True).start()
+
+
+def _stages(text: bytes) -> Iterator[str]:
+    """The stage of each finished trial in some lines of the log."""
+    for line in text.splitlines():
+        with suppress(json.JSONDecodeError, KeyError, TypeError):
+            yield json.loads(line)["stage"]
 
 
 @dataclass

@@ -20,6 +20,7 @@ Method = Literal["lora", "full"]
 HalvingMetric = Literal["eval_loss", "eval_nats_per_byte", "eval_accuracy", "train_loss"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 Device = Literal["auto", "cpu", "cuda"]
+LeftBehind = Literal["cancel", "wait"]
 
 
 class Section(BaseModel):
@@ -217,3 +218,60 @@ class RunningSettings(Section):
 
 class StudyExecution(RunningSettings, ExecutionSettings):
     """Where trials run, and how they are kept safe."""
+
+
+class StageResources(Section):
+    """What a scheduler is asked for, for each job of a stage. On one machine these numbers hold nothing back."""
+
+    mem_mb: int | Literal["auto"] = Field(
+        default="auto", description="memory of a job in MB; `auto` estimates it from the model's size"
+    )
+    max_mem_mb: int | None = Field(
+        default=None, ge=1, description="what no attempt asks for more of: the nodes' memory"
+    )
+    runtime: int | Literal["auto"] = Field(
+        default="auto", description="time limit of a job in minutes; `auto` estimates it from the model's size"
+    )
+    max_runtime: int | None = Field(
+        default=None, ge=1, description="the most that any attempt asks for: the partition's limit, in minutes"
+    )
+    gpu_model: str | None = Field(
+        default=None, pattern=r"^[A-Za-z0-9_.]+$", description="the GPUs' type, as the scheduler calls it"
+    )
+    partition: str | None = Field(default=None, min_length=1, description="partition of SLURM; its default if absent")
+    constraint: str | None = Field(
+        default=None, min_length=1, description="features that a node must have, such as `ib&a100`"
+    )
+
+    @field_validator("mem_mb", "runtime", mode="before")
+    @classmethod
+    def _numbers_are_numbers(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            raise ValueError(f"must be a whole number or `auto`, but got {str(value).lower()}")
+        return value
+
+    @model_validator(mode="after")
+    def _first_attempt_fits(self) -> StageResources:
+        for name, value, most in (
+            ("mem_mb", self.mem_mb, self.max_mem_mb),
+            ("runtime", self.runtime, self.max_runtime),
+        ):
+            if value == "auto":
+                continue
+            if value < 1:
+                raise ValueError(f"`{name}` must be at least 1, but got {value}")
+            if most is not None and value > most:
+                raise ValueError(f"`{name}` may be at most `max_{name}`, but got {value} and {most}")
+        return self
+
+
+class ResourcesSettings(Section):
+    """What a scheduler is asked for. Nothing here changes a result."""
+
+    account: str | None = Field(default=None, min_length=1, description="account of SLURM that pays")
+    left_behind: LeftBehind = Field(
+        default="cancel",
+        description="what happens to the SLURM jobs of a run whose main process died, before a new run begins",
+    )
+    proxy: StageResources = Field(default=StageResources(), description="jobs of the proxy's packs")
+    target: StageResources = Field(default=StageResources(), description="jobs of target trials and finalists")

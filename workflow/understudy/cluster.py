@@ -1,0 +1,121 @@
+"""SLURM jobs outlive the workflow's main process: what a dead run left behind goes before a new run begins.
+
+Every job of a study carries the study's mark in its name. So no job has to be noted, and a run that died in the middle
+of a submission leaves none that isn't found. That a study has been run on SLURM is noted before its first job.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from understudy.errors import UnderstudyError
+from understudy.files import digest
+from understudy.paths import StudyPaths
+from understudy.settings import LeftBehind
+
+POLL_SECONDS = 2.0
+CANCEL_SECONDS = 300.0  # after which a job that doesn't end is reported: SLURM's KillWait is 30 s by default
+QUERY_SECONDS = 60.0
+ENDED = (
+    *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED"),
+    *("NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"),
+)
+
+
+class ClusterError(UnderstudyError):
+    """The scheduler doesn't do what is asked of it."""
+
+
+@dataclass(frozen=True)
+class QueuedJob:
+    """A job that the scheduler knows and that hasn't ended."""
+
+    id: str
+    state: str
+    comment: str  # rule and wildcards
+
+
+def mark(root: Path) -> str:
+    """What the names of a study's jobs begin with. It follows from the study's folder, wherever that is seen from."""
+    return f"understudy-{digest(str(root.resolve()))[:12]}"
+
+
+def mark_jobs(executor: Any, paths: StudyPaths, own_logs: bool) -> None:
+    """Let the SLURM plugin name this run's jobs after the study, and write their logs below the study's own; note it.
+
+    The plugin calls jobs by its run's id, which it reads at each submission. Other executors have no such id and are
+    left alone. `own_logs`: the user named no other folder.
+    """
+    if not hasattr(executor, "run_uuid"):
+        return
+    executor.run_uuid = f"{mark(paths.root)}_{executor.run_uuid}"
+    if own_logs:
+        executor.slurm_logdir = paths.cluster_logs.resolve()
+    run = {"time": time.time(), "host": os.uname().nodename, "process": os.getpid(), "jobs": executor.run_uuid}
+    with paths.cluster_runs.open("a", encoding="utf-8") as handle:
+        handle.write(json.dumps(run) + "\n")
+
+
+def left_behind(root: Path) -> list[QueuedJob]:
+    """The study's jobs that SLURM knows and that haven't ended. Raises `ClusterError` where SLURM doesn't answer."""
+    listed = _call(["squeue", "--noheader", "--user", getpass.getuser(), "--format", "%i|%T|%j|%k"])
+    rows = (line.strip().split("|", 3) for line in listed.splitlines() if line.count("|") >= 3)
+    jobs = [QueuedJob(id, state, comment) for id, state, name, comment in rows if name.startswith(f"{mark(root)}_")]
+    return [job for job in jobs if job.state not in ENDED]
+
+
+def clear(paths: StudyPaths, way: LeftBehind, say: Callable[[str], None]) -> None:
+    """Cancel the jobs that a dead run of the study left behind, or wait for them; return when none is left.
+
+    The caller holds the study's lock, so that no living run has jobs. A study that never ran on SLURM has none. Raises
+    `ClusterError` where SLURM doesn't answer, or a cancelled job doesn't end.
+    """
+    if not paths.cluster_runs.exists():
+        return
+    if shutil.which("squeue") is None:
+        say("this study was run on SLURM before, whose commands aren't here: jobs that it left behind can't be seen")
+        return
+    root = paths.root
+    jobs = left_behind(root)
+    if not jobs:
+        return
+    named = ", ".join(f"{job.id} ({job.comment})" for job in jobs[:5]) + (", …" if len(jobs) > 5 else "")
+    what = "cancelling them" if way == "cancel" else "waiting for them (`resources.left_behind: cancel` would end them)"
+    say(f"an earlier run of this study left {len(jobs)} SLURM jobs behind: {named}; {what}")
+    if way == "cancel":
+        _call(["scancel", *(job.id for job in jobs)])
+    began = time.monotonic()
+    while jobs:
+        if way == "cancel" and time.monotonic() - began > CANCEL_SECONDS:
+            raise ClusterError(
+                f"SLURM job {jobs[0].id} of an earlier run was cancelled {CANCEL_SECONDS:.0f} s ago and is still "
+                f"{jobs[0].state}; see `scontrol show job {jobs[0].id}`, and start again when it is gone"
+            )
+        time.sleep(POLL_SECONDS)
+        jobs = left_behind(root)
+
+
+def _call(command: list[str]) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=QUERY_SECONDS)
+    except subprocess.TimeoutExpired as error:
+        raise ClusterError(_silent(command, f"no answer in {QUERY_SECONDS:.0f} s")) from error
+    if done.returncode != 0:
+        raise ClusterError(_silent(command, done.stderr.strip()))
+    return done.stdout
+
+
+def _silent(command: list[str], why: str) -> str:
+    return (
+        f"SLURM doesn't answer (`{command[0]}`: {why}), so it can't be known whether an earlier run of this study left "
+        "jobs behind; start again when it does"
+    )

@@ -1,0 +1,208 @@
+"""What a scheduler is asked for, per job: memory, time, place. Known before anything has run, and without torch.
+
+Notation: P parameters, h hidden size, L layers, V vocabulary, i feed-forward width. The estimates are bounds for a
+scheduler, made to be too large rather than too small, and not verified beyond a few models: what still runs out of
+memory or time is tried again with more. How much of it a trial uses is `prepare-execution`'s to decide.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from understudy.config import StudyConfig
+from understudy.errors import CorruptFileError
+from understudy.files import read_model
+from understudy.hyperparameters import HYPERPARAMETERS
+from understudy.settings import ModelSettings, PretrainSettings, ProxyExecution, Role, StageExecution
+from understudy.space import Choices
+from understudy.trial import ModelCard
+
+MB = 10**6
+STEP_MB = 512  # estimates are rounded up to a multiple of this
+WORKFLOW_MB = 1000  # Snakemake twice (the job and the step within it), beside the command; measured: 0.3 GB
+PROCESS_MB = 1500  # Python, torch and the data on the CPU; measured: 0.7 GB
+GPU_PROCESS_MB = 4000  # and with CUDA's libraries
+MARGIN = 1.25
+
+CPU_FLOPS = 5e9  # per thread and second, what small models reach in float32
+GPU_FLOPS = 2e13  # per GPU and second: an older one, or a short batch on a new one
+TIME_MARGIN = 2.0
+STARTUP_MINUTES = 15  # loading weights from a shared file system, and the workflow's own start
+LEAST_MINUTES = 30
+
+CPU_ROWS = 32  # of a forward pass, as `prepare-execution` takes them on CPUs
+PACK_TOKENS = 2048  # likewise
+MOST_TRIALS = 64
+RANK_BOUND = 64
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """P, h, L and V of a base model; `source` says where they are from."""
+
+    parameters: int
+    hidden_size: int
+    num_hidden_layers: int
+    vocab_size: int
+    source: str
+
+
+# What a model on the hub is taken for until it has been fetched: Llama 3.1 8B.
+UNKNOWN = ModelSize(8_030_261_248, 4096, 32, 128_256, "default")
+
+
+def model_size(settings: ModelSettings, card: Path) -> ModelSize:
+    """The size of a base model: from its pretraining settings, its card if it is prepared, or its local folder.
+
+    A model of which neither is there is taken for `UNKNOWN`. What can't be read is the commands' to report.
+    """
+    if settings.pretrain is not None:
+        return _pretrained(settings.pretrain)
+    try:
+        prepared = read_model(card, ModelCard)
+    except CorruptFileError:
+        prepared = None
+    if prepared is not None and prepared.name == settings.model_name_or_path:
+        shape = (prepared.parameters, prepared.hidden_size, prepared.num_hidden_layers, prepared.vocab_size)
+        return ModelSize(*shape, "card")
+    try:
+        path = Path(str(settings.model_name_or_path)).expanduser() / "config.json"
+        return _from_config(json.loads(path.read_text(encoding="utf-8")), _weight_bytes(path.parent))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return UNKNOWN
+
+
+def job_limits(study: StudyConfig, role: Role, card: Path) -> dict[str, int | str | Callable[[Any, int], int]]:
+    """Snakemake resources of a job that trains on the role's base: what is given in the config, else estimates.
+
+    `mem_mb` and `runtime` (minutes) are functions of the wildcards and the attempt, from 1: each attempt asks for
+    that many times the first one's, up to the config's limits. `card` is the path of the role's `model.json`.
+    """
+    asked = getattr(study.resources, role)
+    size = model_size(getattr(study.models, role), card)
+    mem_mb = estimated_mem_mb(study, role, size) if asked.mem_mb == "auto" else asked.mem_mb
+    runtime = estimated_runtime(study, role, size) if asked.runtime == "auto" else asked.runtime
+    named = {
+        "gpu_model": asked.gpu_model if study.execution.device == "cuda" else None,
+        "slurm_partition": asked.partition,
+        "slurm_account": study.resources.account,
+        "constraint": asked.constraint,
+    }
+    return {
+        "mem_mb": _scaled(mem_mb, asked.max_mem_mb),
+        "runtime": _scaled(runtime, asked.max_runtime),
+        **{name: value for name, value in named.items() if value is not None},
+    }
+
+
+def estimated_mem_mb(study: StudyConfig, role: Role, size: ModelSize) -> int:
+    """Memory of a job on its host, in MB.
+
+    On GPUs the weights pass through the host once per process, in 16 bits. On CPUs everything stays there, in
+    float32: 16 bytes per parameter of full fine-tuning with AdamW, else 4 for the frozen base and 16 per parameter of
+    adapters of rank 64 on all linear layers, r (8 h + 15 h) each layer; and what tokens hold until their gradients are
+    there: 36 h values per layer in packs, else 96 h bytes per layer and 16 V for the logits (`models/estimates.py`).
+    """
+    how: StageExecution = getattr(study.execution, role)
+    if study.execution.device == "cuda":
+        each: float = GPU_PROCESS_MB * MB + 2 * size.parameters
+    else:
+        full = role == "target" and study.target.method == "full"
+        states = 16 * size.parameters if full else 4 * size.parameters
+        each = PROCESS_MB * MB + states + _training_bytes(study, how, size, adapters=not full)
+    whole = WORKFLOW_MB * MB + how.processes * MARGIN * each
+    return STEP_MB * math.ceil(whole / MB / STEP_MB)
+
+
+def estimated_runtime(study: StudyConfig, role: Role, size: ModelSize) -> int:
+    """Time limit of a job, in minutes: 6 P per training token (Kaplan et al. 2020, section 2.1), 2 P in evaluations.
+
+    A pack's trials count one by one.
+    """
+    how: StageExecution = getattr(study.execution, role)
+    data = study.data
+    tokens = data.max_length * data.train_examples * _most_epochs(study)
+    evaluated = data.max_length * data.validation_examples * study.training.evaluations
+    trials = study.proxy.pack_size if role == "proxy" else 1
+    flops = trials * size.parameters * (6 * tokens + 2 * evaluated)
+    speed = how.processes * (GPU_FLOPS if study.execution.device == "cuda" else CPU_FLOPS * how.threads)
+    return max(LEAST_MINUTES, STARTUP_MINUTES + math.ceil(TIME_MARGIN * flops / speed / 60))
+
+
+def crowded(study: StudyConfig, cores: int) -> list[str]:
+    """What to say where one trial alone keeps more cores busy than the run may use: one line per role."""
+    lines = []
+    for role in ("proxy", "target"):
+        how: StageExecution = getattr(study.execution, role)
+        busy = how.threads * how.processes
+        if busy > cores:
+            lines.append(
+                f"`execution.{role}` keeps {busy} cores busy per trial ({how.processes} × {how.threads} threads), but "
+                f"this run has {cores}: trials run one at a time and share what there is. Threads stay as they are, "
+                "since sums depend on their number"
+            )
+    return lines
+
+
+def _scaled(first: int, most: int | None) -> Callable[[Any, int], int]:
+    """The amount of an attempt. Snakemake passes arguments by these names."""
+    return lambda wildcards, attempt: min(first * attempt, first * attempt if most is None else most)  # noqa: ARG005
+
+
+def _training_bytes(study: StudyConfig, how: StageExecution, size: ModelSize, adapters: bool) -> float:
+    """Adapters' states and the tokens in flight, on the CPU."""
+    trial = 16 * RANK_BOUND * 23 * size.hidden_size * size.num_hidden_layers if adapters else 0
+    if isinstance(how, ProxyExecution) and how.packed:
+        trials = min(study.proxy.pack_size, MOST_TRIALS) if how.pack_trials == "auto" else how.pack_trials
+        tokens = max(PACK_TOKENS, study.data.max_length) if how.pack_tokens == "auto" else how.pack_tokens
+        return trials * trial + tokens * 4 * 36 * size.hidden_size * (size.num_hidden_layers + 1)
+    rows = CPU_ROWS if how.micro_batch_size == "auto" else how.micro_batch_size
+    token = 96 * size.hidden_size * size.num_hidden_layers + 16 * size.vocab_size
+    return trial + rows * study.data.max_length * token
+
+
+def _most_epochs(study: StudyConfig) -> float:
+    """The most epochs that a trial may have."""
+    name = "num_train_epochs"
+    searched = study.space.get(name)
+    if searched is None:
+        return float(study.defaults.get(name, HYPERPARAMETERS[name].default))
+    highest = max(map(float, searched.choices)) if isinstance(searched, Choices) else float(searched.high)
+    return max([highest, *(float(value) for value in study.proxy.grid.get(name, ()))])
+
+
+def _pretrained(settings: PretrainSettings) -> ModelSize:
+    shape = (settings.hidden_size, settings.num_hidden_layers, settings.vocab_size)
+    return ModelSize(_parameters(*shape, settings.intermediate_size, 1.0, tied=True), *shape, "pretrain")
+
+
+def _from_config(config: Mapping[str, Any], weight_bytes: int) -> ModelSize:
+    """The size that a checkpoint's `config.json` tells; models of text and images have it in `text_config`.
+
+    Where the weights' files say more, as they do for mixtures of experts, they count.
+    """
+    text = config.get("text_config", config)
+    shape = (int(text["hidden_size"]), int(text["num_hidden_layers"]), int(text["vocab_size"]))
+    heads = int(text["num_attention_heads"])
+    share = int(text.get("num_key_value_heads") or heads) / heads
+    width = int(text.get("intermediate_size") or 4 * shape[0])
+    tied = bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", False)))
+    kind = str(config.get("dtype", config.get("torch_dtype")))
+    told = _parameters(*shape, width, share, tied)
+    return ModelSize(max(told, weight_bytes // (4 if kind == "float32" else 2)), *shape, "config.json")
+
+
+def _weight_bytes(folder: Path) -> int:
+    found = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    return sum(path.stat().st_size for path in found)
+
+
+def _parameters(hidden: int, layers: int, vocab: int, width: int, key_value_share: float, tied: bool) -> int:
+    """P of a Llama: per layer two h × h matrices, two of the keys' and values' share, three h × i, two norms."""
+    layer = round(2 * hidden**2 * (1 + key_value_share)) + 3 * hidden * width + 2 * hidden
+    return vocab * hidden * (1 if tied else 2) + layers * layer + hidden
