@@ -52,7 +52,8 @@ def begin_run():
     except UnderstudyError as error:
         raise WorkflowError(str(error)) from None
     nodes, own_cores = workflow.resource_settings.nodes, workflow.resource_settings.cores or 1
-    progress.start(PATHS.progress, graph.totals(STUDY), nodes or max(1, own_cores // cores("target")))
+    workers = min(nodes, STUDY.target.window) if nodes else max(1, own_cores // cores("target"))
+    progress.start(PATHS.progress, graph.totals(STUDY), workers)
     progress.hush(logger)
     if nodes:
         cluster.mark_jobs(

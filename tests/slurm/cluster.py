@@ -1,0 +1,204 @@
+"""A real SLURM cluster on one machine: a controller and several nodes with fake GPUs, on the loopback interface.
+
+Needs root and the programs of slurmctld, slurmd, slurm-client and munge. Everything lies below one folder; what is
+started is stopped by its process id.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "srun")
+SEARCHED = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+RUNNING = ("RUNNING", "CONFIGURING", "COMPLETING")
+
+
+def why_not() -> str | None:
+    """Why no cluster can be started here, or None."""
+    missing = [name for name in PROGRAMS if shutil.which(name, path=SEARCHED) is None]
+    if missing:
+        return f"{', '.join(missing)} not installed"
+    return None if os.geteuid() == 0 else "only root starts several nodes on one machine"
+
+
+@dataclass
+class Job:
+    """A job in the queue; `comment` is its rule and wildcards."""
+
+    id: str
+    state: str
+    name: str
+    node: str
+    comment: str
+
+
+@dataclass
+class Cluster:
+    """Nodes `n1`, `n2`, … with some cores, memory and fake GPUs each."""
+
+    folder: Path
+    nodes: int = 3
+    cores: int = 2
+    memory_mb: int = 8000
+    gpus: int = 4
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """For programs that talk to this cluster."""
+        return {**os.environ, "SLURM_CONF": str(self.folder / "slurm.conf"), "PATH": f"{self.folder / 'bin'}:{SEARCHED}"}
+
+    def start(self) -> None:
+        """Start everything and wait until all nodes are idle."""
+        for name in ("bin", "state", "log", "devices", *(f"spool/n{number}" for number in range(1, self.nodes + 1))):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        self._configure()
+        self._start_munge()
+        self._start("slurmctld", "-D", "-c")
+        for number in range(1, self.nodes + 1):
+            self._start("slurmd", "-D", "-N", f"n{number}")
+        self.wait_for_nodes()
+
+    def stop(self) -> None:
+        """Cancel all jobs and stop what was started, the controller's helpers last."""
+        with contextlib.suppress(subprocess.SubprocessError):
+            self.call("scancel", "--user", "root")
+            self._wait(lambda: not self.jobs(), 20, "jobs to end")
+        for process in reversed(self.processes):
+            process.terminate()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def call(self, *command: str) -> str:
+        """What a command of SLURM prints."""
+        done = subprocess.run(
+            command, env=self.environment, capture_output=True, text=True, check=False, timeout=60
+        )
+        if done.returncode != 0:
+            raise subprocess.SubprocessError(f"{' '.join(command)}: {done.stderr}")
+        return done.stdout
+
+    def jobs(self) -> list[Job]:
+        """What is in the queue and hasn't ended."""
+        listed = self.call("squeue", "--noheader", "--format", "%i|%T|%j|%N|%k").splitlines()
+        return [Job(*line.split("|", 4)) for line in listed]
+
+    def running(self, comment: str) -> Job | None:
+        """The job in execution whose comment begins so."""
+        return next((job for job in self.jobs() if job.state == "RUNNING" and job.comment.startswith(comment)), None)
+
+    def wait_for_job(self, comment: str, seconds: float = 120) -> Job:
+        """Wait until such a job runs."""
+        return self._wait(lambda: self.running(comment), seconds, f"{comment} to run")
+
+    def wait_for_nodes(self) -> None:
+        """Wait until all nodes are idle."""
+        self._wait(lambda: self._idle() == self.nodes, 60, "all nodes to be idle")
+
+    def _idle(self) -> int:
+        with contextlib.suppress(subprocess.SubprocessError):  # the controller isn't up yet
+            return len(self.call("sinfo", "--noheader", "--Node", "--states", "idle", "--format", "%N").split())
+        return 0
+
+    def _wait(self, condition, seconds: float, what: str):  # type: ignore[no-untyped-def]
+        deadline = time.monotonic() + seconds
+        while not (found := condition()):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"waited {seconds:.0f} s for {what}; queue: {self.jobs()}; logs in {self.folder}")
+            time.sleep(0.2)
+        return found
+
+    def _start(self, program: str, *options: str) -> None:
+        path = shutil.which(program, path=SEARCHED)
+        assert path is not None, why_not()
+        with (self.folder / "log" / f"{program}-{len(self.processes)}.txt").open("wb") as log:
+            self.processes.append(
+                subprocess.Popen([path, *options], env=self.environment, stdout=log, stderr=log, start_new_session=True)
+            )
+
+    def _start_munge(self) -> None:
+        """Authentication of its own: key and socket below the folder, which munged wants nobody else to write to."""
+        home = self.folder / "munge"
+        home.mkdir(mode=0o700)
+        (home / "key").touch(mode=0o600)
+        (home / "key").write_bytes(secrets.token_bytes(128))
+        files = {"socket": "socket", "key-file": "key", "seed-file": "seed", "pid-file": "pid", "log-file": "log"}
+        self._start("munged", "--foreground", "--force", *(f"--{key}={home / name}" for key, name in files.items()))
+        self._wait((home / "socket").exists, 20, "munged's socket")
+
+    def _configure(self) -> None:
+        """The cluster's files. Job steps lose SLURM_CONF on their way, so `srun` gets it anew."""
+        config = self.folder / "slurm.conf"
+        ports = _free_ports(self.nodes + 1)
+        host = os.uname().nodename.split(".")[0]
+        for index in range(self.gpus):
+            (self.folder / "devices" / f"nvidia{index}").symlink_to("/dev/null")
+        (self.folder / "gres.conf").write_text(
+            "AutoDetect=off\n"
+            f"Name=gpu Type=fake File={self.folder}/devices/nvidia[0-{self.gpus - 1}] Flags=nvidia_gpu_env\n"
+        )
+        settings = {
+            "ClusterName": "test",
+            "SlurmctldHost": f"{host}(127.0.0.1)",
+            "SlurmctldPort": ports[0],
+            "SlurmUser": "root",
+            "SlurmdUser": "root",
+            "AuthInfo": f"socket={self.folder}/munge/socket",
+            "CommunicationParameters": "NoInAddrAny,NoCtldInAddrAny",
+            "StateSaveLocation": self.folder / "state",
+            "SlurmdSpoolDir": f"{self.folder}/spool/%n",
+            "SlurmctldPidFile": self.folder / "slurmctld.pid",
+            "SlurmdPidFile": f"{self.folder}/%n.pid",
+            "SlurmdParameters": "config_overrides",
+            "ProctrackType": "proctrack/linuxproc",
+            "TaskPlugin": "task/none",
+            "JobAcctGatherType": "jobacct_gather/linux",
+            "JobAcctGatherFrequency": "task=1",
+            "JobAcctGatherParams": "OverMemoryKill",
+            "AccountingStorageType": "accounting_storage/none",
+            "SelectType": "select/cons_tres",
+            "SelectTypeParameters": "CR_Core_Memory",
+            "SchedulerParameters": "sched_interval=2,bf_interval=2,batch_sched_delay=0",
+            "GresTypes": "gpu",
+            "ReturnToService": 2,
+            "MinJobAge": 3600,
+            "KillWait": 2,
+            "SlurmdTimeout": 30,
+        }
+        nodes = f"n[1-{self.nodes}]"
+        lines = [
+            *(f"{key}={value}" for key, value in settings.items()),
+            f"NodeName={nodes} NodeHostname={host} NodeAddr=127.0.0.1 Port=[{','.join(map(str, ports[1:]))}] "
+            f"CPUs={self.cores} RealMemory={self.memory_mb} Gres=gpu:fake:{self.gpus}",
+            f"PartitionName=main Nodes={nodes} Default=YES MaxTime=INFINITE DefMemPerCPU=500",
+        ]
+        config.write_text("\n".join(lines) + "\n")
+        srun = self.folder / "bin" / "srun"
+        srun.write_text(f"#!/bin/sh\nSLURM_CONF={config} exec {shutil.which('srun', path=SEARCHED)} \"$@\"\n")
+        srun.chmod(0o755)
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return sorted(each.getsockname()[1] for each in sockets)
+
+
+def kill(pid: int, number: signal.Signals = signal.SIGKILL) -> None:
+    """Send a signal to a process that may have ended."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
