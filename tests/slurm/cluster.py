@@ -55,7 +55,11 @@ class Cluster:
     @property
     def environment(self) -> dict[str, str]:
         """For programs that talk to this cluster."""
-        return {**os.environ, "SLURM_CONF": str(self.folder / "slurm.conf"), "PATH": f"{self.folder / 'bin'}:{SEARCHED}"}
+        return {
+            **os.environ,
+            "SLURM_CONF": str(self.folder / "slurm.conf"),
+            "PATH": f"{self.folder / 'bin'}:{SEARCHED}",
+        }
 
     def start(self) -> None:
         """Start everything and wait until all nodes are idle."""
@@ -83,9 +87,7 @@ class Cluster:
 
     def call(self, *command: str) -> str:
         """What a command of SLURM prints."""
-        done = subprocess.run(
-            command, env=self.environment, capture_output=True, text=True, check=False, timeout=60
-        )
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False, timeout=60)
         if done.returncode != 0:
             raise subprocess.SubprocessError(f"{' '.join(command)}: {done.stderr}")
         return done.stdout
@@ -106,6 +108,23 @@ class Cluster:
     def wait_for_nodes(self) -> None:
         """Wait until all nodes are idle."""
         self._wait(lambda: self._idle() == self.nodes, 60, "all nodes to be idle")
+
+    def history(self) -> dict[str, list[str]]:
+        """The states of all jobs so far, by comment, in the order of submission; restarts of a job count as `REQUEUED`.
+
+        A job that took too much memory is `FAILED`, as SLURM has it where the accounting plugin kills.
+        """
+        found: dict[str, list[str]] = {}
+        for text in self.call("scontrol", "--oneliner", "show", "job").splitlines():
+            fields = dict(part.split("=", 1) for part in text.split() if "=" in part)
+            states = ["REQUEUED"] * int(fields["Restarts"]) + [fields["JobState"]]
+            found.setdefault(fields["Comment"], []).extend(states)
+        return found
+
+    def hurry(self, job: Job) -> None:
+        """Let a job that was put back into the queue begin now; SLURM would wait for two minutes."""
+        self._wait(lambda: any(each.id == job.id and each.state == "PENDING" for each in self.jobs()), 60, "a requeue")
+        self.call("scontrol", "update", f"JobId={job.id}", "StartTime=now")
 
     def _idle(self) -> int:
         with contextlib.suppress(subprocess.SubprocessError):  # the controller isn't up yet
@@ -186,7 +205,7 @@ class Cluster:
         ]
         config.write_text("\n".join(lines) + "\n")
         srun = self.folder / "bin" / "srun"
-        srun.write_text(f"#!/bin/sh\nSLURM_CONF={config} exec {shutil.which('srun', path=SEARCHED)} \"$@\"\n")
+        srun.write_text(f'#!/bin/sh\nSLURM_CONF={config} exec {shutil.which("srun", path=SEARCHED)} "$@"\n')
         srun.chmod(0o755)
 
 

@@ -7,6 +7,7 @@
     {root}/packs/{digest}.pt        where a pack of trials stands that isn't through
     {root}/packs/{digest}.notes.json    what went otherwise than planned with it
     {root}/packs/{digest}.lock      held while it is trained
+    *.holder                        who holds a lock, see `lease.py`
 
 It is the reason why nothing that is finished is trained again. No rule declares a file in it as output, and
 nothing in the workflow deletes from it.
@@ -14,12 +15,11 @@ nothing in the workflow deletes from it.
 
 from __future__ import annotations
 
-import fcntl
 import shutil
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
+from understudy import lease
 from understudy.errors import CorruptFileError
 from understudy.files import read_model, write_json
 from understudy.trial import TrialRecord
@@ -77,7 +77,7 @@ class Store:
 
     def locked(self, digest: str) -> AbstractContextManager[None]:
         """Hold an entry while its trial is trained or saved; a second process that wants it waits here."""
-        return _locked(self.entry(digest) / ".lock")
+        return lease.held(self.entry(digest) / ".lock")
 
     def pack_file(self, digest: str, suffix: str) -> Path:
         """A file of a pack, whether it exists or not."""
@@ -85,12 +85,4 @@ class Store:
 
     def pack_locked(self, digest: str) -> AbstractContextManager[None]:
         """Hold a pack while it is trained; a second process that wants it waits here."""
-        return _locked(self.pack_file(digest, "lock"))
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+        return lease.held(self.pack_file(digest, "lock"))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from understudy import lease
 from understudy.files import digest
 from understudy.settings import PretrainSettings
 
@@ -60,15 +61,15 @@ def kept(folder: Path, make: Callable[[Path], None]) -> Path:
     """`folder`, which `make` fills where it doesn't exist yet. It appears whole or not at all, and is made once."""
     if folder.is_dir():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = folder.with_name(f".{folder.name}.part")
-    with folder.with_name(f".{folder.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.is_dir():
-            shutil.rmtree(beside, ignore_errors=True)  # left by a process that was killed
-            beside.mkdir()
-            make(beside)
-            beside.replace(folder)
+    with lease.held(folder.with_name(f".{folder.name}.lock")):
+        if folder.is_dir():
+            return folder
+        for left in folder.parent.glob(f".{folder.name}.*.part"):  # by a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        beside = folder.with_name(f".{folder.name}.{os.uname().nodename}.{os.getpid()}.part")
+        beside.mkdir()
+        make(beside)
+        beside.replace(folder)
     return folder
 
 

@@ -1,0 +1,165 @@
+"""What a scheduler is asked for: sizes against transformers, estimates against what they must hold, attempts."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from understudy import resources
+from understudy.config import StudyConfig, parse
+from understudy.errors import ConfigError
+from understudy.files import write_json
+from understudy.settings import ModelSettings
+from understudy.trial import ModelCard
+
+ROOT = Path(__file__).parents[2]
+NOWHERE = Path("/nowhere/model.json")
+SHAPE = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 160}
+
+
+def study(example: str = "config/config.yaml", **changes: Any) -> StudyConfig:
+    raw: dict[str, Any] = yaml.safe_load((ROOT / example).read_text())
+    for path, value in changes.items():
+        *parents, last = path.split("__")
+        section = raw
+        for name in parents:
+            section = section.setdefault(name, {})
+        section[last] = value
+    return parse(raw)
+
+
+def parameters(config: Any) -> int:
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return sum(each.numel() for each in AutoModelForCausalLM.from_config(config).parameters())
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("key_value_heads", [4, 2])
+def test_a_local_models_size_is_what_transformers_makes_of_its_config(
+    tmp_path: Path, tied: bool, key_value_heads: int
+) -> None:
+    from transformers import LlamaConfig
+
+    config = LlamaConfig(
+        **SHAPE, vocab_size=300, num_key_value_heads=key_value_heads, tie_word_embeddings=tied, torch_dtype="bfloat16"
+    )
+    config.save_pretrained(tmp_path)
+    size = resources.model_size(ModelSettings(model_name_or_path=str(tmp_path)), NOWHERE)
+    assert size == resources.ModelSize(parameters(config), 64, 3, 300, "config.json")
+
+
+def test_a_built_in_models_size_is_what_transformers_makes_of_it() -> None:
+    from transformers import LlamaConfig
+
+    settings = study().models.target
+    assert settings.pretrain is not None
+    shape = settings.pretrain.model_dump(include={*SHAPE, "vocab_size"})
+    assert resources.model_size(settings, NOWHERE).parameters == parameters(
+        LlamaConfig(**shape, tie_word_embeddings=True)
+    )
+
+
+def test_weights_that_are_larger_than_their_config_tells_count(tmp_path: Path) -> None:
+    config = {**SHAPE, "vocab_size": 300, "dtype": "bfloat16"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with (tmp_path / "model-00001-of-00001.safetensors").open("wb") as handle:
+        handle.truncate(2 * 10**9)
+    assert resources.model_size(ModelSettings(model_name_or_path=str(tmp_path)), NOWHERE).parameters == 10**9
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"hidden_size": 3}', '{"hidden_size": "x"}'])
+def test_what_cannot_be_read_is_taken_for_the_default(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    settings = ModelSettings(model_name_or_path=str(tmp_path))
+    assert resources.model_size(settings, tmp_path / "config.json") == resources.UNKNOWN
+
+
+def test_a_hub_models_size_is_its_cards_once_it_is_prepared(tmp_path: Path) -> None:
+    settings, path = ModelSettings(model_name_or_path="some/model"), tmp_path / "model.json"
+    assert resources.model_size(settings, path) == resources.UNKNOWN
+    card = {
+        "role": "target",
+        "source": "hub",
+        "path": "/m",
+        "sha256": "a",
+        "model_type": "llama",
+        "quantization": "none",
+    }
+    card |= {"hidden_size": 8, "num_hidden_layers": 2, "vocab_size": 9, "parameters": 77}
+    write_json(path, ModelCard.model_validate({**card, "name": "some/model"}))
+    assert resources.model_size(settings, path) == resources.ModelSize(77, 8, 2, 9, "card")
+    write_json(path, ModelCard.model_validate({**card, "name": "another/model"}))
+    assert resources.model_size(settings, path) == resources.UNKNOWN
+
+
+def test_estimates_hold_what_they_must() -> None:
+    seven = resources.ModelSize(7_000_000_000, 3584, 28, 152_064, "card")
+    on_gpu = study("config/examples/own-model.yaml")
+    gigabytes = resources.estimated_mem_mb(on_gpu, "target", seven) / 1000
+    assert 14 < gigabytes < 40, "the weights in 16 bits pass through the host"
+    two = study("config/examples/own-model.yaml", execution__target__processes=2)
+    assert resources.estimated_mem_mb(two, "target", seven) / 1000 > 28, "once per process"
+    full = study(target__method="full")
+    small = resources.ModelSize(10**9, 2048, 16, 32_000, "card")
+    frozen = resources.estimated_mem_mb(study(), "target", small)
+    assert frozen > 4_000
+    assert resources.estimated_mem_mb(full, "target", small) - frozen > 10_000, "gradients and AdamW's two moments"
+
+    minutes = resources.estimated_runtime(on_gpu, "target", seven)
+    tokens = 4000 * 3 * 1024
+    assert minutes * 60 > 6 * seven.parameters * tokens / 1e14, "on a GPU that reaches 100 TFLOP/s"
+    assert minutes < 24 * 60
+    assert resources.estimated_runtime(two, "target", seven) < minutes
+    assert resources.estimated_runtime(study(), "target", resources.model_size(study().models.target, NOWHERE)) == 30
+
+
+def limits(config: StudyConfig, role: str, attempt: int) -> dict[str, Any]:
+    found = resources.job_limits(config, role, NOWHERE)  # type: ignore[arg-type]
+    return {name: value(None, attempt) if callable(value) else value for name, value in found.items()}
+
+
+def test_attempts_ask_for_more_up_to_the_limits_and_places_stand_as_given() -> None:
+    asked = {"mem_mb": 1000, "max_mem_mb": 2500, "runtime": 60, "partition": "long", "constraint": "ib"}
+    config = study(resources={"target": {**asked, "gpu_model": "h100"}, "account": "us"}, execution__device="cuda")
+    place = {"slurm_partition": "long", "slurm_account": "us", "constraint": "ib", "gpu_model": "h100"}
+    assert limits(config, "target", 1) == {"mem_mb": 1000, "runtime": 60, **place}
+    assert limits(config, "target", 3) == {"mem_mb": 2500, "runtime": 180, **place}
+    plain = limits(study(), "proxy", 1)
+    assert plain.keys() == {"mem_mb", "runtime"}
+    assert limits(study(), "proxy", 2) == {name: 2 * value for name, value in plain.items()}
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"mem_mb": 10, "max_mem_mb": 5}, "may be at most `max_mem_mb`"),
+        ({"runtime": 0}, "`runtime` must be at least 1"),
+        ({"mem_mb": True}, "must be a whole number or `auto`"),
+        ({"gpu_model": "a b"}, "gpu_model"),
+        ({"walltime": 3}, "unknown key"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(asked: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        study(resources={"proxy": asked})
+
+
+def test_a_trial_that_is_larger_than_the_run_is_told_and_others_are_not() -> None:
+    config = study(execution__target={"threads": 2, "processes": 2})
+    assert resources.crowded(config, 4) == []
+    (line,) = resources.crowded(config, 3)
+    assert "`execution.target` keeps 4 cores busy" in line
+
+
+def test_the_graph_is_known_without_torch() -> None:
+    code = "import understudy.resources, understudy.cluster, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
