@@ -1,5 +1,7 @@
 # run     the default study         test    the tests
 # check   everything that CI does   schema  the config's schema and reference
+# slurm   a study through a SLURM cluster that is started here (root only)
+# `make run PROFILE=slurm` submits jobs instead of running them: see workflow/profiles/README.md
 PYTHON ?= python3
 CORES ?= all
 WORKERS ?= 2
@@ -8,11 +10,14 @@ BIN := $(VENV)/bin
 SNAKEMAKE := $(BIN)/snakemake
 STAMP := $(VENV)/.installed
 
-.PHONY: run test check format schema
+PROFILE ?=
+EXTRA := $(VENV)/.installed-
+
+.PHONY: run test check slurm format schema
 .DEFAULT_GOAL := run
 
-run: $(STAMP)
-	@$(SNAKEMAKE) --cores $(CORES)
+run: $(STAMP) $(if $(PROFILE),$(EXTRA)$(PROFILE))
+	@$(SNAKEMAKE) $(if $(PROFILE),--workflow-profile workflow/profiles/$(PROFILE),--cores $(CORES))
 
 test: $(STAMP)
 	@$(BIN)/pytest --numprocesses $(WORKERS) --dist loadgroup
@@ -25,6 +30,9 @@ check: $(STAMP)
 	$(SNAKEMAKE) --lint
 	$(SNAKEMAKE) --dry-run
 	@$(MAKE) --no-print-directory test
+
+slurm: $(STAMP) $(EXTRA)slurm
+	@$(BIN)/pytest -m slurm tests/slurm
 
 format: $(STAMP)
 	$(BIN)/ruff format
@@ -43,4 +51,9 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "Installing into $(VENV) (once; some minutes, 2 GB without CUDA)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]' --constraint constraints.txt
+	@touch $@
+
+# What a profile needs beside it: the executor, which would make every other start of Snakemake slower.
+$(EXTRA)%: $(STAMP)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[$*]' --constraint constraints.txt
 	@touch $@

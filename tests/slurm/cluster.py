@@ -14,12 +14,15 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
+
+Found = TypeVar("Found")
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "srun")
 SEARCHED = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
-RUNNING = ("RUNNING", "CONFIGURING", "COMPLETING")
 
 
 def why_not() -> str | None:
@@ -97,13 +100,14 @@ class Cluster:
         listed = self.call("squeue", "--noheader", "--format", "%i|%T|%j|%N|%k").splitlines()
         return [Job(*line.split("|", 4)) for line in listed]
 
-    def running(self, comment: str) -> Job | None:
-        """The job in execution whose comment begins so."""
-        return next((job for job in self.jobs() if job.state == "RUNNING" and job.comment.startswith(comment)), None)
+    def wait_for_job(self, comment: str, seconds: float = 120, besides: Collection[str] = ()) -> Job:
+        """Wait until a job with this comment runs, one that isn't among some ids."""
 
-    def wait_for_job(self, comment: str, seconds: float = 120) -> Job:
-        """Wait until such a job runs."""
-        return self._wait(lambda: self.running(comment), seconds, f"{comment} to run")
+        def running() -> Job | None:
+            found = (job for job in self.jobs() if job.comment == comment and job.id not in besides)
+            return next((job for job in found if job.state == "RUNNING"), None)
+
+        return self._wait(running, seconds, f"{comment} to run")
 
     def wait_for_nodes(self) -> None:
         """Wait until all nodes are idle."""
@@ -131,7 +135,7 @@ class Cluster:
             return len(self.call("sinfo", "--noheader", "--Node", "--states", "idle", "--format", "%N").split())
         return 0
 
-    def _wait(self, condition, seconds: float, what: str):  # type: ignore[no-untyped-def]
+    def _wait(self, condition: Callable[[], Found | None], seconds: float, what: str) -> Found:
         deadline = time.monotonic() + seconds
         while not (found := condition()):
             if time.monotonic() > deadline:

@@ -243,6 +243,17 @@ def test_target_trials_are_stopped_early_and_left_alone(finished: Study, tmp_pat
     assert second.head(6).equals(targets)
 
 
+def test_what_is_asked_of_a_scheduler_holds_nothing_back_on_one_machine(finished: Study, tmp_path: Path) -> None:
+    """Neither memory that no machine has, nor more threads than there are cores; that is said."""
+    asked = {"target": {"mem_mb": 10**9, "runtime": 1}}
+    study = copy_of(finished, tmp_path / "asked", resources=asked, execution__target={"threads": 2})
+    done = study.run("results/execution/target.json", cores=1)
+    assert done.returncode == 0, done.stdout
+    assert "`execution.target` keeps 2 cores busy per trial" in done.stdout
+    execution = json.loads((study.results / "execution" / "target.json").read_text())
+    assert execution["resolved"]["threads"] == 2
+
+
 def test_the_table_that_the_benchmark_replays_can_be_made(finished: Study, tmp_path: Path) -> None:
     script = Path(__file__).parents[1] / "benchmarks" / "transfer_runs.py"
     command = [

@@ -24,8 +24,8 @@ from understudy.trial import ModelCard
 
 MB = 10**6
 STEP_MB = 512  # estimates are rounded up to a multiple of this
-WORKFLOW_MB = 1000  # Snakemake twice (the job and the step within it), beside the command; measured: 0.3 GB
-PROCESS_MB = 1500  # Python, torch and the data on the CPU; measured: 0.7 GB
+WORKFLOW_MB = 1000  # Snakemake twice (the job and the step within it), beside the command; measured: 0.26 GB
+PROCESS_MB = 1500  # Python, torch and the data on the CPU; measured: 0.5 GB
 GPU_PROCESS_MB = 4000  # and with CUDA's libraries
 MARGIN = 1.25
 

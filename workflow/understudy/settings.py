@@ -227,7 +227,7 @@ class StageResources(Section):
         default="auto", description="memory of a job in MB; `auto` estimates it from the model's size"
     )
     max_mem_mb: int | None = Field(
-        default=None, ge=1, description="what no attempt asks for more of: the nodes' memory"
+        default=None, ge=1, description="the most that any attempt asks for: what a node has, in MB"
     )
     runtime: int | Literal["auto"] = Field(
         default="auto", description="time limit of a job in minutes; `auto` estimates it from the model's size"
