@@ -21,7 +21,7 @@ from typing import TypeVar
 
 Found = TypeVar("Found")
 
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "srun")
+PROGRAMS = ("setpriv", "munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "srun")
 SEARCHED = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 
 
@@ -147,8 +147,9 @@ class Cluster:
         path = shutil.which(program, path=SEARCHED)
         assert path is not None, why_not()
         with (self.folder / "log" / f"{program}-{len(self.processes)}.txt").open("wb") as log:
+            command = ["setpriv", "--pdeathsig", "TERM", path, *options]  # nothing stays when the tests are killed
             self.processes.append(
-                subprocess.Popen([path, *options], env=self.environment, stdout=log, stderr=log, start_new_session=True)
+                subprocess.Popen(command, env=self.environment, stdout=log, stderr=log, start_new_session=True)
             )
 
     def _start_munge(self) -> None:
@@ -185,7 +186,7 @@ class Cluster:
             "SlurmctldPidFile": self.folder / "slurmctld.pid",
             "SlurmdPidFile": f"{self.folder}/%n.pid",
             "SlurmdParameters": "config_overrides",
-            "ProctrackType": "proctrack/linuxproc",
+            "ProctrackType": "proctrack/pgid",
             "TaskPlugin": "task/none",
             "JobAcctGatherType": "jobacct_gather/linux",
             "JobAcctGatherFrequency": "task=1",
