@@ -196,7 +196,7 @@ class Cluster:
             "SelectTypeParameters": "CR_Core_Memory",
             "SchedulerParameters": "sched_interval=2,bf_interval=2,batch_sched_delay=0",
             "GresTypes": "gpu",
-            "ReturnToService": 2,
+            "ReturnToService": 0,
             "MinJobAge": 3600,
             "KillWait": 2,
             "SlurmdTimeout": 30,

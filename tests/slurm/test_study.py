@@ -93,7 +93,6 @@ def test_tables_are_those_of_a_local_run_whatever_happens_on_the_cluster(cluster
 
         cluster.call("scontrol", "update", f"NodeName={lost.node}", "State=DOWN", "Reason=test")
         cluster.hurry(lost)
-        cluster.call("scontrol", "update", f"NodeName={lost.node}", "State=RESUME")
         assert second.wait(300) == 0, (study.folder / "output.txt").read_text()
     finally:
         kill(second.pid, signal.SIGTERM)

@@ -7,10 +7,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from understudy import lock, progress
+from understudy import files, lock, progress
 from understudy.errors import CorruptFileError, UserError
 from understudy.files import write_json, written_whole
 from understudy.settings import TrainingSettings
@@ -79,6 +80,19 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path
         _write_half(path)
     assert path.read_text() == '{\n  "x": 1\n}\n'
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_two_machines_that_write_one_file_do_not_write_into_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Process ids repeat from machine to machine; whoever is last is whole."""
+    with written_whole(tmp_path / "a.json") as first:
+        first.write_text("first")
+        monkeypatch.setattr(files.os, "uname", lambda: SimpleNamespace(nodename="elsewhere"))
+        with written_whole(tmp_path / "a.json") as second:
+            second.write_text("second")
+        assert (tmp_path / "a.json").read_text() == "second"
+    assert (tmp_path / "a.json").read_text() == "first"
 
 
 def test_the_store_returns_what_was_saved_and_refuses_what_is_broken(tmp_path: Path) -> None:

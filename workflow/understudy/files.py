@@ -19,6 +19,11 @@ Model = TypeVar("Model", bound=BaseModel)
 DIGEST_LENGTH = 32  # hexadecimal digits of a SHA-256 that name a store entry
 
 
+def writer() -> str:
+    """A name for this process among all that may write to a shared file system."""
+    return f"{os.uname().nodename}.{os.getpid()}"
+
+
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """Yield a path beside `path` to write to; on success flush it and move it into place.
@@ -26,7 +31,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     Parent folders are made. On an exception the half-written file goes and `path` stays as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    beside = path.with_name(f".{path.name}.{writer()}.part")
     try:
         yield beside
         with beside.open("rb") as handle:

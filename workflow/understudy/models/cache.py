@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from understudy import lease
-from understudy.files import digest
+from understudy.files import digest, writer
 from understudy.settings import PretrainSettings
 
 PRETRAIN_VERSION = 1  # raise it when a change to the tokenizer or to pretraining can change a weight
@@ -66,7 +65,7 @@ def kept(folder: Path, make: Callable[[Path], None]) -> Path:
             return folder
         for left in folder.parent.glob(f".{folder.name}.*.part"):  # by a process that was killed
             shutil.rmtree(left, ignore_errors=True)
-        beside = folder.with_name(f".{folder.name}.{os.uname().nodename}.{os.getpid()}.part")
+        beside = folder.with_name(f".{folder.name}.{writer()}.part")
         beside.mkdir()
         make(beside)
         beside.replace(folder)

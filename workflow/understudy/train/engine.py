@@ -16,6 +16,7 @@ from torch import nn
 from understudy import interruption, process, provenance, watchdog
 from understudy.data.encoding import Encoded, encode
 from understudy.data.files import read_split
+from understudy.files import writer
 from understudy.models.loading import load_base, load_tokenizer
 from understudy.store import Store
 from understudy.train import memory
@@ -207,7 +208,7 @@ def _device_name(execution: ResolvedExecution) -> str | None:
 @contextmanager
 def folder_whole(folder: Path) -> Iterator[Path]:
     """Yield a folder beside `folder` to write to, and move it into place on success."""
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    beside = folder.with_name(f".{folder.name}.{writer()}.part")
     shutil.rmtree(beside, ignore_errors=True)
     try:
         yield beside
