@@ -107,5 +107,9 @@ def _autocast(execution: ResolvedExecution) -> AbstractContextManager[Any]:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where a model's inputs must be."""
-    return next(model.parameters()).device
+    """Where a model's inputs must be: with its parameters, unless these are sharded and offloaded to the host."""
+    parameter = next(model.parameters())
+    mesh = getattr(parameter, "device_mesh", None)
+    if mesh is None or mesh.device_type == parameter.device.type:
+        return parameter.device
+    return torch.device(mesh.device_type, torch.cuda.current_device())

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+from datetime import timedelta
 from typing import Any
 
 from understudy import devices, process
 from understudy.errors import UnderstudyError
+from understudy.store import Store
 from understudy.train.trial import Job, train_trial
-from understudy.trial import TrialRecord, TrialSpec
+from understudy.trial import TrialRecord, TrialSpec, trial_digest
 
+LONGEST_WAIT = timedelta(minutes=30)  # that a process waits for the others in a sum before it gives up
 SHUTDOWN_SECONDS = 5  # after which a rank that doesn't end by itself is killed
 
 
@@ -23,7 +26,7 @@ def train_alone(spec: TrialSpec, job: Job) -> TrialRecord:
 
     def train(spec: TrialSpec) -> TrialRecord:
         devices.lease(job.inputs.execution)
-        if job.inputs.execution.processes > 1:
+        if job.inputs.execution.world_size > 1 or job.inputs.execution.strategy == "fsdp":
             return _train_on_ranks(spec, job)
         from understudy.train.engine import Engine
 
@@ -55,6 +58,8 @@ def _train_on_ranks(spec: TrialSpec, job: Job) -> TrialRecord:
     try:
         records: dict[int, TrialRecord] = elastic_launch(config, run_rank)(spec, job)
     except ChildFailedError as error:
+        if (found := Store(job.store).find(trial_digest(spec, job.inputs))) and found.result.status == "out_of_memory":
+            return found
         rank, failure = error.get_first_failure()
         raise RankError(
             f"process {rank} of {execution.processes} of trial {spec.id} ended with exit code {failure.exitcode}: "
@@ -78,9 +83,12 @@ def run_rank(spec: TrialSpec, job: Job) -> TrialRecord:
     on_gpu = job.inputs.execution.device == "cuda"
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    distributed.init_process_group("nccl" if on_gpu else "gloo")
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=LONGEST_WAIT)
     try:
-        return Engine(job, Ranks(distributed.get_rank(), distributed.get_world_size())).train(spec)
+        record = Engine(job, Ranks(distributed.get_rank(), distributed.get_world_size())).train(spec)
+        if job.inputs.execution.strategy == "fsdp" and record.result.status == "out_of_memory":
+            os._exit(1)  # the others wait for this rank; that it is gone ends them
+        return record
     finally:
         distributed.destroy_process_group()
 

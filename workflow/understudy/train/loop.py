@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from understudy.data.encoding import Encoded
 from understudy.settings import TrainingSettings
 from understudy.steps import evaluation_steps, find_stop, total_steps
-from understudy.train.batches import batches, completion_tokens, micro_batches
+from understudy.train.batches import batches, completion_tokens, rank_passes
 from understudy.train.evaluation import score
 from understudy.train.forward import collate, completion_logits, device_of
 from understudy.train.gradients import Gradients
@@ -21,6 +22,9 @@ from understudy.train.memory import OutOfMemoryError
 from understudy.train.optimizer import make_optimizer, make_schedule
 from understudy.train.ranks import Ranks, telling
 from understudy.trial import CurvePoint, EarlyStop, ResolvedExecution, TrialSpec, derive_seed
+
+if TYPE_CHECKING:
+    from understudy.train.sharding import ShardedGradients
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,8 @@ def train(
     evaluate_after = evaluation_steps(steps, settings.evaluations)
     smoothing, max_norm = float(hyperparameters["label_smoothing_factor"]), float(hyperparameters["max_grad_norm"])
 
-    gradients = Gradients([parameter for parameter in model.parameters() if parameter.requires_grad])
+    sharded = execution.strategy == "fsdp"
+    gradients = _gradients(model, sharded)
     optimizer = make_optimizer(model, hyperparameters)
     schedule = make_schedule(optimizer, hyperparameters, steps)
     since_evaluation = MeanLoss()
@@ -86,8 +91,10 @@ def train(
         counted = completion_tokens(batch)
         gradients.clear()
         with telling(gradients.trouble):
-            for rows in micro_batches(batch, execution.micro_batch_size, ranks.index, ranks.count):
+            for rows, counts in rank_passes(batch, execution.micro_batch_size, ranks.index, ranks.count, sharded):
                 loss = _summed_loss(model, rows, examples.pad_token_id, execution, smoothing) / counted
+                if not counts:  # the other ranks need this one's part in their passes, and nothing else of it
+                    loss = loss * 0
                 loss.backward()  # type: ignore[no-untyped-call]
                 gradients.loss += loss.detach()
 
@@ -122,14 +129,18 @@ def evaluate(
     execution: ResolvedExecution,
     ranks: Ranks,
     history: History,
-    trouble: Tensor,
+    trouble: Tensor | None,
 ) -> None:
     """Put the validation metrics into `history`. Each rank scores its share of the examples."""
-    share = examples.validation[ranks.index :: ranks.count]
+    share = list(examples.validation[ranks.index :: ranks.count])
+    own = len(share)
+    if execution.strategy == "fsdp" and own * ranks.count < len(examples.validation):
+        share.append(examples.validation[0])  # as many passes on every rank; this one doesn't count
     with telling(trouble):
         scores = score(model, share, examples.pad_token_id, execution)
-        found = [math.fsum(scores.losses), float(sum(scores.tokens)), float(sum(scores.correct)), 0.0]
-    trouble_here = bool(trouble.item() > 0)
+        sums_here = (math.fsum(scores.losses[:own]), sum(scores.tokens[:own]), sum(scores.correct[:own]))
+        found = [*map(float, sums_here), 0.0]
+    trouble_here = trouble is not None and bool(trouble.item() > 0)
     sums = torch.tensor([0.0, 0.0, 0.0, 1.0] if trouble_here else found, dtype=torch.float64, device=device_of(model))
     ranks.sum_(sums)
     loss, tokens, correct, trouble_anywhere = sums.tolist()
@@ -143,6 +154,15 @@ def evaluate(
         "eval_nats_per_byte": loss / sum(example.completion_bytes for example in examples.validation),
         "eval_accuracy": correct / tokens,
     }
+
+
+def _gradients(model: nn.Module, sharded: bool) -> Gradients | ShardedGradients:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not sharded:
+        return Gradients(trained)
+    from understudy.train.sharding import ShardedGradients
+
+    return ShardedGradients(trained, device_of(model))
 
 
 def _summed_loss(
