@@ -48,6 +48,7 @@ class ExecutionSection(Section):
     """For `prepare_execution`."""
 
     execution: ExecutionSettings
+    method: Method = "lora"  # of the target
 
 
 class TrainingSection(Section):
@@ -132,7 +133,7 @@ def sections(config: StudyConfig) -> dict[str, Section]:
         "study": config,
         "data": DataSection(seed=config.seed, cache=config.cache, data=config.data),
         **{f"model-{role}": _model(config, role) for role in ("proxy", "target")},
-        "execution": ExecutionSection(execution=config.execution),
+        "execution": ExecutionSection(execution=config.execution, method=target.method),
         "training": TrainingSection(training=config.training),
         "search": SearchSection(
             **shared,

@@ -190,8 +190,8 @@ class TargetExecution(StageExecution):
 
     strategy: Literal["auto", "ddp", "fsdp"] = Field(
         default="auto",
-        description="of several processes: `ddp` has the whole model in each and sums gradients; `fsdp` (torch's FSDP2) "
-        "shards parameters, gradients and optimizer state; `auto` takes `ddp` unless its estimate doesn't fit",
+        description="of several processes: `ddp` has the whole model in each and sums gradients; `fsdp` (torch's "
+        "FSDP2) shards parameters, gradients and optimizer state; `auto` takes `ddp` unless its estimate doesn't fit",
     )
     nodes: int = Field(default=1, ge=1, description="nodes per trial, each with `processes`; more than one need SLURM")
     cpu_offload: bool | Literal["auto"] = Field(

@@ -75,6 +75,7 @@ def load_base(
         device_map="auto" if where == "spread" else {"": device},
         quantization_config=quantization_config(card.quantization, dtype),
         local_files_only=True,
+        **({"attn_implementation": execution.attention} if execution.attention else {}),
     )
     if card.quantization == "nf4":
         keep_weights_unpacked(model)

@@ -91,7 +91,8 @@ def _only_at(head: nn.Module | None, positions: Tensor) -> Iterator[None]:
 
     def gather(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         hidden: Tensor = inputs[0]
-        return (hidden.flatten(0, 1)[positions].unsqueeze(0), *inputs[1:])
+        at = positions.to(hidden.device)  # another one where the model is spread over GPUs
+        return (hidden.flatten(0, 1)[at].unsqueeze(0), *inputs[1:])
 
     handle = head.register_forward_pre_hook(gather)
     try:

@@ -10,12 +10,12 @@ that runs out of memory can't carry that news to the next sum, so it ends the tr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from understudy.errors import ModelError
@@ -32,8 +32,9 @@ def shard_(model: nn.Module, execution: ResolvedExecution) -> None:
     decoder layers are.
     """
     mesh = init_device_mesh(execution.device, (distributed.get_world_size(),))
-    device = torch.device(execution.device, torch.cuda.current_device() if execution.device == "cuda" else None)
-    offload = CPUOffloadPolicy(pin_memory=execution.device == "cuda") if execution.cpu_offload else OffloadPolicy()
+    on_gpu = execution.device == "cuda"
+    device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+    offload = CPUOffloadPolicy(pin_memory=on_gpu) if execution.cpu_offload else OffloadPolicy()
     mixed = MixedPrecisionPolicy()
     if execution.dtype == "bfloat16":
         mixed = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
@@ -182,12 +183,10 @@ def whole_state(model: nn.Module, ranks: Ranks) -> dict[str, Tensor]:
 
 def _whole(value: Tensor, ranks: Ranks) -> Tensor:
     if isinstance(value, DTensor):
-        value = value.to(value.device_mesh.device_type).full_tensor()
+        gathered: Tensor = cast(DTensor, value.to(value.device_mesh.device_type)).full_tensor()
+        value = gathered
     return value.cpu() if ranks.index == 0 else torch.empty(0)
 
 
 def _local(value: Any) -> Any:
     return value.to_local() if isinstance(value, DTensor) else value
-
-
-__all__ = ["FSDPModule", "ShardedGradients", "local_tensors", "restore_local_", "shard_", "whole_state"]
