@@ -70,6 +70,12 @@ class Cost(_Frozen):
     wall_seconds: float = 0.0
     gpu_seconds: float = 0.0
     peak_memory_bytes: int = 0
+    tokens_per_second: float = Field(default=0.0, description="trained on, in the trial's time, evaluations included")
+    mfu: float | None = Field(
+        default=None,
+        description="model FLOPs utilisation (Chowdhery et al. 2022, section 4.1): `flops` as a share of what the "
+        "trial's GPUs could have done in its time; None on CPUs and where a GPU's peak isn't known",
+    )
 
 
 class RungScore(_Frozen):

@@ -140,6 +140,7 @@ def _cost(costs: pl.DataFrame) -> list[str]:
     lines = ["Cost, summed over trials"]
     for row in costs.iter_rows(named=True):
         gpu = f"   {row['gpu_hours']:.2f} GPU hours" if row["gpu_hours"] > 0 else ""
+        gpu += f"   MFU {percent_text(row['mfu'])}" if row["mfu"] is not None else ""
         lines.append(
             f"  {STAGE_NAMES[row['stage']]:<14}{row['trials']:>5} trials   {seconds_text(row['wall_seconds']):>9}   "
             f"{flops_text(row['flops']):>11}   {percent_text(row['share']):>5} of FLOPs{gpu}"

@@ -18,6 +18,7 @@ from understudy import process, provenance
 from understudy.data.encoding import Encoded, encode
 from understudy.data.files import read_split
 from understudy.models.loading import Place, load_base, load_tokenizer
+from understudy.models.peak_flops import peak_flops
 from understudy.store import Store
 from understudy.train import memory
 from understudy.train.adapters import trainable
@@ -165,12 +166,17 @@ class Engine:
         per_token = 4 if spec.method == "lora" else 6
         on_gpu = self.execution.device == "cuda"
         device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+        flops = float(parameters * (per_token * history.tokens + 2 * history.evaluated_tokens))
+        gpu_seconds = seconds * self.execution.world_size if on_gpu else 0.0
+        peak = peak_flops(_device_name(self.execution), self.execution.dtype)
         return Cost(
             tokens=history.tokens,
-            flops=float(parameters * (per_token * history.tokens + 2 * history.evaluated_tokens)),
+            flops=flops,
             wall_seconds=seconds,
-            gpu_seconds=seconds * self.execution.world_size if on_gpu else 0.0,
+            gpu_seconds=gpu_seconds,
             peak_memory_bytes=self.ranks.largest(memory.peak_bytes(), device),
+            tokens_per_second=history.tokens / seconds if seconds > 0 else 0.0,
+            mfu=flops / (peak * gpu_seconds) if peak and gpu_seconds else None,
         )
 
     def _save_weights(self, model: nn.Module, folder: Path) -> None:

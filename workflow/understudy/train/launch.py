@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -22,12 +23,17 @@ class RankError(UnderstudyError):
 
 
 def train_alone(spec: TrialSpec, job: Job) -> TrialRecord:
-    """The record of one trial, from the store or trained with `execution.processes` processes."""
+    """The record of one trial, from the store or trained with the execution's nodes and processes."""
+    execution = job.inputs.execution
 
     def train(spec: TrialSpec) -> TrialRecord:
-        devices.lease(job.inputs.execution)
-        if job.inputs.execution.world_size > 1 or job.inputs.execution.strategy == "fsdp":
-            return _train_on_ranks(spec, job)
+        if execution.nodes > 1:
+            from understudy.train.nodes import train_on_nodes
+
+            return train_on_nodes(spec, job)
+        devices.lease(execution)
+        if execution.processes > 1 or execution.strategy == "fsdp":
+            return train_on_ranks(spec, job)
         from understudy.train.engine import Engine
 
         return Engine(job).train(spec)
@@ -35,8 +41,19 @@ def train_alone(spec: TrialSpec, job: Job) -> TrialRecord:
     return train_trial(spec, job, train)
 
 
-def _train_on_ranks(spec: TrialSpec, job: Job) -> TrialRecord:
-    """Start the ranks and wait for them. Raises `RankError` where one of them ends without a result."""
+@dataclass(frozen=True)
+class Meeting:
+    """Where the ranks of several nodes meet: the first node's host and port, and which of the nodes this one is."""
+
+    endpoint: str
+    node: int
+
+
+def train_on_ranks(spec: TrialSpec, job: Job, meeting: Meeting | None = None) -> TrialRecord:
+    """Start this node's ranks and wait for them; without a meeting there is one node.
+
+    Returns the record of the node's first rank. Raises `RankError` where a rank ends without a result.
+    """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -45,29 +62,36 @@ def _train_on_ranks(spec: TrialSpec, job: Job) -> TrialRecord:
     execution = job.inputs.execution
     os.environ["OMP_NUM_THREADS"] = str(execution.threads)  # else torchrun sets it, and says so
     config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
+        min_nodes=execution.nodes,
+        max_nodes=execution.nodes,
         nproc_per_node=execution.processes,
         run_id=spec.id,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",  # a free port
-        local_addr="localhost",  # else the host's full name is looked up
+        rdzv_backend="static" if meeting else "c10d",  # static: each node's ranks have the same numbers every time
+        rdzv_endpoint=meeting.endpoint if meeting else "localhost:0",  # a free port
+        rdzv_configs={"rank": meeting.node} if meeting else {},
+        local_addr=None if meeting else "localhost",  # else the host's full name is looked up
         max_restarts=0,
         shutdown_timeout=SHUTDOWN_SECONDS,
     )
     try:
         records: dict[int, TrialRecord] = elastic_launch(config, run_rank)(spec, job)
     except ChildFailedError as error:
-        if (found := Store(job.store).find(trial_digest(spec, job.inputs))) and found.result.status == "out_of_memory":
+        if (found := out_of_memory(spec, job)) is not None:
             return found
         rank, failure = error.get_first_failure()
         raise RankError(
-            f"process {rank} of {execution.processes} of trial {spec.id} ended with exit code {failure.exitcode}: "
+            f"process {rank} of {execution.world_size} of trial {spec.id} ended with exit code {failure.exitcode}: "
             f"{_message(failure.message)}; nothing was recorded, run the workflow again to train the trial anew"
         ) from error
     except SignalException as error:
         raise RankError(f"trial {spec.id} was interrupted ({error.sigval.name}); run the workflow again") from error
-    return records[0]
+    return records[min(records)]
+
+
+def out_of_memory(spec: TrialSpec, job: Job) -> TrialRecord | None:
+    """What a rank of a sharded trial left in the store when it ran out of memory, before it ended."""
+    found = Store(job.store).find(trial_digest(spec, job.inputs))
+    return found if found is not None and found.result.status == "out_of_memory" else None
 
 
 def run_rank(spec: TrialSpec, job: Job) -> TrialRecord:
