@@ -115,9 +115,9 @@ def cost_per_stage(trials: pl.DataFrame, costs: pl.DataFrame) -> pl.DataFrame:
     """What each stage took: stage, trials, flops, wall_seconds, gpu_hours, tokens_per_second, mfu, share.
 
     `wall_seconds` sums over trials as if they had run one after the other, and `tokens_per_second` goes by that sum.
-    `mfu` (model FLOPs utilisation) is the mean over GPU time, null where no trial has one. `share` is that of all FLOPs,
-    null if none. The echo trials, which measure how well the proxy agrees with the target, are told apart from the
-    proxy's own search. The last row is the total.
+    `mfu` (model FLOPs utilisation) is the mean over GPU time, null where no trial has one; `share` is that of all
+    FLOPs. The echo trials, which measure how well the proxy agrees with the target, are told apart from the proxy's own
+    search. The last row is the total.
     """
     stage = pl.when(pl.col("origin") == "echo").then(pl.lit("echo")).otherwise("stage")
     named = trials.select("id", "stage", stage.alias("part")).join(costs, on=["id", "stage"])
