@@ -22,6 +22,7 @@ from understudy.models.peak_flops import peak_flops
 from understudy.store import Store
 from understudy.train import memory
 from understudy.train.adapters import trainable
+from understudy.train.layers import compiled
 from understudy.train.loop import DivergedError, Examples, History, StoppedEarlyError, train
 from understudy.train.memory import OutOfMemoryError
 from understudy.train.ranks import Ranks, telling
@@ -101,7 +102,7 @@ class Engine:
         """Train; on success keep the weights of a finalist. The second value says why it isn't complete."""
         settings, execution = self.job.inputs.training, self.execution
         try:
-            with trainable(base, spec, execution) as model:
+            with trainable(base, spec, execution) as model, compiled(model, execution.torch_compile):
                 if self._sharded:
                     with telling(None):
                         _shard(model, execution)

@@ -18,8 +18,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from understudy.errors import ModelError
 from understudy.models.quantization import import_bitsandbytes
+from understudy.train.layers import decoder_layers
 from understudy.train.ranks import Ranks
 from understudy.trial import ResolvedExecution
 
@@ -42,25 +42,10 @@ def shard_(model: nn.Module, execution: ResolvedExecution) -> None:
         for module in model.modules():
             _hold_plainly(module, device)
     # peft calls its base's forward past the hooks of the base, so the outermost module has to be the root
-    for module in [*decoder_layers(model), model]:
+    for module in [*decoder_layers(model, "strategy: fsdp"), model]:
         sharded = fully_shard(module, mesh=mesh, mp_policy=mixed, offload_policy=offload)
         sharded.set_gradient_divide_factor(1.0)
         sharded.set_force_sum_reduction_for_comms(True)  # the mean's operator is NCCL's alone
-
-
-def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """The layers that are gathered one by one: those that transformers never splits between devices.
-
-    Raises `ModelError` where the model's class doesn't name any.
-    """
-    names = set(getattr(model, "_no_split_modules", None) or ())
-    layers = [module for module in model.modules() if type(module).__name__ in names]
-    if not layers:
-        raise ModelError(
-            f"`execution.target.strategy: fsdp` shards decoder layer by decoder layer, but {type(model).__name__} "
-            "doesn't say which modules these are (`_no_split_modules`); set `strategy: ddp`"
-        )
-    return layers
 
 
 def _hold_plainly(module: nn.Module, device: torch.device) -> None:
