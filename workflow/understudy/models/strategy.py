@@ -103,13 +103,14 @@ class Needs:
 
 def _decide(stage: TargetExecution, needs: Needs, hardware: Hardware) -> tuple[Strategy, list[str]]:
     usable = _usable(hardware)
-    fits_whole, fits_sharded = needs.whole + needs.row <= usable, needs.sharded + needs.row <= usable
+    fits_whole = needs.whole + needs.row <= usable
+    fits_sharded = not stage.torch_compile and needs.sharded + needs.row <= usable
     if fits_whole and needs.processes == 1:
         return Strategy("ddp"), []
-    offload = not fits_whole and not fits_sharded and stage.cpu_offload == "auto"
+    offload = not fits_whole and not fits_sharded and stage.cpu_offload == "auto" and not stage.torch_compile
     if offload and needs.host > USABLE_SHARE * hardware.host_bytes:
         offload = False  # the host can't hold them either
-    sharded = not fits_whole and (needs.processes > 1 or offload)
+    sharded = not fits_whole and not stage.torch_compile and (needs.processes > 1 or offload)
     found = Strategy("fsdp" if sharded else "ddp", offload)
     notes = [f"target.strategy: {found.name}, {needs.say(hardware)}"]
     if sharded:
@@ -123,6 +124,8 @@ def _advice(stage: TargetExecution, offload: bool) -> str:
     """What takes less memory, the cheapest first."""
     ways = [] if stage.gradient_checkpointing else ["`gradient_checkpointing: true`"]
     ways.append("more `processes`")
+    if stage.torch_compile:
+        ways.append("without `torch_compile` it would be sharded")
     text = "what helps: " + ", ".join([*ways, "`models.target.quantization: nf4` with LoRA"])
     return f"{text}; with shards in the host's memory steps are slow" if offload else text
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from understudy.errors import ModelError
 
-# of a layer's compiled code: training, evaluation, recomputation, rows and lengths of 1. Beyond torch's 8 it would go on
+# of a layer's compiled code: training, evaluation, recomputation, rows and lengths of 1. Beyond torch's 8 it would run
 # uncompiled, with a warning alone.
 MOST_VERSIONS = 64
 
@@ -25,8 +25,8 @@ def decoder_layers(model: nn.Module, setting: str) -> list[nn.Module]:
     layers = [module for module in model.modules() if type(module).__name__ in names]
     if not layers:
         raise ModelError(
-            f"`execution.target.{setting}` works decoder layer by decoder layer, but {type(model).__name__} doesn't say "
-            "which modules these are (`_no_split_modules`); leave the setting out"
+            f"`execution.target.{setting}` works decoder layer by decoder layer, but {type(model).__name__} doesn't "
+            "say which modules these are (`_no_split_modules`); leave the setting out"
         )
     return layers
 
@@ -43,7 +43,7 @@ def compiled(model: nn.Module, wanted: bool) -> Iterator[None]:
         return
     layers = decoder_layers(model, "torch_compile")
     for layer in layers:
-        layer.compile(dynamic=True)  # type: ignore[no-untyped-call]
+        layer.compile(dynamic=True)
     try:
         with torch._dynamo.config.patch(recompile_limit=MOST_VERSIONS):
             yield
