@@ -21,7 +21,11 @@ while [[ $1 == -* ]]; do
 done
 for ((node = 0; node < tasks; node++)); do SLURM_NODEID=$node "$@" & done
 code=0
-for ((node = 0; node < tasks; node++)); do wait -n || { code=$?; kill $(jobs -p); }; done
+for ((node = 0; node < tasks; node++)); do
+    wait -n
+    ended=$?
+    if ((ended && !code)); then code=$ended; kill $(jobs -p); fi
+done
 exit $code
 """
 SCONTROL = """#!/bin/bash
