@@ -16,8 +16,10 @@ from understudy.errors import ModelError
 from understudy.train.engine import Engine
 from understudy.train.layers import compiled, decoder_layers
 
-# peft asks transformers for an attribute by its old name
-pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+# peft asks transformers for an attribute by its old name; torch looks at gradients while it traces
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*is_gradient_checkpointing.*:FutureWarning", "ignore:The .grad attribute of a Tensor:UserWarning"
+)
 
 
 @pytest.fixture

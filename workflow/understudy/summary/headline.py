@@ -89,6 +89,8 @@ def agreement_lines(table: pl.DataFrame) -> list[str]:
 def _model(card: ModelCard, execution: Execution) -> str:
     how = execution.resolved
     processes = f", {how.processes} processes" if how.processes > 1 else ""
+    processes += f" on each of {how.nodes} nodes" if how.nodes > 1 else ""
+    processes += ", sharded" if how.strategy == "fsdp" else ""
     return (
         f"{card.role:<8} {card.name}, {parameters_text(card.parameters)} parameters, "
         f"{quantization_text(card.quantization)}, on {how.device}{processes}"
