@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from understudy import devices, process
+from understudy import devices, interruption, process, watchdog
 from understudy.errors import UnderstudyError
+from understudy.interruption import InterruptionError
 from understudy.store import Store
 from understudy.train.trial import Job, train_trial
 from understudy.trial import TrialRecord, TrialSpec, trial_digest
 
 LONGEST_WAIT = timedelta(minutes=30)  # that a process waits for the others in a sum before it gives up
 SHUTDOWN_SECONDS = 5  # after which a rank that doesn't end by itself is killed
+PASS_ON_SECONDS = 0.5
 
 
 class RankError(UnderstudyError):
@@ -53,6 +59,7 @@ def train_on_ranks(spec: TrialSpec, job: Job, meeting: Meeting | None = None) ->
     """Start this node's ranks and wait for them; without a meeting there is one node.
 
     Returns the record of the node's first rank. Raises `RankError` where a rank ends without a result.
+    After a signal the ranks end by themselves, all after the same step; then it raises `InterruptionError`.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -72,20 +79,30 @@ def train_on_ranks(spec: TrialSpec, job: Job, meeting: Meeting | None = None) ->
         local_addr=None if meeting else "localhost",  # else the host's full name is looked up
         max_restarts=0,
         shutdown_timeout=SHUTDOWN_SECONDS,
+        signals_to_handle="SIGHUP,SIGQUIT",  # at these torchrun's agent ends the ranks; others are passed on here
     )
     try:
-        records: dict[int, TrialRecord] = elastic_launch(config, run_rank)(spec, job)
+        with interruption.deferred(), _passing_on_signals():
+            ends: dict[int, TrialRecord | InterruptionError] = elastic_launch(config, run_rank)(spec, job)
     except ChildFailedError as error:
+        if (number := interruption.asked()) is not None:
+            raise InterruptionError(
+                number, "before all processes were at work; an earlier checkpoint is kept"
+            ) from error
         if (found := out_of_memory(spec, job)) is not None:
             return found
         rank, failure = error.get_first_failure()
+        reason = _hung(job) if failure.exitcode == watchdog.EXIT_CODE else _message(failure.message)
         raise RankError(
             f"process {rank} of {execution.world_size} of trial {spec.id} ended with exit code {failure.exitcode}: "
-            f"{_message(failure.message)}; nothing was recorded, run the workflow again to train the trial anew"
+            f"{reason}; nothing was recorded, run the workflow again to go on from the checkpoint, if there is one"
         ) from error
     except SignalException as error:
         raise RankError(f"trial {spec.id} was interrupted ({error.sigval.name}); run the workflow again") from error
-    return records[min(records)]
+    end = ends[min(ends)]
+    if isinstance(end, InterruptionError):
+        raise end
+    return end
 
 
 def out_of_memory(spec: TrialSpec, job: Job) -> TrialRecord | None:
@@ -94,9 +111,45 @@ def out_of_memory(spec: TrialSpec, job: Job) -> TrialRecord | None:
     return found if found is not None and found.result.status == "out_of_memory" else None
 
 
-def run_rank(spec: TrialSpec, job: Job) -> TrialRecord:
-    """What each process does: join the others, train, and leave. Rank 0 writes to the store."""
+@contextmanager
+def _passing_on_signals() -> Iterator[None]:
+    """While this process waits for its children, tell them when it is asked to end.
+
+    Each is told again and again: it may not listen yet, and once it has heard it doesn't mind.
+    """
+    done = threading.Event()
+
+    def pass_on() -> None:
+        while not done.wait(PASS_ON_SECONDS):
+            if (number := interruption.asked()) is not None:
+                for pid in [child.pid for child in multiprocessing.active_children() if child.pid is not None]:
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, number)
+
+    thread = threading.Thread(target=pass_on, name="pass-on-signals", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def run_rank(spec: TrialSpec, job: Job) -> TrialRecord | InterruptionError:
+    """What each process does: join the others, train, and leave. Rank 0 writes to the store.
+
+    An interruption is returned, so that torchrun's agent lets every rank come to its end.
+    """
     process.end_with_parent()
+    try:
+        interruption.listen()
+        with watchdog.watching(job.running.watchdog_minutes, f"a process of trial {spec.id}"):
+            return _train_as_rank(spec, job)
+    except InterruptionError as error:
+        return error
+
+
+def _train_as_rank(spec: TrialSpec, job: Job) -> TrialRecord:
     process.set_threads(job.inputs.execution.threads)
     import torch
     from torch import distributed
@@ -115,6 +168,10 @@ def run_rank(spec: TrialSpec, job: Job) -> TrialRecord:
         return record
     finally:
         distributed.destroy_process_group()
+
+
+def _hung(job: Job) -> str:
+    return f"no progress for {job.running.watchdog_minutes:g} minutes (`execution.watchdog_minutes`)"
 
 
 def _message(reported: Any) -> str:

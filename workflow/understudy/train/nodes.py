@@ -19,14 +19,16 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from understudy import devices, process
+from understudy import devices, interruption, process
 from understudy.errors import UnderstudyError, UserError
 from understudy.files import read_json, read_model, write_json
+from understudy.interruption import InterruptionError
 from understudy.store import Store
 from understudy.train.launch import Meeting, RankError, out_of_memory, train_on_ranks
 from understudy.train.trial import Job
 from understudy.trial import TrialRecord, TrialSpec, trial_digest
 
+POLL_SECONDS = 0.5
 SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
@@ -46,13 +48,15 @@ def train_on_nodes(spec: TrialSpec, job: Job) -> TrialRecord:
     one_each = ["--nodes", str(nodes), "--ntasks", str(nodes), "--ntasks-per-node", "1"]
     together = ["--overlap", "--kill-on-bad-exit=1"]  # beside this command's own step; all end with the first
     agent = [sys.executable, "-m", "understudy.train.nodes", str(folder.resolve()), f"{host}:{_free_port()}"]
-    done = subprocess.run(["srun", *one_each, *together, *agent], check=False, preexec_fn=_end_with_parent)
+    code = _run(["srun", *one_each, *together, *agent])
     if (record := folder / "record.json").exists():
         return read_model(record, TrialRecord)
     if (found := out_of_memory(spec, job)) is not None:
         return found
+    if (number := interruption.asked()) is not None:
+        raise InterruptionError(number, "on several nodes; the newest checkpoint is kept")
     raise RankError(
-        f"trial {spec.id} on {nodes} nodes ended with srun's exit code {done.returncode}; the log has the nodes' "
+        f"trial {spec.id} on {nodes} nodes ended with srun's exit code {code}; the log has the nodes' "
         "messages; nothing was recorded, run the workflow again to train the trial anew"
     )
 
@@ -60,6 +64,7 @@ def train_on_nodes(spec: TrialSpec, job: Job) -> TrialRecord:
 def run_agent(folder: Path, endpoint: str) -> None:
     """What each node does: its ranks train, and the first node writes down what came of it."""
     process.end_with_parent()
+    interruption.listen()
     spec, job = read_model(folder / "spec.json", TrialSpec), _JOB.validate_python(read_json(folder / "job.json"))
     devices.lease(job.inputs.execution)
     node = int(os.environ["SLURM_NODEID"])
@@ -80,6 +85,19 @@ def _first_node(nodes: int) -> str:
     listed = os.environ["SLURM_JOB_NODELIST"]
     names = subprocess.run(["scontrol", "show", "hostnames", listed], capture_output=True, text=True, check=True)
     return names.stdout.split()[0]
+
+
+def _run(command: list[str]) -> int:
+    """Run srun to its end and return its exit code. A signal to this process is passed on, once, to all its tasks."""
+    told = False
+    with interruption.deferred(), subprocess.Popen(command, preexec_fn=_end_with_parent) as srun:
+        while True:
+            try:
+                return srun.wait(POLL_SECONDS)
+            except subprocess.TimeoutExpired:
+                if not told and interruption.asked() is not None:
+                    srun.send_signal(signal.SIGTERM)
+                    told = True
 
 
 def _free_port() -> int:

@@ -9,7 +9,7 @@ that runs out of memory can't carry that news to the next sum, so it ends the tr
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -19,6 +19,8 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, Offlo
 from torch.distributed.tensor import DTensor
 
 from understudy.models.quantization import import_bitsandbytes
+from understudy.train.checkpoint import local
+from understudy.train.gradients import Agreed
 from understudy.train.layers import decoder_layers
 from understudy.train.ranks import Ranks
 from understudy.trial import ResolvedExecution
@@ -82,7 +84,8 @@ class ShardedGradients:
 
     def __init__(self, parameters: Sequence[nn.Parameter], device: torch.device) -> None:
         self._parameters = parameters
-        self._told = torch.zeros(2, dtype=torch.float64, device=device)  # loss, square of the gradients' norm
+        # loss, square of the gradients' norm, whether to save, whether to stop
+        self._told = torch.zeros(4, dtype=torch.float64, device=device)
         self.loss = self._told[:1]
         self._norm = torch.zeros((), dtype=torch.float64, device=device)
 
@@ -92,14 +95,19 @@ class ShardedGradients:
         for parameter in self._parameters:
             parameter.grad = None
 
-    def add_up(self, ranks: Ranks) -> tuple[float, bool]:
-        """Sum the loss over the ranks, and what their gradients' norm takes; no rank that gets here is in trouble."""
+    def add_up(self, ranks: Ranks, save: bool = False, stop: bool = False) -> Agreed:
+        """Sum over the ranks the loss, and what their gradients' norm takes; `save` and `stop` are this rank's wishes.
+
+        No rank that gets here is in trouble.
+        """
         squares = [torch.linalg.vector_norm(grad, dtype=torch.float64).square() for grad in self._local()]
         if squares:
             self._told[1] = torch.stack(squares).sum()
+        self._told[2], self._told[3] = float(save), float(stop)
         ranks.sum_(self._told)
-        self._norm = self._told[1].sqrt()
-        return float(self._told[0]), False
+        loss, square, saving, stopping = self._told.tolist()
+        self._norm.fill_(square**0.5)
+        return Agreed(loss, False, saving > 0, stopping > 0)
 
     def clip_(self, max_norm: float) -> Tensor:
         """Scale down to a global norm of at most `max_norm`, as torch's `clip_grad_norm_`; return the norm before.
@@ -114,38 +122,7 @@ class ShardedGradients:
     def _local(self) -> list[Tensor]:
         """This rank's shards of the gradients."""
         grads = (parameter.grad for parameter in self._parameters)
-        return [local for grad in grads if grad is not None and (local := _local(grad)).numel()]
-
-
-def local_tensors(values: Any) -> Any:
-    """A nested structure (a `state_dict` of a sharded model or of its optimizer) with this rank's shards in it.
-
-    Tensors come as they lie in memory, not copied; everything that isn't sharded stays what it is.
-    """
-    if isinstance(values, Mapping):
-        return {key: local_tensors(value) for key, value in values.items()}
-    if isinstance(values, list | tuple):
-        return type(values)(local_tensors(value) for value in values)
-    return _local(values)
-
-
-@torch.no_grad()
-def restore_local_(values: Any, saved: Any) -> None:
-    """Copy what `local_tensors` returned in an earlier process into the same structure's tensors, in place.
-
-    Raises `ValueError` where the two differ in shape: they were saved by another rank or another number of ranks.
-    """
-    if isinstance(values, Mapping):
-        for key, value in values.items():
-            restore_local_(value, saved[key])
-    elif isinstance(values, list | tuple):
-        for value, old in zip(values, saved, strict=True):
-            restore_local_(value, old)
-    elif isinstance(values, Tensor):
-        local = _local(values)
-        if local.shape != saved.shape:
-            raise ValueError(f"a shard of shape {tuple(saved.shape)} was saved, but {tuple(local.shape)} is needed")
-        local.copy_(saved)
+        return [part for grad in grads if grad is not None and (part := local(grad)).numel()]
 
 
 def whole_state(model: nn.Module, ranks: Ranks) -> dict[str, Tensor]:
@@ -171,7 +148,3 @@ def _whole(value: Tensor, ranks: Ranks) -> Tensor:
         gathered: Tensor = cast(DTensor, value.to(value.device_mesh.device_type)).full_tensor()
         value = gathered
     return value.cpu() if ranks.index == 0 else torch.empty(0)
-
-
-def _local(value: Any) -> Any:
-    return value.to_local() if isinstance(value, DTensor) else value
