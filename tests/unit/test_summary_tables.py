@@ -202,6 +202,23 @@ def test_costs_sum_by_stage(study: synthetic_study.Study, trials: pl.DataFrame) 
     assert table["share"][0] == pytest.approx(table["flops"][0] / table["flops"][4])
 
 
+def test_rates_are_means_over_the_time_they_took(study: synthetic_study.Study, trials: pl.DataFrame) -> None:
+    """Tokens per second of all time, MFU of the GPU time for which it is known."""
+    gpu = {"t0000": (10.0, 0.5), "t0001": (30.0, 0.1), "t0002": (99.0, None)}
+    costs = costs_frame(study.records).with_columns(
+        pl.col("id")
+        .replace_strict({id: seconds for id, (seconds, _) in gpu.items()}, default=0.0)
+        .alias("gpu_seconds"),
+        pl.col("id").replace_strict({id: mfu for id, (_, mfu) in gpu.items()}, default=None).alias("mfu"),
+    )
+    table = derived.cost_per_stage(trials, costs)
+    assert table.filter(pl.col("stage") == "target")["mfu"].item() == pytest.approx((10 * 0.5 + 30 * 0.1) / 40)
+    assert table["mfu"].null_count() == 3, "all but the target and the total"
+    proxy = [r.result.cost for r in study.proxy if r.spec.origin != "echo"]
+    expected = sum(cost.tokens for cost in proxy) / sum(cost.wall_seconds for cost in proxy)
+    assert table["tokens_per_second"][0] == pytest.approx(expected)
+
+
 def test_the_leaderboard_ranks_finalists_first(study: synthetic_study.Study, trials: pl.DataFrame) -> None:
     table = derived.leaderboard(trials, study.winner, list(study.config.space))
     finalists, targets = table[:3], table[3:]

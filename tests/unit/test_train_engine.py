@@ -140,6 +140,8 @@ def test_a_result_says_what_it_took(tmp_path: Path) -> None:
     assert result.cost.flops == pytest.approx(flops)
     assert result.cost.wall_seconds > 0
     assert result.cost.gpu_seconds == 0
+    assert result.cost.tokens_per_second == pytest.approx(result.cost.tokens / result.cost.wall_seconds)
+    assert result.cost.mfu is None, "no peak is known of a CPU"
     assert result.cost.peak_memory_bytes > 10 * 2**20
     assert result.provenance["torch"] == torch.__version__
 

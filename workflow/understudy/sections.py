@@ -51,6 +51,7 @@ class ExecutionSection(Section):
     """For `prepare_execution`."""
 
     execution: ExecutionSettings
+    method: Method = "lora"  # of the target
 
 
 class RunningSection(Section):
@@ -141,7 +142,7 @@ def sections(config: StudyConfig) -> dict[str, Section]:
         "study": config,
         "data": DataSection(seed=config.seed, cache=config.cache, data=config.data),
         **{f"model-{role}": _model(config, role) for role in ("proxy", "target")},
-        "execution": ExecutionSection(execution=_part(ExecutionSettings, config.execution)),
+        "execution": ExecutionSection(execution=_part(ExecutionSettings, config.execution), method=target.method),
         "running": RunningSection(running=_part(RunningSettings, config.execution)),
         "training": TrainingSection(training=config.training),
         "search": SearchSection(

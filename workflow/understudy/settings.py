@@ -21,6 +21,7 @@ HalvingMetric = Literal["eval_loss", "eval_nats_per_byte", "eval_accuracy", "tra
 Dtype = Literal["auto", "float32", "bfloat16"]
 Device = Literal["auto", "cpu", "cuda"]
 LeftBehind = Literal["cancel", "wait"]
+Attention = Literal["sdpa", "flash_attention_2", "eager"]
 
 
 class Section(BaseModel):
@@ -141,7 +142,7 @@ class StageExecution(Section):
     """How a stage's trials run. Everything here can change sums, so it is part of every trial's digest."""
 
     threads: int = Field(default=1, ge=1, description="CPU threads per process")
-    processes: int = Field(default=1, ge=1, description="processes per trial (torchrun); one GPU each")
+    processes: int = Field(default=1, ge=1, description="processes per trial and node (torchrun); one GPU each")
     micro_batch_size: int | Literal["auto"] = Field(
         default="auto", description="rows per forward pass and process; smaller ones are accumulated"
     )
@@ -185,12 +186,43 @@ class ProxyExecution(StageExecution):
         return self
 
 
+class TargetExecution(StageExecution):
+    """How the target's trials run: each alone, on one or many processes."""
+
+    strategy: Literal["auto", "ddp", "fsdp"] = Field(
+        default="auto",
+        description="of several processes: `ddp` has the whole model in each and sums gradients; `fsdp` (torch's "
+        "FSDP2) shards parameters, gradients and optimizer state; `auto` takes `ddp` unless its estimate doesn't fit",
+    )
+    nodes: int = Field(default=1, ge=1, description="nodes per trial, each with `processes`; more than one need SLURM")
+    cpu_offload: bool | Literal["auto"] = Field(
+        default="auto", description="with `fsdp`: hold shards in the host's memory; `auto` where nothing else fits"
+    )
+    attention: Attention | Literal["auto"] = Field(
+        default="auto", description="kernel of attention; `auto` is what transformers takes, mostly `sdpa`"
+    )
+    torch_compile: bool = Field(default=False, description="compile the decoder layers (torch.compile)")
+
+    @model_validator(mode="after")
+    def _strategy_makes_sense(self) -> TargetExecution:
+        if self.cpu_offload is True and self.strategy != "fsdp":
+            raise ValueError(f"`cpu_offload: true` goes with `strategy: fsdp`, but the strategy is `{self.strategy}`")
+        if self.strategy == "fsdp" and self.nodes * self.processes == 1 and self.cpu_offload is not True:
+            raise ValueError(
+                "`strategy: fsdp` shards over several processes, but `nodes` and `processes` are 1; raise `processes`, "
+                "set `cpu_offload: true`, or take `strategy: ddp`, which with one process is plain training"
+            )
+        if self.torch_compile and self.strategy == "fsdp":
+            raise ValueError("`torch_compile` isn't tested with `strategy: fsdp`; leave one of the two out")
+        return self
+
+
 class ExecutionSettings(Section):
     """Where trials run."""
 
     device: Device = Field(default="auto", description="`auto` takes the GPU where there is one")
     proxy: ProxyExecution = Field(default=ProxyExecution(), description="the proxy's trials")
-    target: StageExecution = Field(default=StageExecution(), description="the target's trials")
+    target: TargetExecution = Field(default=TargetExecution(), description="the target's trials")
 
     @model_validator(mode="after")
     def _proxy_is_one_process(self) -> ExecutionSettings:

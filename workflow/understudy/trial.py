@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from understudy.files import digest
 from understudy.hyperparameters import Value
-from understudy.settings import HalvingMetric, Method, Quantization, Role, Split, TrainingSettings
+from understudy.settings import Attention, HalvingMetric, Method, Quantization, Role, Split, TrainingSettings
 
 FORMAT_VERSION: Final = 1
 ENGINE_VERSION = 2  # raise it when a change to training, tokenisation or evaluation can change a number
+
+LATER = ("strategy", "nodes", "cpu_offload", "attention", "torch_compile")  # fields of the execution, since version 2
 
 Stage = Literal["proxy", "truncated", "target", "finalist"]
 Origin = Literal["random", "sobol", "grid", "default", "echo", "transferred", "refined"]
@@ -68,6 +70,12 @@ class Cost(_Frozen):
     wall_seconds: float = 0.0
     gpu_seconds: float = 0.0
     peak_memory_bytes: int = 0
+    tokens_per_second: float = Field(default=0.0, description="trained on, in the trial's time, evaluations included")
+    mfu: float | None = Field(
+        default=None,
+        description="model FLOPs utilisation (Chowdhery et al. 2022, section 4.1): `flops` as a share of what the "
+        "trial's GPUs could have done in its time; None on CPUs and where a GPU's peak isn't known",
+    )
 
 
 class RungScore(_Frozen):
@@ -213,11 +221,28 @@ class ResolvedExecution(_Frozen):
 
     device: Literal["cpu", "cuda"]
     threads: int
-    processes: int
+    processes: int = Field(description="per node")
     micro_batch_size: int
     dtype: Literal["float32", "bfloat16"]
     gradient_checkpointing: bool
     packing: Packing | None = Field(default=None, description="None: trials are trained alone")
+    strategy: Literal["ddp", "fsdp"] = Field(default="ddp", description="of one process alone: plain training")
+    nodes: int = 1
+    cpu_offload: bool = False
+    attention: Attention | None = Field(default=None, description="None: what transformers takes")
+    torch_compile: bool = False
+
+    @property
+    def world_size(self) -> int:
+        """Processes that train a trial together, over all nodes."""
+        return self.nodes * self.processes
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What came later is left out where it changes nothing: digests stay those of finished trials."""
+        values: dict[str, Any] = serialize(self)
+        fields = type(self).model_fields
+        return {name: value for name, value in values.items() if name not in LATER or value != fields[name].default}
 
 
 class Execution(_Frozen):

@@ -24,6 +24,7 @@ def run(arguments: argparse.Namespace) -> None:
     from understudy.models.execution import resolve
     from understudy.models.hardware import detect
 
-    execution = resolve(section.execution, card, manifest.max_length, detect(section.execution.device))
+    hardware = detect(section.execution.device)
+    execution = resolve(section.execution, card, manifest.max_length, hardware, section.method)
     write_json(arguments.output, execution)
     print("\n".join(execution.notes) or "nothing was left to decide")

@@ -28,10 +28,16 @@ DENSE_SHARE = 0.05  # the largest share of a GPU that they may take
 
 
 def estimate(
-    card: ModelCard, max_length: int, memory_bytes: int, dtype: str, gradient_checkpointing: bool
+    card: ModelCard,
+    max_length: int,
+    memory_bytes: int,
+    dtype: str,
+    gradient_checkpointing: bool,
+    taken: float | None = None,
 ) -> tuple[int, str]:
     """Rows per forward pass that a GPU's memory is likely to hold, a power of two, and why.
 
+    `taken`: the bytes that a strategy takes beside activations, where that has been estimated. Else the
     States: 16 bytes per parameter for full fine-tuning with AdamW in float32 (weights, gradients, two moments), where
     that leaves half of the memory; else a frozen base. Not verified beyond a few models: a trial that still runs out
     of memory says so in its status.
@@ -39,12 +45,14 @@ def estimate(
     usable = USABLE_SHARE * memory_bytes
     full = card.quantization == "none" and 16 * card.parameters <= usable / 2
     states = card.parameters * 16 if full else frozen_bytes(card, dtype)
+    kind = "full fine-tuning" if full else "a frozen base"
+    if taken is not None:
+        states, kind = taken, "its share"
     per_row = max_length * token_bytes(card, dtype, gradient_checkpointing)
     rows = min(LARGEST_MICRO_BATCH, _power_of_two((usable - states) / per_row))
-    kind = "full fine-tuning" if full else "a frozen base"
     return rows, (
-        f"estimated: of {_gib(usable)} usable, {_gib(states)} for {kind} of {card.parameters:,} "
-        f"parameters and {_gib(per_row)} per row of {max_length} tokens"
+        f"estimated: of {in_gib(usable)} usable, {in_gib(states)} for {kind} of {card.parameters:,} "
+        f"parameters and {in_gib(per_row)} per row of {max_length} tokens"
     )
 
 
@@ -124,16 +132,16 @@ def pack_shape(
         for_states = left - known * token if known else left / 2
         trials = min(MOST_TRIALS, _power_of_two(for_states / trial))
         notes.append(
-            f"pack_trials: {trials}, estimated: {_gib(trial)} per trial (16 bytes per parameter of adapters of rank "
-            f"{RANK_BOUND} on all linear layers), {_gib(max(for_states, 0))} for them of {room.text}, the base "
-            f"takes {_gib(base)}; a power of two, at most {MOST_TRIALS}"
+            f"pack_trials: {trials}, estimated: {in_gib(trial)} per trial (16 bytes per parameter of adapters of rank "
+            f"{RANK_BOUND} on all linear layers), {in_gib(max(for_states, 0))} for them of {room.text}, the base "
+            f"takes {in_gib(base)}; a power of two, at most {MOST_TRIALS}"
         )
     if known is None:
         fitting = min(MOST_TOKENS, _power_of_two((left - trials * trial) / token))
         known = max(fitting, max_length)
         notes.append(
             f"pack_tokens: {known}, estimated: {token / 2**20:.3f} MiB per token, "
-            f"{_gib(max(left - trials * trial, 0))} for them; a power of two, at most {MOST_TOKENS}"
+            f"{in_gib(max(left - trials * trial, 0))} for them; a power of two, at most {MOST_TOKENS}"
             + _long(known, fitting)
         )
     return Packing(trials=trials, tokens=known, dense=dense), notes
@@ -143,12 +151,13 @@ def _room(threads: int, device: Literal["cpu", "cuda"], hardware: Hardware) -> _
     """A GPU belongs to one process; a host's memory is shared by as many as its cores let run side by side."""
     if device == "cuda":
         usable = USABLE_SHARE * hardware.memory_bytes
-        return _Room(usable, f"{_gib(usable)} usable")
+        return _Room(usable, f"{in_gib(usable)} usable")
     jobs = max(1, hardware.cores // threads)
     usable = USABLE_SHARE * hardware.host_bytes / jobs - PROCESS_BYTES
     beside = f", shared by {jobs} jobs of {threads} of {hardware.cores} cores" if jobs > 1 else ""
     return _Room(
-        usable, f"{_gib(max(usable, 0))} usable (the machine's {_gib(hardware.host_bytes)}{beside}, less the program)"
+        usable,
+        f"{in_gib(max(usable, 0))} usable (the machine's {in_gib(hardware.host_bytes)}{beside}, less the program)",
     )
 
 
@@ -160,8 +169,8 @@ def _dense(card: ModelCard, device: Literal["cpu", "cuda"], dtype: str, hardware
     limit = DENSE_BYTES if device == "cpu" else DENSE_SHARE * hardware.memory_bytes
     dense = size <= limit
     return dense, [
-        f"dense weights beside the quantized ones: {'yes' if dense else 'no'}, they take {_gib(size)} and may take "
-        f"{_gib(limit)}"
+        f"dense weights beside the quantized ones: {'yes' if dense else 'no'}, they take {in_gib(size)} and may take "
+        f"{in_gib(limit)}"
     ]
 
 
@@ -178,5 +187,6 @@ def _long(tokens: int, fitting: int) -> str:
     return ", raised to one example" if tokens > fitting else ""
 
 
-def _gib(size: float) -> str:
+def in_gib(size: float) -> str:
+    """A size in words."""
     return f"{size / GIB:.3g} GiB"

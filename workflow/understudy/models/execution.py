@@ -5,21 +5,25 @@ Nothing here depends on how busy the machine is: the same settings on the same k
 
 from __future__ import annotations
 
-from typing import Literal
+from importlib.util import find_spec
+from typing import Any, Literal
 
 from understudy.errors import UserError
 from understudy.models.estimates import estimate, pack_shape
 from understudy.models.hardware import Hardware
-from understudy.settings import ExecutionSettings, ProxyExecution, Role, StageExecution
+from understudy.models.strategy import Strategy, choose
+from understudy.settings import ExecutionSettings, Method, ProxyExecution, Role, StageExecution, TargetExecution
 from understudy.trial import Execution, ModelCard, Packing, ResolvedExecution
 
 CPU_MICRO_BATCH = 32  # at built-in sizes more rows are no faster, and a larger batch than that is rarely searched
 
 
-def resolve(settings: ExecutionSettings, card: ModelCard, max_length: int, hardware: Hardware) -> Execution:
-    """The execution of the card's role, with a note on every `auto`.
+def resolve(
+    settings: ExecutionSettings, card: ModelCard, max_length: int, hardware: Hardware, method: Method = "lora"
+) -> Execution:
+    """The execution of the card's role, with a note on every `auto`. `method` is how the target is trained.
 
-    Raises `UserError` where the GPUs don't suffice.
+    Raises `UserError` where the GPUs don't suffice, and where a kernel isn't installed.
     """
     notes: list[str] = []
     device: Literal["cpu", "cuda"] = "cuda" if hardware.gpus else "cpu"
@@ -32,7 +36,7 @@ def resolve(settings: ExecutionSettings, card: ModelCard, max_length: int, hardw
         )
     else:
         device = settings.device
-    resolved = _stage(card.role, getattr(settings, card.role), card, max_length, device, hardware, notes)
+    resolved = _stage(card.role, getattr(settings, card.role), card, max_length, device, hardware, method, notes)
     return Execution(role=card.role, resolved=resolved, notes=tuple(notes))
 
 
@@ -43,6 +47,7 @@ def _stage(
     max_length: int,
     device: Literal["cpu", "cuda"],
     hardware: Hardware,
+    method: Method,
     notes: list[str],
 ) -> ResolvedExecution:
     if device == "cuda" and stage.processes > hardware.gpus:
@@ -58,13 +63,20 @@ def _stage(
     if stage.dtype == "auto":
         reason = "the CPU" if device == "cpu" else f"GPUs {'with' if hardware.bfloat16 else 'without'} bfloat16"
         notes.append(f"{role}.dtype: {dtype}, for {reason}")
+    strategy = Strategy("ddp")
+    if isinstance(stage, TargetExecution):
+        strategy, reasons = choose(stage, card, max_length, method, device, dtype, hardware)
+        notes.extend(reasons)
+        _check_attention(stage, device, dtype)
     if stage.micro_batch_size != "auto":
         rows = stage.micro_batch_size
     elif device == "cpu":
         rows = CPU_MICRO_BATCH
         notes.append(f"{role}.micro_batch_size: {rows}, the default on CPUs")
     else:
-        rows, reason = estimate(card, max_length, hardware.memory_bytes, dtype, stage.gradient_checkpointing)
+        rows, reason = estimate(
+            card, max_length, hardware.memory_bytes, dtype, stage.gradient_checkpointing, strategy.taken
+        )
         notes.append(f"{role}.micro_batch_size: {rows}, {reason}")
     return ResolvedExecution(
         device=device,
@@ -74,7 +86,31 @@ def _stage(
         dtype=dtype,
         gradient_checkpointing=stage.gradient_checkpointing,
         packing=_packing(stage, card, max_length, device, dtype, hardware, notes),
+        strategy=strategy.name,
+        cpu_offload=strategy.cpu_offload,
+        **_of_the_target(stage),
     )
+
+
+def _of_the_target(stage: StageExecution) -> dict[str, Any]:
+    """What only the target has, and needs no decision."""
+    if not isinstance(stage, TargetExecution):
+        return {}
+    attention = None if stage.attention == "auto" else stage.attention
+    return {"nodes": stage.nodes, "attention": attention, "torch_compile": stage.torch_compile}
+
+
+def _check_attention(stage: TargetExecution, device: str, dtype: str) -> None:
+    """Raise `UserError` for FlashAttention where it can't run."""
+    if stage.attention != "flash_attention_2":
+        return
+    if find_spec("flash_attn") is None:
+        why, way = "the package `flash-attn` isn't installed", "install it"
+    elif device == "cpu" or dtype != "bfloat16":
+        why, way = f"it needs a GPU and bfloat16, and trials run on `{device}` in {dtype}", "set `dtype: bfloat16`"
+    else:
+        return
+    raise UserError(f"`execution.target.attention: flash_attention_2` was given, but {why}; {way}, or take `sdpa`")
 
 
 def _packing(

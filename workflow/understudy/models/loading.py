@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -12,6 +12,8 @@ from understudy.models.imports import import_models
 from understudy.models.quantization import keep_weights_unpacked, quantization_config
 from understudy.settings import Method
 from understudy.trial import ModelCard, ResolvedExecution
+
+Place = Literal["device", "host", "spread"]  # spread: over all GPUs that this process sees
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,8 +47,10 @@ def load_tokenizer(card: ModelCard) -> Any:
     return tokenizer
 
 
-def load_base(card: ModelCard, execution: ResolvedExecution, method: Method) -> PreTrainedModel:
-    """The base model on the stage's device, in eval mode, quantized as the card says.
+def load_base(
+    card: ModelCard, execution: ResolvedExecution, method: Method, where: Place = "device"
+) -> PreTrainedModel:
+    """The base model in eval mode, quantized as the card says: on the stage's device, or elsewhere.
 
     For LoRA nothing in it requires a gradient. Weights that aren't quantized are float32 on CPUs and for full
     fine-tuning; a frozen base on a GPU has the execution's dtype. The GPU is torch's current one. Raises `ModelError`
@@ -64,13 +68,16 @@ def load_base(card: ModelCard, execution: ResolvedExecution, method: Method) -> 
     logging.disable_progress_bar()
     frozen_on_gpu = execution.device == "cuda" and method == "lora"
     dtype = torch.bfloat16 if frozen_on_gpu and execution.dtype == "bfloat16" else torch.float32
-    device = torch.device("cuda", torch.cuda.current_device()) if execution.device == "cuda" else torch.device("cpu")
+    device = torch.device("cpu")
+    if execution.device == "cuda" and where == "device":
+        device = torch.device("cuda", torch.cuda.current_device())
     model = AutoModelForCausalLM.from_pretrained(
         checkpoint_folder(card),
         dtype=dtype,
-        device_map={"": device},
+        device_map="auto" if where == "spread" else {"": device},
         quantization_config=quantization_config(card.quantization, dtype),
         local_files_only=True,
+        **({"attn_implementation": execution.attention} if execution.attention else {}),
     )
     if card.quantization == "nf4":
         keep_weights_unpacked(model)

@@ -112,18 +112,25 @@ def with_trust(agreement: pl.DataFrame, proposals: Sequence[Proposal]) -> pl.Dat
 
 
 def cost_per_stage(trials: pl.DataFrame, costs: pl.DataFrame) -> pl.DataFrame:
-    """What each stage took: stage, trials, flops, wall_seconds, gpu_hours, share (of all FLOPs; null if none).
+    """What each stage took: stage, trials, flops, wall_seconds, gpu_hours, tokens_per_second, mfu, share.
 
-    `wall_seconds` sums over trials as if they had run one after the other. The echo trials, which measure how well the
-    proxy agrees with the target, are told apart from the proxy's own search. The last row is the total.
+    `wall_seconds` sums over trials as if they had run one after the other, and `tokens_per_second` goes by that sum.
+    `mfu` (model FLOPs utilisation) is the mean over GPU time, null where no trial has one; `share` is that of all
+    FLOPs. The echo trials, which measure how well the proxy agrees with the target, are told apart from the proxy's own
+    search. The last row is the total.
     """
     stage = pl.when(pl.col("origin") == "echo").then(pl.lit("echo")).otherwise("stage")
     named = trials.select("id", "stage", stage.alias("part")).join(costs, on=["id", "stage"])
+    measured = pl.when(pl.col("mfu").is_not_null()).then("gpu_seconds")
     sums = (
         pl.len().cast(pl.Int64).alias("trials"),
         pl.col("flops").sum(),
         pl.col("wall_seconds").sum(),
         (pl.col("gpu_seconds").sum() / SECONDS_PER_HOUR).alias("gpu_hours"),
+        pl.when(pl.col("wall_seconds").sum() > 0)
+        .then(pl.col("tokens").sum() / pl.col("wall_seconds").sum())
+        .alias("tokens_per_second"),
+        pl.when(measured.sum() > 0).then((pl.col("mfu") * measured).sum() / measured.sum()).alias("mfu"),
     )
     # sorted before it is summed: the last digit of a sum depends on the order
     parts = named.sort("part", "id").group_by("part", maintain_order=True).agg(sums)

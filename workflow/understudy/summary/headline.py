@@ -89,6 +89,8 @@ def agreement_lines(table: pl.DataFrame) -> list[str]:
 def _model(card: ModelCard, execution: Execution) -> str:
     how = execution.resolved
     processes = f", {how.processes} processes" if how.processes > 1 else ""
+    processes += f" on each of {how.nodes} nodes" if how.nodes > 1 else ""
+    processes += ", sharded" if how.strategy == "fsdp" else ""
     return (
         f"{card.role:<8} {card.name}, {parameters_text(card.parameters)} parameters, "
         f"{quantization_text(card.quantization)}, on {how.device}{processes}"
@@ -140,6 +142,7 @@ def _cost(costs: pl.DataFrame) -> list[str]:
     lines = ["Cost, summed over trials"]
     for row in costs.iter_rows(named=True):
         gpu = f"   {row['gpu_hours']:.2f} GPU hours" if row["gpu_hours"] > 0 else ""
+        gpu += f"   MFU {percent_text(row['mfu'])}" if row["mfu"] is not None else ""
         lines.append(
             f"  {STAGE_NAMES[row['stage']]:<14}{row['trials']:>5} trials   {seconds_text(row['wall_seconds']):>9}   "
             f"{flops_text(row['flops']):>11}   {percent_text(row['share']):>5} of FLOPs{gpu}"

@@ -45,6 +45,8 @@ COST_SCHEMA: dict[str, type[pl.DataType]] = {
     "wall_seconds": pl.Float64,
     "gpu_seconds": pl.Float64,
     "peak_memory_bytes": pl.Int64,
+    "tokens_per_second": pl.Float64,
+    "mfu": pl.Float64,
 }
 CURVE_SCHEMA: dict[str, type[pl.DataType]] = {
     "id": pl.String,

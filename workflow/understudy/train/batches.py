@@ -60,6 +60,22 @@ def micro_batches(batch: Sequence[Encoded], rows: int, rank: int, ranks: int) ->
     return pieces[::-1]
 
 
+def rank_passes(
+    batch: Sequence[Encoded], rows: int, rank: int, ranks: int, as_many: bool
+) -> Iterator[tuple[list[Encoded], bool]]:
+    """One rank's micro-batches, and whether they count.
+
+    With `as_many`, every rank gets as many as the one that has most: the missing ones are the batch's shortest
+    example, which doesn't count.
+    """
+    own = micro_batches(batch, rows, rank, ranks)
+    yield from ((piece, True) for piece in own)
+    if as_many:
+        most = max(len(micro_batches(batch, rows, other, ranks)) for other in range(ranks))
+        shortest = min(batch, key=lambda example: len(example.input_ids))
+        yield from (([shortest], False) for _ in range(most - len(own)))
+
+
 def completion_tokens(batch: Sequence[Encoded]) -> int:
     """Tokens that count towards the loss of a batch, over all ranks."""
     return sum(len(example.input_ids) - max(example.completion_start, 1) for example in batch)

@@ -17,14 +17,16 @@ from understudy import interruption, process, provenance, watchdog
 from understudy.data.encoding import Encoded, encode
 from understudy.data.files import read_split
 from understudy.files import writer
-from understudy.models.loading import load_base, load_tokenizer
+from understudy.models.loading import Place, load_base, load_tokenizer
+from understudy.models.peak_flops import peak_flops
 from understudy.store import Store
 from understudy.train import memory
 from understudy.train.adapters import trainable
 from understudy.train.checkpoint import Checkpoint
+from understudy.train.layers import compiled
 from understudy.train.loop import DivergedError, Examples, History, StoppedEarlyError, train
 from understudy.train.memory import OutOfMemoryError
-from understudy.train.ranks import Ranks
+from understudy.train.ranks import Ranks, telling
 from understudy.train.trial import Job, keeps_weights
 from understudy.trial import (
     Cost,
@@ -118,15 +120,20 @@ class Engine:
         """Train; on success keep the weights of a finalist. The second value says why it isn't complete."""
         settings, execution, limits = self.job.inputs.training, self.execution, self.job.stop_above
         try:
-            with trainable(base, spec, execution) as model:
+            with trainable(base, spec, execution) as model, compiled(model, execution.torch_compile):
+                if self._sharded:
+                    with telling(None):
+                        _shard(model, execution)
                 train(model, spec, examples, execution, settings, self.ranks, history, limits, checkpoint)
-                if keeps_weights(spec) and self.ranks.index == 0:
+                if keeps_weights(spec):
                     self._save_weights(model, folder)
         except StoppedEarlyError as error:
             return "stopped", str(error)
         except DivergedError as error:
             return "diverged", str(error)
         except OutOfMemoryError as error:
+            if self._sharded:  # the others wait for this rank in vain, until they are ended: it speaks for all
+                self.ranks = Ranks()
             return "out_of_memory", str(error)
         except (MemoryError, RuntimeError) as error:
             if self.ranks.count > 1 or not memory.is_out_of_memory(error):
@@ -138,13 +145,22 @@ class Engine:
         """The frozen base that all adapters share, or a fresh copy for full fine-tuning, which changes it."""
         if spec.method == "lora":
             return self.frozen_base
-        base: nn.Module = load_base(self.job.inputs.model, self.execution, "full")
+        base: nn.Module = load_base(self.job.inputs.model, self.execution, "full", self._where)
         return base
 
     @cached_property
     def frozen_base(self) -> nn.Module:
-        base: nn.Module = load_base(self.job.inputs.model, self.execution, "lora")
+        base: nn.Module = load_base(self.job.inputs.model, self.execution, "lora", self._where)
         return base
+
+    @property
+    def _sharded(self) -> bool:
+        """Whether a trial's parameters are sharded. Such an engine trains one trial: they can't be put together."""
+        return self.execution.strategy == "fsdp"
+
+    @property
+    def _where(self) -> Place:
+        return "host" if self._sharded else "device"
 
     @cached_property
     def _tokenizer(self) -> Any:
@@ -174,21 +190,36 @@ class Engine:
         parameters = self.job.inputs.model.parameters
         per_token = 4 if spec.method == "lora" else 6
         on_gpu = self.execution.device == "cuda"
+        flops = float(parameters * (per_token * history.tokens + 2 * history.evaluated_tokens))
+        gpu_seconds = seconds * self.execution.world_size if on_gpu else 0.0
+        peak = peak_flops(_device_name(self.execution), self.execution.dtype)
         return Cost(
             tokens=history.tokens,
-            flops=float(parameters * (per_token * history.tokens + 2 * history.evaluated_tokens)),
+            flops=flops,
             wall_seconds=seconds,
-            gpu_seconds=seconds * self.ranks.count if on_gpu else 0.0,
+            gpu_seconds=gpu_seconds,
             peak_memory_bytes=self.ranks.largest(peak_bytes, self._device),
+            tokens_per_second=history.tokens / seconds if seconds > 0 else 0.0,
+            mfu=flops / (peak * gpu_seconds) if peak and gpu_seconds else None,
         )
 
     def _save_weights(self, model: nn.Module, folder: Path) -> None:
-        """Write the adapter in PEFT's format, or the whole model and its tokenizer, whole or not at all."""
+        """Write the adapter in PEFT's format, or the whole model and its tokenizer, whole or not at all.
+
+        Every rank has to call it; the first one writes.
+        """
+        gathered: dict[str, Any] = {}
+        if self._sharded:
+            from understudy.train.sharding import whole_state
+
+            gathered = {"state_dict": whole_state(model, self.ranks)}
+        if self.ranks.index > 0:
+            return
         with folder_whole(folder) as beside:
             if hasattr(model, "peft_config"):
-                model.save_pretrained(beside, save_embedding_layers=False)  # type: ignore[operator]
+                model.save_pretrained(beside, save_embedding_layers=False, **gathered)  # type: ignore[operator]
             else:
-                model.save_pretrained(beside)  # type: ignore[operator]
+                model.save_pretrained(beside, **gathered)  # type: ignore[operator]
                 self._tokenizer.save_pretrained(beside)
 
 
@@ -199,6 +230,12 @@ def prepare_torch(execution: ResolvedExecution) -> None:
     process.set_threads(execution.threads)
     torch.use_deterministic_algorithms(True, warn_only=execution.device == "cuda")
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time, and nothing here reads such memory
+
+
+def _shard(model: nn.Module, execution: ResolvedExecution) -> None:
+    from understudy.train.sharding import shard_
+
+    shard_(model, execution)
 
 
 def _device_name(execution: ResolvedExecution) -> str | None:

@@ -91,7 +91,8 @@ def _only_at(head: nn.Module | None, positions: Tensor) -> Iterator[None]:
 
     def gather(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         hidden: Tensor = inputs[0]
-        return (hidden.flatten(0, 1)[positions].unsqueeze(0), *inputs[1:])
+        at = positions.to(hidden.device)  # another one where the model is spread over GPUs
+        return (hidden.flatten(0, 1)[at].unsqueeze(0), *inputs[1:])
 
     handle = head.register_forward_pre_hook(gather)
     try:
@@ -107,5 +108,9 @@ def _autocast(execution: ResolvedExecution) -> AbstractContextManager[Any]:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where a model's inputs must be."""
-    return next(model.parameters()).device
+    """Where a model's inputs must be: with its parameters, unless these are sharded and offloaded to the host."""
+    parameter = next(model.parameters())
+    mesh = getattr(parameter, "device_mesh", None)
+    if mesh is None or mesh.device_type == parameter.device.type:
+        return parameter.device
+    return torch.device(mesh.device_type, torch.cuda.current_device())

@@ -8,14 +8,18 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from understudy import devices, interruption, process, watchdog
 from understudy.errors import UnderstudyError
 from understudy.interruption import InterruptionError
+from understudy.store import Store
 from understudy.train.trial import Job, train_trial
-from understudy.trial import TrialRecord, TrialSpec
+from understudy.trial import TrialRecord, TrialSpec, trial_digest
 
+LONGEST_WAIT = timedelta(minutes=30)  # that a process waits for the others in a sum before it gives up
 SHUTDOWN_SECONDS = 5  # after which a rank that doesn't end by itself is killed
 PASS_ON_SECONDS = 0.5
 
@@ -25,12 +29,17 @@ class RankError(UnderstudyError):
 
 
 def train_alone(spec: TrialSpec, job: Job) -> TrialRecord:
-    """The record of one trial, from the store or trained with `execution.processes` processes."""
+    """The record of one trial, from the store or trained with the execution's nodes and processes."""
+    execution = job.inputs.execution
 
     def train(spec: TrialSpec) -> TrialRecord:
-        devices.lease(job.inputs.execution)
-        if job.inputs.execution.processes > 1:
-            return _train_on_ranks(spec, job)
+        if execution.nodes > 1:
+            from understudy.train.nodes import train_on_nodes
+
+            return train_on_nodes(spec, job)
+        devices.lease(execution)
+        if execution.processes > 1 or execution.strategy == "fsdp":
+            return train_on_ranks(spec, job)
         from understudy.train.engine import Engine
 
         return Engine(job).train(spec)
@@ -38,9 +47,18 @@ def train_alone(spec: TrialSpec, job: Job) -> TrialRecord:
     return train_trial(spec, job, train)
 
 
-def _train_on_ranks(spec: TrialSpec, job: Job) -> TrialRecord:
-    """Start the ranks and wait for them. Raises `RankError` where one of them ends without a result.
+@dataclass(frozen=True)
+class Meeting:
+    """Where the ranks of several nodes meet: the first node's host and port, and which of the nodes this one is."""
 
+    endpoint: str
+    node: int
+
+
+def train_on_ranks(spec: TrialSpec, job: Job, meeting: Meeting | None = None) -> TrialRecord:
+    """Start this node's ranks and wait for them; without a meeting there is one node.
+
+    Returns the record of the node's first rank. Raises `RankError` where a rank ends without a result.
     After a signal the ranks end by themselves, all after the same step; then it raises `InterruptionError`.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
@@ -51,13 +69,14 @@ def _train_on_ranks(spec: TrialSpec, job: Job) -> TrialRecord:
     execution = job.inputs.execution
     os.environ["OMP_NUM_THREADS"] = str(execution.threads)  # else torchrun sets it, and says so
     config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
+        min_nodes=execution.nodes,
+        max_nodes=execution.nodes,
         nproc_per_node=execution.processes,
         run_id=spec.id,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",  # a free port
-        local_addr="localhost",  # else the host's full name is looked up
+        rdzv_backend="static" if meeting else "c10d",  # static: each node's ranks have the same numbers every time
+        rdzv_endpoint=meeting.endpoint if meeting else "localhost:0",  # a free port
+        rdzv_configs={"rank": meeting.node} if meeting else {},
+        local_addr=None if meeting else "localhost",  # else the host's full name is looked up
         max_restarts=0,
         shutdown_timeout=SHUTDOWN_SECONDS,
         signals_to_handle="SIGHUP,SIGQUIT",  # at these torchrun's agent ends the ranks; others are passed on here
@@ -70,17 +89,26 @@ def _train_on_ranks(spec: TrialSpec, job: Job) -> TrialRecord:
             raise InterruptionError(
                 number, "before all processes were at work; an earlier checkpoint is kept"
             ) from error
+        if (found := out_of_memory(spec, job)) is not None:
+            return found
         rank, failure = error.get_first_failure()
         reason = _hung(job) if failure.exitcode == watchdog.EXIT_CODE else _message(failure.message)
         raise RankError(
-            f"process {rank} of {execution.processes} of trial {spec.id} ended with exit code {failure.exitcode}: "
+            f"process {rank} of {execution.world_size} of trial {spec.id} ended with exit code {failure.exitcode}: "
             f"{reason}; nothing was recorded, run the workflow again to go on from the checkpoint, if there is one"
         ) from error
     except SignalException as error:
         raise RankError(f"trial {spec.id} was interrupted ({error.sigval.name}); run the workflow again") from error
-    if isinstance(ends[0], InterruptionError):
-        raise ends[0]
-    return ends[0]
+    end = ends[min(ends)]
+    if isinstance(end, InterruptionError):
+        raise end
+    return end
+
+
+def out_of_memory(spec: TrialSpec, job: Job) -> TrialRecord | None:
+    """What a rank of a sharded trial left in the store when it ran out of memory, before it ended."""
+    found = Store(job.store).find(trial_digest(spec, job.inputs))
+    return found if found is not None and found.result.status == "out_of_memory" else None
 
 
 @contextmanager
@@ -132,9 +160,12 @@ def _train_as_rank(spec: TrialSpec, job: Job) -> TrialRecord:
     on_gpu = job.inputs.execution.device == "cuda"
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    distributed.init_process_group("nccl" if on_gpu else "gloo")
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=LONGEST_WAIT)
     try:
-        return Engine(job, Ranks(distributed.get_rank(), distributed.get_world_size())).train(spec)
+        record = Engine(job, Ranks(distributed.get_rank(), distributed.get_world_size())).train(spec)
+        if job.inputs.execution.strategy == "fsdp" and record.result.status == "out_of_memory":
+            os._exit(1)  # the others wait for this rank; that it is gone ends them
+        return record
     finally:
         distributed.destroy_process_group()
 

@@ -6,7 +6,7 @@ import math
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from understudy.data.encoding import Encoded
 from understudy.interruption import InterruptionError
 from understudy.settings import TrainingSettings
 from understudy.steps import evaluation_steps, find_stop, total_steps
-from understudy.train.batches import batches, completion_tokens, micro_batches
+from understudy.train.batches import batches, completion_tokens, rank_passes
 from understudy.train.checkpoint import Checkpoint, Position
 from understudy.train.evaluation import score
 from understudy.train.forward import collate, completion_logits, device_of
@@ -26,6 +26,9 @@ from understudy.train.memory import OutOfMemoryError
 from understudy.train.optimizer import make_optimizer, make_schedule
 from understudy.train.ranks import Ranks, telling
 from understudy.trial import CurvePoint, EarlyStop, ResolvedExecution, TrialSpec, derive_seed
+
+if TYPE_CHECKING:
+    from understudy.train.sharding import ShardedGradients
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,8 @@ def train(
     evaluate_after = evaluation_steps(steps, settings.evaluations)
     smoothing, max_norm = float(hyperparameters["label_smoothing_factor"]), float(hyperparameters["max_grad_norm"])
 
-    gradients = Gradients([parameter for parameter in model.parameters() if parameter.requires_grad])
+    sharded = execution.strategy == "fsdp"
+    gradients = _gradients(model, sharded)
     optimizer = make_optimizer(model, hyperparameters)
     schedule = make_schedule(optimizer, hyperparameters, steps)
     position = Position(model, optimizer, schedule, history, MeanLoss())
@@ -99,7 +103,8 @@ def train(
 
     def save_or_stop(save: bool, stop: bool) -> None:
         if save or stop:
-            kept = checkpoint is not None and checkpoint.save(position, sound=gradients.trouble.item() == 0)
+            sound = gradients.trouble is None or gradients.trouble.item() == 0
+            kept = checkpoint is not None and checkpoint.save(position, sound)
             if stop:
                 raise _interrupted(history.steps, steps, kept)
 
@@ -122,8 +127,10 @@ def train(
         counted = completion_tokens(batch)
         gradients.clear()
         with telling(gradients.trouble):
-            for rows in micro_batches(batch, execution.micro_batch_size, ranks.index, ranks.count):
+            for rows, counts in rank_passes(batch, execution.micro_batch_size, ranks.index, ranks.count, sharded):
                 loss = _summed_loss(model, rows, examples.pad_token_id, execution, smoothing) / counted
+                if not counts:  # the other ranks need this one's part in their passes, and nothing else of it
+                    loss = loss * 0
                 loss.backward()  # type: ignore[no-untyped-call]
                 gradients.loss += loss.detach()
                 watchdog.beat()
@@ -164,18 +171,22 @@ def evaluate(
     execution: ResolvedExecution,
     ranks: Ranks,
     history: History,
-    trouble: Tensor,
+    trouble: Tensor | None,
 ) -> bool:
     """Put the validation metrics into `history`. Each rank scores its share of the examples.
 
     Returns whether any rank has been asked to end.
     """
-    share = examples.validation[ranks.index :: ranks.count]
+    share = list(examples.validation[ranks.index :: ranks.count])
+    own = len(share)
+    if execution.strategy == "fsdp" and own * ranks.count < len(examples.validation):
+        share.append(examples.validation[0])  # as many passes on every rank; this one doesn't count
     with telling(trouble):
         scores = score(model, share, examples.pad_token_id, execution)
-        found = [math.fsum(scores.losses), float(sum(scores.tokens)), float(sum(scores.correct)), 0.0]
-    trouble_here, asked_here = bool(trouble.item() > 0), float(interruption.asked() is not None)
-    told = [*([0.0, 0.0, 0.0, 1.0] if trouble_here else found), asked_here]
+        sums_here = (math.fsum(scores.losses[:own]), sum(scores.tokens[:own]), sum(scores.correct[:own]))
+        found = [*map(float, sums_here), 0.0]
+    trouble_here = trouble is not None and bool(trouble.item() > 0)
+    told = [*([0.0, 0.0, 0.0, 1.0] if trouble_here else found), float(interruption.asked() is not None)]
     sums = torch.tensor(told, dtype=torch.float64, device=device_of(model))
     ranks.sum_(sums)
     loss, tokens, correct, trouble_anywhere, asked = sums.tolist()
@@ -190,6 +201,15 @@ def evaluate(
         "eval_accuracy": correct / tokens,
     }
     return bool(asked > 0)
+
+
+def _gradients(model: nn.Module, sharded: bool) -> Gradients | ShardedGradients:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not sharded:
+        return Gradients(trained)
+    from understudy.train.sharding import ShardedGradients
+
+    return ShardedGradients(trained, device_of(model))
 
 
 def _summed_loss(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, distributed
 
-from understudy.train.memory import is_out_of_memory
+from understudy.train.memory import OutOfMemoryError, is_out_of_memory
 
 CHUNK = 2**25  # elements that are summed over the ranks at once: 128 MiB of float32
 
@@ -46,14 +46,17 @@ class Ranks:
 
 
 @contextmanager
-def telling(trouble: Tensor) -> Iterator[None]:
+def telling(trouble: Tensor | None) -> Iterator[None]:
     """Set `trouble` to 1 when memory runs out inside, instead of raising.
 
-    The others wait for this rank in the next sum: it has to get there, and carries the news along.
+    The others wait for this rank in the next sum: it has to get there, and carries the news along. Without `trouble`
+    it can't get there, as the others wait in between as well: then it raises `OutOfMemoryError`.
     """
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
+        if trouble is None:
+            raise OutOfMemoryError(f"memory ran out: {str(error).splitlines()[0]}") from error
         trouble.fill_(1)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from understudy.errors import CorruptFileError
-from understudy.models.loading import load_base
+from understudy.models.loading import Place, load_base
 from understudy.models.quantization import peft_for
 from understudy.trial import ModelCard, ResolvedExecution
 
@@ -18,14 +18,15 @@ def trained_models(card: ModelCard, execution: ResolvedExecution, folders: Seque
     A model is only whole until the next one is asked for: adapters are taken off again.
     """
     base: Any = None
+    spread: Place = "spread" if execution.strategy == "fsdp" and execution.device == "cuda" else "device"
     for folder in folders:
         if (folder / "adapter_config.json").exists():
-            base = load_base(card, execution, "lora") if base is None else base
+            base = load_base(card, execution, "lora", spread) if base is None else base
             model = _with_adapter(base, folder)
             yield model.eval()
             base = model.unload()
         elif (folder / "config.json").exists():
-            yield load_base(card.model_copy(update={"path": str(folder)}), execution, "full").eval()
+            yield load_base(card.model_copy(update={"path": str(folder)}), execution, "full", spread).eval()
         else:
             raise CorruptFileError(
                 f"{folder} holds neither an adapter nor weights; delete {folder.parent} and run the workflow again"

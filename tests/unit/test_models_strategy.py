@@ -1,0 +1,170 @@
+"""Whole copies, shards, or shards in the host's memory: chosen by sizes on made-up machines; peaks of real GPUs."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+from test_models_execution import CPU, EIGHT, H100, SMALL, llama, settings
+
+from understudy.errors import UserError
+from understudy.models.execution import resolve
+from understudy.models.hardware import GIB, Hardware
+from understudy.models.peak_flops import peak_flops
+from understudy.settings import Method
+from understudy.trial import Execution, ModelCard, ResolvedExecution
+
+EIGHT_GPUS = dataclasses.replace(H100, gpus=8, host_bytes=1024 * GIB)
+SEVENTY = llama(70, 8192, 80)
+
+
+def chosen(
+    model: ModelCard, machine: Hardware = EIGHT_GPUS, method: Method = "lora", length: int = 1024, **target: Any
+) -> Execution:
+    return resolve(settings(target={"processes": 8, **target}), model, length, machine, method)
+
+
+def how(made: Execution) -> tuple[str, bool]:
+    return made.resolved.strategy, made.resolved.cpu_offload
+
+
+@pytest.mark.parametrize(
+    ("model", "method", "expected"),
+    [
+        (EIGHT, "lora", ("ddp", False)),  # 15 GiB of weights on each GPU
+        (EIGHT, "full", ("fsdp", False)),  # 119 GiB of states, 15 on each of 8
+        (llama(3, 2048, 36), "full", ("ddp", False)),  # 45 GiB
+        (SEVENTY, "lora", ("fsdp", False)),  # 130 GiB of weights
+        (llama(70, 8192, 80, "nf4"), "lora", ("fsdp", False)),  # 49 GiB of weights, 14 of adapters, 32 per row
+        (llama(32, 5120, 64, "nf4"), "lora", ("ddp", False)),  # 22, 7 and 18
+        (llama(40, 8192, 60), "full", ("fsdp", True)),  # 75 GiB on each of 8; 596 GiB of the host
+    ],
+)
+def test_auto_takes_the_first_that_fits(model: ModelCard, method: Method, expected: tuple[str, bool]) -> None:
+    made = chosen(model, method=method)
+    assert how(made) == expected
+    (note,) = [note for note in made.notes if note.startswith("target.strategy:")]
+    assert note.startswith(f"target.strategy: {expected[0]}, estimated: of 64 GiB usable")
+    assert "sharded over 8 processes" in note
+    assert any(note.startswith("target.cpu_offload") for note in made.notes) == (expected[0] == "fsdp")
+
+
+def test_several_nodes_share_as_their_processes_do() -> None:
+    """Twice eight processes hold what eight can't, and each node's memory half of it."""
+    model = llama(40, 8192, 60)
+    made = chosen(model, method="full", nodes=2, gradient_checkpointing=True)
+    assert how(made) == ("fsdp", False)
+    assert (made.resolved.nodes, made.resolved.world_size) == (2, 16)
+    assert "sharded over 16 processes" in " ".join(made.notes)
+
+
+def test_what_does_not_fit_is_said_with_what_helps() -> None:
+    poor = dataclasses.replace(EIGHT_GPUS, host_bytes=64 * GIB)
+    made = chosen(SEVENTY, poor, "full")
+    assert how(made) == ("fsdp", False)
+    (note,) = [note for note in made.notes if "may not fit" in note]
+    assert "`gradient_checkpointing: true`" in note
+    made = chosen(SEVENTY, poor, "full", gradient_checkpointing=True)
+    assert "`gradient_checkpointing" not in " ".join(made.notes)
+    assert how(chosen(SEVENTY, dataclasses.replace(poor, host_bytes=4096 * GIB), "full")) == ("fsdp", True)
+    assert how(chosen(SEVENTY, EIGHT_GPUS, "lora", cpu_offload=False)) == ("fsdp", False)
+
+
+def test_one_process_that_does_not_fit_offloads() -> None:
+    assert how(chosen(EIGHT, method="full", processes=1)) == ("fsdp", True)
+    made = chosen(EIGHT, method="lora", processes=1)
+    assert how(made) == ("ddp", False)
+    assert not any("strategy" in note for note in made.notes)
+
+
+def test_what_is_given_is_kept() -> None:
+    assert how(chosen(SEVENTY, strategy="ddp")) == ("ddp", False)
+    assert how(chosen(SMALL, strategy="fsdp")) == ("fsdp", False)
+    assert how(chosen(SMALL, strategy="fsdp", cpu_offload=True)) == ("fsdp", True)
+    offloaded = chosen(llama(40, 8192, 60), method="full", strategy="fsdp")
+    assert how(offloaded) == ("fsdp", True)
+    assert any(note.startswith("target.cpu_offload: true, estimated") for note in offloaded.notes)
+
+
+def test_on_cpus_auto_is_whole_copies() -> None:
+    made = chosen(SEVENTY, CPU)
+    assert how(made) == ("ddp", False)
+    assert how(chosen(SEVENTY, CPU, strategy="fsdp")) == ("fsdp", False)
+
+
+def test_rows_follow_what_a_shard_leaves() -> None:
+    rows = [
+        chosen(EIGHT, method="full", processes=processes, strategy="fsdp", cpu_offload=False).resolved.micro_batch_size
+        for processes in (2, 4, 8)
+    ]
+    assert rows == sorted(rows)
+    assert rows[0] < rows[-1]
+
+
+@pytest.mark.parametrize(
+    ("target", "why"),
+    [
+        ({"cpu_offload": True}, "`cpu_offload: true` goes with `strategy: fsdp`, but the strategy is `auto`"),
+        ({"strategy": "fsdp"}, "`nodes` and `processes` are 1; raise `processes`"),
+        ({"strategy": "fsdp", "processes": 2, "torch_compile": True}, "`torch_compile` isn't tested with"),
+    ],
+)
+def test_what_can_not_work_is_refused(target: dict[str, Any], why: str) -> None:
+    with pytest.raises(ValidationError, match=why):
+        settings(target=target)
+
+
+def test_compiled_trials_are_not_sharded_by_auto() -> None:
+    made = chosen(EIGHT, method="full", torch_compile=True)
+    assert how(made) == ("ddp", False)
+    assert any("may not fit" in note and "without `torch_compile` it would be sharded" in note for note in made.notes)
+
+
+def test_flash_attention_where_it_is_not_installed() -> None:
+    with pytest.raises(UserError, match=r"attention: flash_attention_2` was given, but the package `flash-attn` isn't"):
+        chosen(EIGHT, attention="flash_attention_2")
+    assert chosen(EIGHT, attention="eager").resolved.attention == "eager"
+    assert chosen(EIGHT).resolved.attention is None
+
+
+def test_what_came_later_leaves_digests_alone() -> None:
+    plain = ResolvedExecution(
+        device="cpu", threads=1, processes=2, micro_batch_size=8, dtype="float32", gradient_checkpointing=False
+    )
+    assert list(plain.model_dump(mode="json")) == [
+        "device",
+        "threads",
+        "processes",
+        "micro_batch_size",
+        "dtype",
+        "gradient_checkpointing",
+        "packing",
+    ]
+    changes = {"strategy": "fsdp", "nodes": 2, "cpu_offload": True, "attention": "eager", "torch_compile": True}
+    for name, value in changes.items():
+        changed = plain.model_copy(update={name: value})
+        assert changed.model_dump(mode="json")[name] == value
+        assert ResolvedExecution.model_validate(changed.model_dump(mode="json")) == changed
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "peak"),
+    [
+        ("NVIDIA A100-SXM4-80GB", "bfloat16", 312e12),
+        ("NVIDIA A100-SXM4-80GB", "float32", 19.5e12),
+        ("NVIDIA H100 80GB HBM3", "bfloat16", 989e12),
+        ("NVIDIA H100 PCIe", "bfloat16", 756e12),
+        ("NVIDIA H200", "bfloat16", 989e12),
+        ("NVIDIA L40S", "bfloat16", 362e12),
+        ("NVIDIA L4", "bfloat16", 121e12),
+        ("Tesla V100-SXM2-16GB", "float32", 15.7e12),
+        ("Tesla V100-SXM2-16GB", "bfloat16", None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", "bfloat16", None),
+        ("Some other accelerator", "bfloat16", None),
+        (None, "float32", None),
+    ],
+)
+def test_peaks_are_found_by_torchs_names(name: str | None, dtype: Any, peak: float | None) -> None:
+    assert peak_flops(name, dtype) == peak

@@ -1,0 +1,75 @@
+"""Several nodes: real agents and ranks on this machine, started by a stand-in for SLURM's `srun`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from rank_study import curve
+from training_study import make_job, make_spec
+
+from understudy.errors import UserError
+from understudy.store import Store
+from understudy.train.engine import Engine
+from understudy.train.launch import RankError, train_alone
+
+SRUN = """#!/bin/bash
+# one task per node: as many as --ntasks says, all on this machine; the first that fails ends the others
+while [[ $1 == -* ]]; do
+    case $1 in --ntasks) tasks=$2; shift 2;; --*=*|--overlap) shift;; *) shift 2;; esac
+done
+for ((node = 0; node < tasks; node++)); do SLURM_NODEID=$node "$@" & done
+code=0
+for ((node = 0; node < tasks; node++)); do
+    wait -n
+    ended=$?
+    if ((ended && !code)); then code=$ended; kill $(jobs -p); fi
+done
+exit $code
+"""
+SCONTROL = """#!/bin/bash
+[[ "$1 $2" == "show hostnames" ]] && echo localhost && echo elsewhere
+"""
+SPEC = make_spec(batch_size=5, stage="target")
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A job of two nodes, as its environment and SLURM's commands show it."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "node[1-2]")
+    return tmp_path
+
+
+def test_two_nodes_learn_what_one_process_learns(slurm: Path) -> None:
+    alone = Engine(make_job(slurm / "one", micro_batch_size=2)).train(SPEC)
+    job = make_job(slurm / "two", micro_batch_size=2, processes=1, nodes=2, strategy="fsdp")
+    together = train_alone(SPEC, job)
+    assert together.result.status == "complete"
+    assert curve(together) == pytest.approx(curve(alone), rel=1e-5)
+    assert Store(job.store).find(together.result.digest) == together
+
+
+def test_a_node_that_fails_ends_the_trial_with_one_message(slurm: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    job = make_job(slurm / "two", "nf4", nodes=2)
+    with pytest.raises(RankError, match=r"on 2 nodes ended with srun's exit code 1; .* nothing was recorded"):
+        train_alone(SPEC.model_copy(update={"method": "full"}), job)  # found out by the ranks
+    assert "understudy, node" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("given", [None, "1", "3"])
+def test_nodes_need_a_job_that_has_as_many(slurm: Path, monkeypatch: pytest.MonkeyPatch, given: str | None) -> None:
+    if given is None:
+        monkeypatch.delenv("SLURM_JOB_NUM_NODES")
+    else:
+        monkeypatch.setenv("SLURM_JOB_NUM_NODES", given)
+    what = f"this SLURM job has {given}" if given else "this isn't a SLURM job"
+    with pytest.raises(UserError, match=rf"`execution.target.nodes` is 2, but {what}; .* or set `nodes: 1`"):
+        train_alone(SPEC, make_job(slurm / "two", nodes=2))

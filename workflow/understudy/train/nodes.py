@@ -1,0 +1,123 @@
+"""One trial over several nodes of a SLURM job: `srun` starts one agent per node, and each agent its node's ranks.
+
+    the command, on the job's first node
+      └─ srun, one task per node: python -m understudy.train.nodes {folder} {host:port}
+           └─ the ranks (torchrun's agent), which meet at the first node
+
+What the agents need and what comes back are files in the trial's entry of the store, which all nodes see.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from understudy import devices, interruption, process
+from understudy.errors import UnderstudyError, UserError
+from understudy.files import read_json, read_model, write_json
+from understudy.interruption import InterruptionError
+from understudy.store import Store
+from understudy.train.launch import Meeting, RankError, out_of_memory, train_on_ranks
+from understudy.train.trial import Job
+from understudy.trial import TrialRecord, TrialSpec, trial_digest
+
+POLL_SECONDS = 0.5
+SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
+
+
+def train_on_nodes(spec: TrialSpec, job: Job) -> TrialRecord:
+    """Start an agent on each node and wait for them.
+
+    Raises `UserError` outside of a SLURM job with as many nodes as the execution has, and `RankError` where a node
+    ends without a result.
+    """
+    nodes = job.inputs.execution.nodes
+    host = _first_node(nodes)
+    folder = Store(job.store).entry(trial_digest(spec, job.inputs)) / "nodes"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "record.json").unlink(missing_ok=True)
+    write_json(folder / "spec.json", spec)
+    write_json(folder / "job.json", _JOB.dump_python(job, mode="json"))
+    one_each = ["--nodes", str(nodes), "--ntasks", str(nodes), "--ntasks-per-node", "1"]
+    together = ["--overlap", "--kill-on-bad-exit=1"]  # beside this command's own step; all end with the first
+    agent = [sys.executable, "-m", "understudy.train.nodes", str(folder.resolve()), f"{host}:{_free_port()}"]
+    code = _run(["srun", *one_each, *together, *agent])
+    if (record := folder / "record.json").exists():
+        return read_model(record, TrialRecord)
+    if (found := out_of_memory(spec, job)) is not None:
+        return found
+    if (number := interruption.asked()) is not None:
+        raise InterruptionError(number, "on several nodes; the newest checkpoint is kept")
+    raise RankError(
+        f"trial {spec.id} on {nodes} nodes ended with srun's exit code {code}; the log has the nodes' "
+        "messages; nothing was recorded, run the workflow again to train the trial anew"
+    )
+
+
+def run_agent(folder: Path, endpoint: str) -> None:
+    """What each node does: its ranks train, and the first node writes down what came of it."""
+    process.end_with_parent()
+    interruption.listen()
+    spec, job = read_model(folder / "spec.json", TrialSpec), _JOB.validate_python(read_json(folder / "job.json"))
+    devices.lease(job.inputs.execution)
+    node = int(os.environ["SLURM_NODEID"])
+    record = train_on_ranks(spec, job, Meeting(endpoint, node))
+    if node == 0:
+        write_json(folder / "record.json", record)
+
+
+def _first_node(nodes: int) -> str:
+    """The name of the job's first node, where the ranks meet."""
+    given = os.environ.get("SLURM_JOB_NUM_NODES")
+    if given != str(nodes):
+        here = f"this SLURM job has {given}" if given else "this isn't a SLURM job"
+        raise UserError(
+            f"`execution.target.nodes` is {nodes}, but {here}; run the study with the SLURM profile and let the "
+            f"target's jobs have {nodes} nodes (resource `nodes`), or set `nodes: 1`"
+        )
+    listed = os.environ["SLURM_JOB_NODELIST"]
+    names = subprocess.run(["scontrol", "show", "hostnames", listed], capture_output=True, text=True, check=True)
+    return names.stdout.split()[0]
+
+
+def _run(command: list[str]) -> int:
+    """Run srun to its end and return its exit code. A signal to this process is passed on, once, to all its tasks."""
+    told = False
+    with interruption.deferred(), subprocess.Popen(command, preexec_fn=_end_with_parent) as srun:
+        while True:
+            try:
+                return srun.wait(POLL_SECONDS)
+            except subprocess.TimeoutExpired:
+                if not told and interruption.asked() is not None:
+                    srun.send_signal(signal.SIGTERM)
+                    told = True
+
+
+def _free_port() -> int:
+    """A port that is free on this node just now."""
+    with socket.socket() as found:
+        found.bind(("", 0))
+        return int(found.getsockname()[1])
+
+
+def _end_with_parent() -> None:
+    """In the child, before it becomes srun: it is told to end when this process is killed, and ends its step."""
+    ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
+
+
+_JOB = TypeAdapter(Job)
+
+
+if __name__ == "__main__":
+    try:
+        run_agent(Path(sys.argv[1]), sys.argv[2])
+    except UnderstudyError as error:
+        print(f"understudy, node {os.environ['SLURM_NODEID']}: {error}", file=sys.stderr, flush=True)
+        sys.exit(error.exit_code)
