@@ -6,7 +6,7 @@ from snakemake.logging import logger
 
 sys.path.insert(0, workflow.basedir)
 
-from understudy import graph, lock, process, progress
+from understudy import disk, graph, lock, mending, process, progress
 from understudy.config import parse as parse_study
 from understudy.data.pin import check_interpreter
 from understudy.errors import UnderstudyError
@@ -38,10 +38,28 @@ wildcard_constraints:
     seed="[0-9]+",
 
 
+def mended(wildcards):
+    """No input at all, but the place where files are mended: for a real run, before Snakemake looks at any of them.
+
+    Settings are part of every study, and input functions are the first code to be called once it is known what kind of
+    run it is. What stands in the way of mending is reported when the run begins.
+    """
+    real = workflow.executor_plugin and workflow.is_main_process and not workflow.dryrun and not workflow.touch
+    if real and not lock.is_held(PATHS.lock):
+        try:
+            lock.acquire(PATHS.lock)
+            for note in mending.mend(PATHS):
+                logger.warning(f"understudy: {note}")
+        except UnderstudyError as error:
+            logger.debug(str(error))
+    return []
+
+
 def begin_run():
-    """Refuse a second run of the study and a foreign interpreter; note what there is to do."""
+    """Refuse a second run of the study, a full disk and a foreign interpreter; note what there is to do."""
     try:
         lock.acquire(PATHS.lock)
+        disk.require_room(PATHS.root)
         if not workflow.deployment_settings.deployment_method:  # else jobs have an interpreter of their own
             check_interpreter(PATHS.root)
     except UnderstudyError as error:

@@ -3,6 +3,8 @@ localrules:
 
 
 rule write_settings:
+    input:
+        mended,
     output:
         PATHS.settings("{section}"),
     log:

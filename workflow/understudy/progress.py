@@ -11,10 +11,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from understudy import disk
 from understudy.trial import TrialRecord
 
 STAGES = ("proxy", "truncated", "target", "finalist")
 TARGET_GUESS = 5.0  # proxy trials that a target trial is taken to last, until one has finished
+
+START_LINE: dict[str, Any] = {"time": float, "totals": dict, "workers": int}
+TRIAL_LINE: dict[str, Any] = {
+    "time": float,
+    "stage": str,
+    "id": str,
+    "status": str,
+    "objective": float | None,
+    "wall_seconds": float | int,
+    "reused": bool,
+}
 
 _terminal: TextIO = sys.stderr
 
@@ -114,30 +126,41 @@ def _pace(trials: list[dict[str, Any]], workers: int) -> float:
 
 
 def state(path: Path) -> State:
-    """Read a study's progress. Lines of other runs count as finished, but not towards the speed."""
+    """Read a study's progress. Lines of other runs count as finished, but not towards the speed.
+
+    It is only shown, so lines that a kill cut off or that were altered are passed over.
+    """
     found = State(now=time.time())
     if not path.exists():
         return found
-    for text in path.read_text(encoding="utf-8").splitlines():
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             line = json.loads(text)
-        except json.JSONDecodeError:  # a line cut off by a kill
+        except json.JSONDecodeError:
             continue
-        if line["event"] == "start":
+        if _fits(line, START_LINE):
             found.started, found.totals, found.workers = line["time"], line["totals"], line["workers"]
-        else:
+        elif _fits(line, TRIAL_LINE):
             found.trials[line["id"]] = line
     return found
 
 
+def _fits(line: Any, kinds: dict[str, Any]) -> bool:
+    return isinstance(line, dict) and all(isinstance(line.get(key), kind) for key, kind in kinds.items())
+
+
 def _append(path: Path, line: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(line) + "\n"
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        os.write(handle, text.encode())  # one write of one short line: whole, also beside other writers
-    finally:
-        os.close(handle)
+    """Add a line. Raises `StorageError` where the disk doesn't take it."""
+    with disk.reported(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            size = os.fstat(handle).st_size
+            cut_off = size > 0 and os.pread(handle, 1, size - 1) != b"\n"  # by a full disk: that line alone is lost
+            text = "\n" * cut_off + json.dumps(line) + "\n"
+            os.write(handle, text.encode())  # one write of one short line: whole, also beside other writers
+        finally:
+            os.close(handle)
 
 
 def _clock(seconds: float) -> str:

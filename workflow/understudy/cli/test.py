@@ -39,7 +39,9 @@ def run(arguments: argparse.Namespace) -> None:
         store=Store(arguments.store),
         max_length=manifest.max_length,
     )
-    validation = trained.losses(arguments.validation, manifest.validation_examples)
+    validation = trained.losses(
+        arguments.validation, manifest.validation_examples, manifest.splits["validation"].sha256
+    )
     test = LookLog(trained).losses(arguments.test, manifest.splits["test"].sha256, manifest.test_examples)
     gain = partial(
         bootstrap_gain,
