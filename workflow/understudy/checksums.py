@@ -1,11 +1,10 @@
-"""Binary files that show when they were altered: lists of checksums beside them, or a checksum at their end.
+"""Binary files that show when they were altered, by a list of checksums beside them.
 
-Readers of parquet and of torch's files take a flipped bit for another number, or crash; so bytes are compared first.
+Readers of parquet and of safetensors take a flipped bit for another number, or crash; so bytes are compared first.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,9 +13,6 @@ from understudy.files import file_sha256, write_text
 
 ASIDE = ".damaged"  # what the names of files that were set aside end with
 LIST = "sha256sums.txt"  # as `sha256sum --check` reads it
-MARK = b"\nsha256 "
-_TRAILER = len(MARK) + hashlib.sha256().digest_size * 2 + 1
-_PIECE = 2**20
 
 
 def write_list(folder: Path, paths: Iterable[Path] | None = None) -> None:
@@ -56,24 +52,3 @@ def require_unaltered(folder: Path, what: str, delete: Path | None = None) -> No
             f"{found[0]} has been altered since it was written (its checksum is another); delete {delete or folder} "
             f"and run the workflow again, which makes {what} anew"
         )
-
-
-def seal(path: Path) -> None:
-    """Add a checksum at a file's end. Zip archives, such as torch's files, are read as before with it."""
-    sha256 = file_sha256(path)
-    with path.open("ab") as handle:
-        handle.write(MARK + sha256.encode() + b"\n")
-
-
-def is_sealed(path: Path) -> bool:
-    """Whether a file ends with the checksum of all before it."""
-    size = path.stat().st_size - _TRAILER
-    if size < 0:
-        return False
-    whole = hashlib.sha256()
-    with path.open("rb") as handle:
-        left = size
-        while left and (piece := handle.read(min(_PIECE, left))):
-            whole.update(piece)
-            left -= len(piece)
-        return handle.read() == MARK + whole.hexdigest().encode() + b"\n"

@@ -101,8 +101,12 @@ def _altered_data(paths: StudyPaths) -> list[Path]:
 
 
 def _altered_tables(paths: StudyPaths) -> list[Path]:
-    """Tables and figures that aren't those that their folder's list names."""
-    return [path for folder in (paths.proxy_trials.parent, paths.headline.parent) for path in checksums.altered(folder)]
+    """Tables and figures that aren't those that their folder's list names, and lists that name what isn't there."""
+    found: dict[Path, None] = {}
+    for folder in (paths.proxy_trials.parent, paths.headline.parent):
+        for path in checksums.altered(folder):
+            found[path if path.exists() else folder / checksums.LIST] = None
+    return list(found)
 
 
 def _without_weights(paths: StudyPaths) -> list[str]:

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from understudy.checksums import is_sealed, seal
 from understudy.files import written_whole
 from understudy.train.packed.pack import Pack
 
@@ -34,18 +33,12 @@ class Checkpoint:
         return set(state["trials"]) if state is not None else set()
 
     def load(self) -> dict[str, Any] | None:
-        """The state that was saved last, on the host; None where there is none that can be read.
-
-        torch itself takes a flipped bit in a tensor for another number, so the file ends with its checksum.
-        """
+        """The state that was saved last, on the host; None where there is none that can be read."""
         try:
-            if not is_sealed(self.path):
-                print(f"the checkpoint {self.path} was cut off or altered; the pack begins anew")
-                return None
             state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
         except FileNotFoundError:
             return None
-        except Exception:  # of another version: whatever the unpickler makes of it; the pack then begins anew
+        except Exception:  # cut off or altered: whatever the unpickler makes of it; the pack then begins anew
             print(f"the checkpoint {self.path} can't be read; the pack begins anew")
             return None
         return state if state.get("format") == FORMAT else None
@@ -60,7 +53,6 @@ class Checkpoint:
         began = time.monotonic()
         with written_whole(self.path) as beside:
             torch.save({"format": FORMAT, **pack.state()}, beside)
-            seal(beside)
         self._last = time.monotonic()
         self._took = self._last - began
 

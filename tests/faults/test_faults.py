@@ -1,0 +1,61 @@
+"""Whatever happens to a study, its end is the same. `make faults` strikes 50 times, and says what was struck when."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from workflow.conftest import Study
+
+from .conftest import PREPARED
+from .faults import NEEDS_MOUNT, Fault, drawn
+from .ordeal import Ordeal, require_whole
+
+pytestmark = [pytest.mark.workflow, pytest.mark.faults]
+
+CHAIN = 5  # faults in a row, before the study is run to its end
+
+
+def prepared_copy(undisturbed: Study, folder: Path) -> Study:
+    """A study that has data, models and execution, and nothing else yet."""
+    folder.mkdir()
+    for name in PREPARED:
+        shutil.copytree(undisturbed.results / name, folder / "results" / name)
+    shutil.copy(undisturbed.results / "pin.json", folder / "results")
+    shutil.copytree(undisturbed.folder / ".snakemake", folder / ".snakemake")
+    return Study(folder, undisturbed.config)
+
+
+def ended(ordeal: Ordeal, undisturbed: Study) -> None:
+    """Run the study to its end, and compare."""
+    ordeal.finish()
+    require_whole(ordeal.study)
+    for name, content in ordeal.study.tables().items():
+        assert content == undisturbed.tables()[name], f"{name} came out differently:\n{ordeal.printed()}"
+
+
+def chains(seeds: list[int]) -> Iterator[list[Fault]]:
+    for first in range(0, len(seeds), CHAIN):
+        yield [drawn(seed) for seed in seeds[first : first + CHAIN]]
+
+
+def test_the_end_is_the_same_whatever_happens(
+    undisturbed: Study, ground: Path, can_mount: bool, pytestconfig: pytest.Config
+) -> None:
+    first, _, last = str(pytestconfig.getoption("--fault-seeds")).partition("-")
+    seeds = list(range(int(first), int(last or first) + 1))
+    struck, number = 0, 0
+    for faults in chains(seeds):
+        waiting = [fault for fault in faults if can_mount or fault.kind not in NEEDS_MOUNT]
+        while waiting:
+            ordeal = Ordeal(prepared_copy(undisturbed, ground / f"study{number}"), can_mount)
+            while waiting and ordeal.strike(waiting[0]):
+                waiting.pop(0)
+            ended(ordeal, undisturbed)
+            assert ordeal.struck, f"no fault struck in a whole study:\n{ordeal.printed()}"
+            struck, number = struck + len(ordeal.struck), number + 1
+            shutil.rmtree(ordeal.study.folder)
+    print(f"{struck} faults, {number} studies, all with the tables of the undisturbed one")
