@@ -25,7 +25,7 @@ ECHO_PACKS = graph.echo_packs(STUDY)
 
 # Rules call `exec python -m understudy …`: this interpreter, or that of a conda environment activated in front of it.
 # `exec` makes the command a child of this process, so that it sees at once when this process is gone.
-process.lead_path(workflow.basedir)
+process.lead_children(workflow.basedir)
 
 
 wildcard_constraints:

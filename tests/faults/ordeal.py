@@ -11,7 +11,7 @@ import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from .faults import DAMAGES, Fault, alter
 
 STARTS = 6  # after which a study that still doesn't end has failed the test
 END_SECONDS = 300.0  # for a run to end by itself, on a slow machine
-ADVICE = re.compile(r"delete (\S+)")
+ADVICE = re.compile(r"delete (\S+) and run the workflow again")
 
 
 @dataclass
@@ -34,6 +34,7 @@ class Ordeal:
     mounted: bool
     story: list[str] = field(default_factory=list)
     struck: list[Fault] = field(default_factory=list)
+    damaged: set[Path] = field(default_factory=set)
     _records: dict[str, int] = field(default_factory=dict)
     _excused: set[str] = field(default_factory=set)  # store entries that were damaged
     _deleted: Counter[str] = field(default_factory=Counter)
@@ -73,6 +74,12 @@ class Ordeal:
         self._records = found
         times = Counter(line["id"] for line in self._lines() if line.get("reused") is False)
         assert max(times.values(), default=0) <= 1 + sum(self._deleted.values()), f"trained more than once: {times}"
+        for path in self.study.results.rglob("*.json"):
+            if path not in self.damaged:  # some of these nobody needs any more
+                try:
+                    read_json(path)
+                except UnderstudyError as error:
+                    raise AssertionError(f"a half file has a whole one's name: {error}") from error
 
     def printed(self) -> str:
         return "\n".join(self.story) + "\n" + (self.study.folder / "output.txt").read_text(errors="replace")
@@ -105,7 +112,8 @@ class Ordeal:
         path = chosen.choice(sorted(files))
         if path.name == "record.json" or path.parent.name == "adapter":
             self._excused.add(path.relative_to(self.study.results / "store").parts[0])
-        self._tell(fault, f"{path}: {alter(path, chosen)}")
+        self.damaged.add(path)
+        self._tell(fault, f"{path.relative_to(self.study.folder)}: {alter(path, chosen)}")
 
     def _clock(self, process: subprocess.Popen[str], fault: Fault) -> None:
         self._stop(process)
@@ -192,12 +200,20 @@ class Ordeal:
         text = self.printed()
         assert "Traceback" not in text, text
         for line in text.splitlines():
-            if line.startswith("understudy ") and (match := ADVICE.search(line)):
-                path = self.study.folder / match[1]
-                if path.exists():
-                    self.story.append(f"    deleted {path}, as it said")
-                    self._deleted[path.name] += 1
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if match := ADVICE.search(line):
+                words = [word.strip("(),;:") for word in line.split()]
+                named = [word for word in words if "/" in word] if match[1] == "it" else [match[1]]
+                for path in (self.study.folder / name for name in named[:1]):
+                    if path.exists():
+                        self._delete(path)
+
+    def _delete(self, path: Path) -> None:
+        self.story.append(f"    deleted {path}, as it said")
+        self._deleted[path.name] += 1
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
     def _refused(self, process: subprocess.Popen[str], reason: str) -> None:
         text = (self.study.folder / "output.txt").read_text()
@@ -230,17 +246,7 @@ class Ordeal:
 
     def _name(self, pid: int) -> str:
         words = _command(pid).split(b"\0")
-        return words[3].decode() if len(words) > 3 else str(pid)
-
-
-def require_whole(study: Study, damaged: Sequence[Path] = ()) -> None:
-    """Every JSON file that has its final name can be read, and is what was written."""
-    for path in study.results.rglob("*.json"):
-        if path not in damaged:
-            try:
-                read_json(path)
-            except UnderstudyError as error:
-                raise AssertionError(f"a half file has a whole one's name: {error}") from error
+        return words[3].decode() if b"understudy" in words else "a rank"
 
 
 def mount(*words: str) -> None:

@@ -21,11 +21,8 @@ def read_split(path: Path, limit: int | None, sha256: str | None = None) -> pl.D
     `sha256` is what the manifest says of it. Raises `CorruptFileError` where the file is missing, altered, broken or
     has other columns than `SCHEMA`.
     """
-    if sha256 is not None and path.exists() and file_sha256(path) != sha256:
-        raise CorruptFileError(
-            f"{path} isn't the file that the manifest beside it names (its checksum is another); delete it and run the "
-            "workflow again"
-        )
+    if sha256 is not None:
+        require_split(path, sha256)
     try:
         frame = pl.read_parquet(path, n_rows=limit)
     except (OSError, PolarsError) as error:
@@ -36,3 +33,12 @@ def read_split(path: Path, limit: int | None, sha256: str | None = None) -> pl.D
             "delete it and run the workflow again"
         )
     return frame
+
+
+def require_split(path: Path, sha256: str) -> None:
+    """Raise `CorruptFileError` where a split's file isn't the one that the manifest names."""
+    if path.exists() and file_sha256(path) != sha256:
+        raise CorruptFileError(
+            f"{path} isn't the file that the manifest beside it names (its checksum is another); delete it and run the "
+            "workflow again"
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 from typing import Any
 
@@ -67,7 +68,8 @@ def _train_on_ranks(spec: TrialSpec, job: Job) -> TrialRecord:
 
 def run_rank(spec: TrialSpec, job: Job) -> TrialRecord:
     """What each process does: join the others, train, and leave. Rank 0 writes to the store."""
-    process.end_with_parent()
+    agent = multiprocessing.parent_process()
+    process.end_with_parent(agent.pid if agent is not None else None)
     process.set_threads(job.inputs.execution.threads)
     import torch
     from torch import distributed

@@ -42,10 +42,10 @@ class Trained:
     store: Store
     max_length: int
 
-    def losses(self, split: Path, limit: int | None, sha256: str | None = None) -> Losses:
-        """Evaluate every model on the first `limit` examples of a split, or on all; `sha256` is the split's."""
+    def losses(self, split: Path, limit: int | None) -> Losses:
+        """Evaluate every model on the first `limit` examples of a split, or on all."""
         tokenizer = load_tokenizer(self.card)
-        examples = encode(read_split(split, limit, sha256), tokenizer, self.max_length)
+        examples = encode(read_split(split, limit), tokenizer, self.max_length)
         folders = [self.store.adapter(name) for name in self.digests]
         by_digest: dict[str, tuple[float, ...]] = {}
         tokens: tuple[int, ...] = ()
@@ -75,7 +75,7 @@ class LookLog:
         if path.exists():
             return read_model(path, Losses)
         self._count(key)
-        measured = self.trained.losses(split, limit, split_sha256)
+        measured = self.trained.losses(split, limit)
         write_json(path, measured)
         return measured
 
