@@ -1,14 +1,16 @@
 # run     the default study         test    the tests
 # check   everything that CI does   schema  the config's schema and reference
+# faults  50 seeded faults on a running study, which takes an hour; FAULTS=7-9 takes these seeds
 PYTHON ?= python3
 CORES ?= all
 WORKERS ?= 2
+FAULTS ?= 0-49
 VENV := .venv
 BIN := $(VENV)/bin
 SNAKEMAKE := $(BIN)/snakemake
 STAMP := $(VENV)/.installed
 
-.PHONY: run test check format schema
+.PHONY: run test check faults format schema
 .DEFAULT_GOAL := run
 
 run: $(STAMP)
@@ -16,6 +18,9 @@ run: $(STAMP)
 
 test: $(STAMP)
 	@$(BIN)/pytest --numprocesses $(WORKERS) --dist loadgroup
+
+faults: $(STAMP)
+	@$(BIN)/pytest tests/faults --capture no --fault-seeds $(FAULTS)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check

@@ -36,14 +36,11 @@ def test_it_ends_where_the_workflow_or_the_rank_s_agent_is_gone(ended: int) -> N
     assert run(50, str(ended)) == -signal.SIGKILL
 
 
-def test_it_ends_where_the_workflow_is_dead_and_nobody_has_asked_for_it() -> None:
-    gone = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE)
-    assert gone.stdout is not None
-    gone.stdout.read()  # until its end, which isn't asked for
-    try:
+def test_it_ends_where_the_workflow_is_dead_and_not_reaped() -> None:
+    with subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE) as gone:
+        assert gone.stdout is not None
+        gone.stdout.read()  # until its end, which isn't asked for
         assert run(50, **{process.STARTED_BY: str(gone.pid)}) == -signal.SIGKILL
-    finally:
-        gone.wait()
 
 
 def test_it_lives_with_its_parent_and_with_a_workflow_that_stands_further_off() -> None:

@@ -125,7 +125,7 @@ def _read(path: Path) -> Any:
 
 def _set_aside(path: Path, problem: str) -> str:
     path.replace(path.with_name(path.name + ASIDE))
-    return f"{path} {problem}; it was renamed to {path.name}{ASIDE} and is made anew"
+    return f"{path} {problem}; it was renamed to {path.name}{ASIDE} and is made anew where it is needed"
 
 
 def _set_back(paths: StudyPaths) -> None:

@@ -38,7 +38,7 @@ def end_with_parent(started_by: int | None = None) -> None:
 
 
 def _has_ended(pid: int | None) -> bool:
-    """Whether a process is no more, as far as /proc tells; a dead one that its parent hasn't asked for has ended too."""
+    """Whether a process is gone, as far as /proc tells; one that is dead and not reaped yet is gone too."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
