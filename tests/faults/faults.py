@@ -23,7 +23,9 @@ KINDS = (
     "second run",  # another snakemake on the same study
     "damage settings",  # a slice of the config, a model's card, the execution, the manifest
     "damage weights",  # a file of an adapter in the store
+    "damage checkpoint",  # where a trial or a pack stands
     "damage notes",  # progress, pin, looks, lock
+    "stop rank",  # SIGSTOP to one of a trial's two processes; needs the watchdog
 )
 DAMAGES = {
     "damage store": ["store/*/record.json", "store/test/*.json"],
@@ -37,8 +39,10 @@ DAMAGES = {
     "damage table": ["data/*.parquet", "proxy/trials.parquet", "proxy/sha256sums.txt", "summary/*.parquet"],
     "damage settings": ["settings/*.json", "models/*/model.json", "execution/*.json", "data/manifest.json"],
     "damage weights": ["store/*/adapter/*"],
+    "damage checkpoint": ["store/packs/*.pt", "store/*/checkpoint/*"],
     "damage notes": ["progress.jsonl", "pin.json", ".lock", "store/test/looks.jsonl", "store/packs/*.notes.json"],
 }
+NEEDS_WATCHDOG = ("stop rank",)
 NEEDS_MOUNT = ("full disk", "read-only")
 ALTERATIONS = ("cut off", "emptied", "one bit", "zeros")
 

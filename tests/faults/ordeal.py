@@ -28,10 +28,9 @@ ADVICE = re.compile(r"delete (\S+) and run the workflow again")
 
 @dataclass
 class Ordeal:
-    """`study` lies on a file system of its own where `mounted`. `story` says what happened."""
+    """`story` says what happened, `struck` which faults did, `damaged` which files they altered."""
 
     study: Study
-    mounted: bool
     story: list[str] = field(default_factory=list)
     struck: list[Fault] = field(default_factory=list)
     damaged: set[Path] = field(default_factory=set)
@@ -102,8 +101,11 @@ class Ordeal:
             self._tell(fault, self._name(victim))
             os.kill(victim, number)
 
+    def _stop(self, process: subprocess.Popen[str], fault: Fault) -> None:
+        self._signal(process, fault, signal.SIGSTOP)
+
     def _damage(self, process: subprocess.Popen[str], fault: Fault) -> None:
-        self._stop(process)
+        self._end(process)
         chosen = fault.random
         files = [path for name in DAMAGES[fault.kind] for path in self.study.results.glob(name) if path.is_file()]
         if not files:
@@ -116,7 +118,7 @@ class Ordeal:
         self._tell(fault, f"{path.relative_to(self.study.folder)}: {alter(path, chosen)}")
 
     def _clock(self, process: subprocess.Popen[str], fault: Fault) -> None:
-        self._stop(process)
+        self._end(process)
         chosen = fault.random
         files = [path for path in sorted(self.study.results.rglob("*")) if path.is_file() and "store" not in path.parts]
         for path in chosen.sample(files, len(files) // 2):
@@ -142,7 +144,7 @@ class Ordeal:
             resource.prlimit(victim, resource.RLIMIT_FSIZE, (2048, 2048))
 
     def _read_only(self, process: subprocess.Popen[str], fault: Fault) -> None:
-        self._stop(process)
+        self._end(process)
         self._tell(fault, "")
         results = str(self.study.results)
         mount("--bind", results, results)
@@ -161,7 +163,7 @@ class Ordeal:
             assert second.returncode != 0
             assert "another run of this study is under way" in second.stdout, second.stdout
             assert "Traceback" not in second.stdout, second.stdout
-        self._stop(process)
+        self._end(process)
 
     # the rest
     def _reached(self, process: subprocess.Popen[str], fault: Fault) -> bool:
@@ -186,7 +188,7 @@ class Ordeal:
             time.sleep(0.02)
         return None
 
-    def _stop(self, process: subprocess.Popen[str]) -> None:
+    def _end(self, process: subprocess.Popen[str]) -> None:
         process.kill()
         self._settle(process)
 

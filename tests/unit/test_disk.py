@@ -12,6 +12,7 @@ import pytest
 
 from understudy import disk, lock
 from understudy.errors import StorageError
+from understudy.files import folder_whole
 
 LIMITED = """
 import resource, sys
@@ -71,6 +72,17 @@ def test_a_command_whose_log_and_output_are_refused_says_so_on_the_terminal(tmp_
     assert done.stderr.startswith(f"understudy write-settings: {tmp_path / 'a.json'} can't be written")
     assert "Traceback" not in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["a.log"]
+
+
+def test_a_folder_takes_the_place_of_what_a_killed_writer_left(tmp_path: Path) -> None:
+    for name in (".adapter.123.part", "adapter", ".other.123.part"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "old").write_text("old")
+    with folder_whole(tmp_path / "adapter") as beside:
+        beside.mkdir()
+        (beside / "new").write_text("new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".other.123.part", "adapter"]
+    assert [path.name for path in (tmp_path / "adapter").iterdir()] == ["new"]
 
 
 @pytest.mark.parametrize("number", disk.ADVICE)

@@ -48,10 +48,12 @@ def written_whole(path: Path) -> Iterator[Path]:
 def folder_whole(folder: Path) -> Iterator[Path]:
     """Yield a path beside `folder` to make a folder at; on success flush it and move it into place.
 
-    What stood there goes. Raises `StorageError` as `written_whole` does.
+    What stood there goes, and what was left beside it by a writer that was killed: trained weights can be large. So
+    only one process at a time may do this. Raises `StorageError` as `written_whole` does.
     """
     beside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    shutil.rmtree(beside, ignore_errors=True)
+    for left_over in folder.parent.glob(f".{folder.name}.*.part"):
+        shutil.rmtree(left_over, ignore_errors=True)
     try:
         with disk.reported(folder, beside):
             yield beside
