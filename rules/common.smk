@@ -1,4 +1,6 @@
+import logging
 import sys
+from functools import cache
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -9,7 +11,7 @@ sys.path.insert(0, workflow.basedir)
 from understudy import disk, graph, lock, mending, process, progress
 from understudy.config import parse as parse_study
 from understudy.data.pin import check_interpreter
-from understudy.errors import UnderstudyError
+from understudy.errors import StorageError, UnderstudyError
 from understudy.paths import StudyPaths
 from understudy.sections import sections
 
@@ -27,6 +29,9 @@ ECHO_PACKS = graph.echo_packs(STUDY)
 # `exec` makes the command a child of this process, so that it sees at once when this process is gone.
 process.lead_children(workflow.basedir)
 
+# A log of Snakemake's that a full disk doesn't take would cover the message about it with a traceback per line.
+logging.raiseExceptions = False
+
 
 wildcard_constraints:
     section="[a-z-]+",
@@ -42,17 +47,25 @@ def mended(wildcards):
     """No input at all, but the place where files are mended: for a real run, before Snakemake looks at any of them.
 
     Settings are part of every study, and input functions are the first code to be called once it is known what kind of
-    run it is. What stands in the way of mending is reported when the run begins.
+    run it is.
     """
-    real = workflow.executor_plugin and workflow.is_main_process and not workflow.dryrun and not workflow.touch
-    if real and not lock.is_held(PATHS.lock):
-        try:
-            lock.acquire(PATHS.lock)
-            for note in mending.mend(PATHS):
-                logger.warning(f"understudy: {note}")
-        except UnderstudyError as error:
-            logger.debug(str(error))
+    if workflow.executor_plugin and workflow.is_main_process and not workflow.dryrun and not workflow.touch:
+        mend_study()
     return []
+
+
+@cache
+def mend_study():
+    """Say what was mended, and what stands in the way: Snakemake passes over what is raised in an input function."""
+    try:
+        lock.acquire(PATHS.lock)
+        disk.require_room(PATHS.root)
+        for note in mending.mend(PATHS):
+            logger.warning(f"understudy: {note}")
+    except StorageError as error:
+        logger.error(f"understudy: {error}")
+    except UnderstudyError as error:  # another run, which is refused when this one begins
+        logger.debug(str(error))
 
 
 def begin_run():

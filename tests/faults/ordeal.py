@@ -22,7 +22,7 @@ from workflow.conftest import Study, wait_until
 from .faults import DAMAGES, Fault, alter
 
 STARTS = 6  # after which a study that still doesn't end has failed the test
-END_SECONDS = 300.0  # for a run to end by itself, on a slow machine
+END_SECONDS = 900.0  # for a run to end by itself, on a slow machine
 ADVICE = re.compile(r"delete (\S+) and run the workflow again")
 
 
@@ -195,7 +195,7 @@ class Ordeal:
     def _settle(self, process: subprocess.Popen[str]) -> None:
         """Wait until nothing of the study is running."""
         process.wait(END_SECONDS)
-        wait_until(lambda: not self.study.processes(), 30)
+        wait_until(lambda: not self.study.processes(), 120)
 
     def _obey(self) -> None:
         """There is one clear error: do what it says."""

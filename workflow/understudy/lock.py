@@ -40,11 +40,6 @@ def acquire(path: Path) -> None:
     _held[path] = handle
 
 
-def is_held(path: Path) -> bool:
-    """Whether this process has the lock."""
-    return path in _held
-
-
 def release() -> None:
     """Give up every lock that this process holds; its end does the same."""
     while _held:
