@@ -15,6 +15,7 @@ from understudy import checksums, progress
 from understudy.data.files import SCHEMA, read_split
 from understudy.errors import CorruptFileError
 from understudy.files import file_sha256, read_json, write_json
+from understudy.models.cache import kept
 from understudy.store import Store
 from understudy.trial import CurvePoint, TrialRecord
 
@@ -114,3 +115,22 @@ def test_progress_passes_over_what_was_altered_and_loses_no_line_after_a_cut(tmp
     other = record("d2")
     progress.finished(path, other.model_copy(update={"spec": other.spec.model_copy(update={"id": "r9"})}), reused=True)
     assert sorted(progress.state(path).trials) == ["r0001", "r9"]
+
+
+def test_a_cached_model_is_made_once_and_anew_when_it_was_altered(tmp_path: Path) -> None:
+    made: list[Path] = []
+
+    def make(folder: Path) -> None:
+        (folder / "model.safetensors").write_text("weights")
+        made.append(folder)
+
+    folder = kept(tmp_path / "models" / "m", make)
+    assert kept(folder, make) == folder
+    assert len(made) == 1
+    (folder / "model.safetensors").write_text("weightz")
+    assert kept(folder, make) == folder
+    assert len(made) == 2
+    assert (folder / "model.safetensors").read_text() == "weights"
+    (folder / checksums.LIST).unlink()  # as an earlier version made it
+    kept(folder, make)
+    assert len(made) == 2

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from understudy import checksums, disk
 from understudy.files import digest
 from understudy.settings import PretrainSettings
 
@@ -57,19 +58,29 @@ def tokenizer(cache: Path, corpus: Sequence[str], corpus_sha256: str, vocab_size
 
 
 def kept(folder: Path, make: Callable[[Path], None]) -> Path:
-    """`folder`, which `make` fills where it doesn't exist yet. It appears whole or not at all, and is made once."""
-    if folder.is_dir():
+    """`folder`, which `make` fills where it doesn't exist yet. It appears whole or not at all, and is made once.
+
+    One whose files were altered is made anew: a study would take it for another model.
+    """
+    if _is_whole(folder):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = folder.with_name(f".{folder.name}.part")
     with folder.with_name(f".{folder.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.is_dir():
+        if not _is_whole(folder):
             shutil.rmtree(beside, ignore_errors=True)  # left by a process that was killed
-            beside.mkdir()
-            make(beside)
-            beside.replace(folder)
+            with disk.reported(folder, beside):
+                beside.mkdir()
+                make(beside)
+                checksums.write_list(beside)
+                shutil.rmtree(folder, ignore_errors=True)
+                beside.replace(folder)
     return folder
+
+
+def _is_whole(folder: Path) -> bool:
+    return folder.is_dir() and not checksums.altered(folder)
 
 
 def _sha256(corpus: Sequence[str]) -> str:
