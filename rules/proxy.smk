@@ -64,7 +64,7 @@ rule train_pack:
     shell:
         "exec python -m understudy train-pack --specs {input.specs:q} --model {input.model:q} --manifest {input.manifest:q}"
         " --train {input.train:q} --validation {input.validation:q} --execution {input.execution:q}"
-        " --training {input.training:q} --store {params.store:q} --progress {params.progress:q}"
+        " --training {input.training:q} --running {input.running:q} --store {params.store:q} --progress {params.progress:q}"
         " --output {output:q} --log {log:q}"
 
 

@@ -62,7 +62,7 @@ rule train_target:
     shell:
         "exec python -m understudy train-target --proposal {input.proposal:q} --model {input.model:q} --manifest {input.manifest:q}"
         " --train {input.train:q} --validation {input.validation:q} --execution {input.execution:q}"
-        " --training {input.training:q} --store {params.store:q} --progress {params.progress:q}"
+        " --training {input.training:q} --running {input.running:q} --store {params.store:q} --progress {params.progress:q}"
         " --output {output:q} --log {log:q}"
 
 
@@ -113,7 +113,7 @@ rule train_finalist:
         "exec python -m understudy train-finalist --selection {input.selection:q} --settings {input.settings:q}"
         " --rank {wildcards.rank} --seed-index {wildcards.seed} --model {input.model:q} --manifest {input.manifest:q}"
         " --train {input.train:q} --validation {input.validation:q} --execution {input.execution:q}"
-        " --training {input.training:q} --store {params.store:q} --progress {params.progress:q}"
+        " --training {input.training:q} --running {input.running:q} --store {params.store:q} --progress {params.progress:q}"
         " --output {output:q} --log {log:q}"
 
 

@@ -21,7 +21,9 @@ from training_study import make_job, make_spec, tiny_llama
 
 from understudy.files import write_json
 from understudy.models.loading import load_base
+from understudy.settings import RunningSettings
 from understudy.store import Store
+from understudy.train import saving
 from understudy.train.engine import Engine
 from understudy.train.launch import train_alone
 from understudy.train.pack import train_pack
@@ -323,7 +325,7 @@ class Saved:
 def test_how_often_a_pack_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every so many seconds, or at most a twentieth of the time where it takes long."""
     clock = Clock()
-    monkeypatch.setattr(checkpoint, "time", clock)
+    monkeypatch.setattr(saving, "time", clock)
     file = checkpoint.Checkpoint(tmp_path / "x.pt", seconds=5.0)
 
     def saved_after(pack: Any, rounds: int) -> list[int]:
@@ -340,9 +342,8 @@ def test_how_often_a_pack_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_pack_is_saved_as_it_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    job, seen = make_job(tmp_path), []
-    monkeypatch.setattr(checkpoint.Checkpoint.__init__, "__defaults__", (0.0,))
-    monkeypatch.setattr(checkpoint, "SHARE", 0)
+    job, seen = dataclasses.replace(make_job(tmp_path), running=RunningSettings(checkpoint_minutes=0)), []
+    monkeypatch.setattr(saving, "SHARE", 0)
     step = loop.Pack._round
 
     def between(self: Any) -> None:

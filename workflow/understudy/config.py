@@ -14,10 +14,10 @@ from understudy.packing import SITES, foreign_modules
 from understudy.settings import (
     DataSettings,
     DecodeSettings,
-    ExecutionSettings,
     FinalistSettings,
     ModelsSettings,
     Section,
+    StudyExecution,
     TestSettings,
     TrainingSettings,
 )
@@ -51,7 +51,7 @@ class StudyConfig(Section):
     finalists: FinalistSettings = Field(default=FinalistSettings(), description="the repeat over several seeds")
     test: TestSettings = Field(default=TestSettings(), description="the evaluation on the held-out split")
     decode: DecodeSettings = Field(default=DecodeSettings(), description="the search for decoding hyperparameters")
-    execution: ExecutionSettings = Field(default=ExecutionSettings(), description="where and how trials run")
+    execution: StudyExecution = Field(default=StudyExecution(), description="where and how trials run")
 
     @model_validator(mode="after")
     def _sections_fit_each_other(self) -> StudyConfig:

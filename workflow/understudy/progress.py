@@ -37,6 +37,12 @@ def set_terminal(stream: TextIO) -> None:
     _terminal = stream
 
 
+def tell(text: str) -> None:
+    """Print a sentence on the terminal, and in the log where there is one."""
+    for stream in {_terminal, sys.stderr}:
+        print(text, file=stream, flush=True)
+
+
 def hush(logger: logging.Logger) -> None:
     """Drop Snakemake's lines that would bury the commands' own.
 
@@ -86,6 +92,7 @@ class State:
     started: float = 0.0
     now: float = 0.0
     trials: dict[str, dict[str, Any]] = field(default_factory=dict)  # by id; the last line of an id counts
+    earlier: set[str] = field(default_factory=set)  # ids of those that were noted before this run began
 
     def of(self, stage: str) -> list[dict[str, Any]]:
         """The finished trials of a stage."""
@@ -103,11 +110,11 @@ class State:
             done += f" ({stopped} stopped early)"
         left = self.seconds_left()
         left_text = "" if left is None else f" · about {_clock(left)} left"
-        return f"{stage:<9} {done} · {best_text:<22} · {_clock(self.now - self.started)} passed{left_text}"
+        return f"{stage:<9} {done} · {best_text:<22} · {_clock(max(0.0, self.now - self.started))} passed{left_text}"
 
     def seconds_left(self) -> float | None:
         """An estimate from the pace of this run's trials, in each stage for itself."""
-        fresh = [trial for trial in self.trials.values() if not trial["reused"] and trial["time"] >= self.started]
+        fresh = [trial for trial in self.trials.values() if not trial["reused"] and trial["id"] not in self.earlier]
         if not fresh:
             return None
         by_stage = {stage: [trial for trial in fresh if trial["stage"] == stage] for stage in STAGES}
@@ -128,7 +135,8 @@ def _pace(trials: list[dict[str, Any]], workers: int) -> float:
 def state(path: Path) -> State:
     """Read a study's progress. Lines of other runs count as finished, but not towards the speed.
 
-    It is only shown, so lines that a kill cut off or that were altered are passed over.
+    It is only shown, so lines that a kill cut off or that were altered are passed over. What belongs to this run is
+    told by the order of lines: the clock may have been set since, or differ between hosts.
     """
     found = State(now=time.time())
     if not path.exists():
@@ -140,8 +148,10 @@ def state(path: Path) -> State:
             continue
         if _fits(line, START_LINE):
             found.started, found.totals, found.workers = line["time"], line["totals"], line["workers"]
+            found.earlier = set(found.trials)
         elif _fits(line, TRIAL_LINE):
             found.trials[line["id"]] = line
+            found.earlier.discard(line["id"])
     return found
 
 

@@ -6,7 +6,7 @@ shape the graph, and raising one must not touch what is finished.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 from understudy.config import StudyConfig
 from understudy.hyperparameters import Value
@@ -17,6 +17,7 @@ from understudy.settings import (
     Method,
     ModelSettings,
     Role,
+    RunningSettings,
     Sampler,
     Section,
     TestSettings,
@@ -24,6 +25,8 @@ from understudy.settings import (
 )
 from understudy.space import SearchSpace
 from understudy.stages import EarlyStoppingSettings, HalvingSettings, ProxySettings, StopSettings, TransferSettings
+
+SomeSection = TypeVar("SomeSection", bound=Section)
 
 
 class DataSection(Section):
@@ -48,6 +51,12 @@ class ExecutionSection(Section):
     """For `prepare_execution`."""
 
     execution: ExecutionSettings
+
+
+class RunningSection(Section):
+    """For every command that trains. What finished with other values stays finished."""
+
+    running: RunningSettings
 
 
 class TrainingSection(Section):
@@ -132,7 +141,8 @@ def sections(config: StudyConfig) -> dict[str, Section]:
         "study": config,
         "data": DataSection(seed=config.seed, cache=config.cache, data=config.data),
         **{f"model-{role}": _model(config, role) for role in ("proxy", "target")},
-        "execution": ExecutionSection(execution=config.execution),
+        "execution": ExecutionSection(execution=_part(ExecutionSettings, config.execution)),
+        "running": RunningSection(running=_part(RunningSettings, config.execution)),
         "training": TrainingSection(training=config.training),
         "search": SearchSection(
             **shared,
@@ -174,6 +184,11 @@ def _model(config: StudyConfig, role: Role) -> ModelSection:
     model: ModelSettings = getattr(config.models, role)
     threads = getattr(config.execution, role).threads
     return ModelSection(seed=config.seed, cache=config.cache, role=role, model=model, threads=threads)
+
+
+def _part(model: type[SomeSection], whole: Section) -> SomeSection:
+    """Those keys of a section that `model` has."""
+    return model(**{name: getattr(whole, name) for name in model.model_fields})
 
 
 def _halving(proxy: ProxySettings) -> HalvingSettings | None:

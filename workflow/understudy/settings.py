@@ -196,3 +196,24 @@ class ExecutionSettings(Section):
         if self.proxy.processes != 1:
             raise ValueError(f"`proxy.processes` must be 1: packs run on one device, but got {self.proxy.processes}")
         return self
+
+
+class RunningSettings(Section):
+    """How running trials are kept safe: nothing that can change a number, so it is part of no digest."""
+
+    checkpoint_minutes: float = Field(
+        default=5,
+        ge=0,
+        allow_inf_nan=False,
+        description="between two checkpoints of a trial or pack: what a kill costs; longer where saving takes long",
+    )
+    watchdog_minutes: float = Field(
+        default=30,
+        ge=0,
+        allow_inf_nan=False,
+        description="a trial or pack without progress for so long ends itself, so that a retry can go on; 0 is off",
+    )
+
+
+class StudyExecution(RunningSettings, ExecutionSettings):
+    """Where trials run, and how they are kept safe."""

@@ -2,6 +2,7 @@
 
     {root}/{digest}/record.json     spec and result as first written
     {root}/{digest}/adapter/        the adapter in PEFT's format, or weights/ after full fine-tuning
+    {root}/{digest}/checkpoint/     where a trial stands that was interrupted; gone once its record is there
     {root}/{digest}/.lock           held while the trial is trained alone, or is saved
     {root}/packs/{digest}.pt        where a pack of trials stands that isn't through
     {root}/packs/{digest}.notes.json    what went otherwise than planned with it
@@ -14,6 +15,7 @@ nothing in the workflow deletes from it.
 from __future__ import annotations
 
 import fcntl
+import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -36,6 +38,14 @@ class Store:
     def adapter(self, digest: str) -> Path:
         """The folder of a trial's adapter or weights: a checkpoint that peft or transformers loads."""
         return self.entry(digest) / "adapter"
+
+    def checkpoint(self, digest: str) -> Path:
+        """The folder of what an unfinished trial needs to go on, whether it exists or not."""
+        return self.entry(digest) / "checkpoint"
+
+    def drop_checkpoint(self, digest: str) -> None:
+        """The trial is finished. Hold its entry."""
+        shutil.rmtree(self.checkpoint(digest), ignore_errors=True)
 
     def find(self, digest: str) -> TrialRecord | None:
         """The finished trial with this digest, if there is one.

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 
 from understudy.files import read_model
-from understudy.sections import TrainingSection
+from understudy.sections import RunningSection, TrainingSection
+from understudy.settings import RunningSettings
 from understudy.train.trial import Job
 from understudy.trial import DataManifest, Execution, ModelCard, TrialInputs
 
@@ -19,6 +20,7 @@ def add_job_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--validation", type=Path, required=True, help="validation.parquet")
     parser.add_argument("--execution", type=Path, required=True, help="execution.json")
     parser.add_argument("--training", type=Path, required=True, help="settings/training.json")
+    parser.add_argument("--running", type=Path, help="settings/running.json; without it the config's defaults")
     parser.add_argument("--store", type=Path, required=True, help="folder of the trained trials")
     parser.add_argument("--progress", type=Path, required=True, help="progress.jsonl")
 
@@ -31,4 +33,5 @@ def read_job(arguments: argparse.Namespace) -> Job:
         execution=read_model(arguments.execution, Execution).resolved,
         training=read_model(arguments.training, TrainingSection).training,
     )
-    return Job(inputs, arguments.train, arguments.validation, arguments.store, arguments.progress)
+    running = read_model(arguments.running, RunningSection).running if arguments.running else RunningSettings()
+    return Job(inputs, arguments.train, arguments.validation, arguments.store, arguments.progress, running=running)

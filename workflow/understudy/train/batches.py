@@ -28,10 +28,12 @@ def data_order(examples: int, seed: int) -> Iterator[int]:
         yield from torch.randperm(examples, generator=generator).tolist()
 
 
-def batches(examples: Sequence[Encoded], batch_size: int, steps: int, seed: int) -> Iterator[list[Encoded]]:
-    """The examples of each step, in the order drawn."""
-    stream = data_order(len(examples), seed)
-    for _ in range(steps):
+def batches(
+    examples: Sequence[Encoded], batch_size: int, steps: int, seed: int, done: int = 0
+) -> Iterator[list[Encoded]]:
+    """The examples of each step, in the order drawn, without those of the first `done` steps."""
+    stream = islice(data_order(len(examples), seed), done * batch_size, None)
+    for _ in range(done, steps):
         yield [examples[index] for index in islice(stream, batch_size)]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from understudy import checksums, process, provenance
+from understudy import checksums, interruption, process, provenance, watchdog
 from understudy.data.encoding import Encoded, encode
 from understudy.data.files import read_split
 from understudy.files import folder_whole
@@ -20,6 +19,7 @@ from understudy.settings import Split
 from understudy.store import Store
 from understudy.train import memory
 from understudy.train.adapters import trainable
+from understudy.train.checkpoint import Checkpoint
 from understudy.train.loop import DivergedError, Examples, History, StoppedEarlyError, train
 from understudy.train.memory import OutOfMemoryError
 from understudy.train.ranks import Ranks
@@ -49,18 +49,28 @@ class Engine:
     def train(self, spec: TrialSpec) -> TrialRecord:
         """Train a trial and keep it in the store. Divergence and lack of memory are results, not errors.
 
-        Where the job's limits stop it, it is kept in an entry of its own.
+        Where the job's limits stop it, it is kept in an entry of its own. One that was interrupted goes on from its
+        checkpoint. Raises `InterruptionError` after a signal.
         """
-        base, examples, history = self._base(spec), self.examples, History()
+        with watchdog.watching(self.job.running.watchdog_minutes, f"trial {spec.id}"):
+            base, examples = self._base(spec), self.examples
+            watchdog.beat()
+            with interruption.deferred():
+                return self._train(base, spec, examples)
+
+    def _train(self, base: nn.Module, spec: TrialSpec, examples: Examples) -> TrialRecord:
         memory.reset_peak()
-        started = time.perf_counter()
-        store, digest = Store(self.job.store), trial_digest(spec, self.job.inputs)
-        status, message = self._attempt(base, spec, examples, history, store.adapter(digest))
+        store, digest, history = Store(self.job.store), trial_digest(spec, self.job.inputs), History()
+        limits = self.job.stop_above
+        with_limits = early_stopped_digest(digest, limits) if limits else digest
+        pause = 60 * self.job.running.checkpoint_minutes
+        checkpoint = Checkpoint(store.checkpoint(digest), with_limits, self.ranks, self._device, pause)
+        status, message = self._attempt(base, spec, examples, history, store.adapter(digest), checkpoint)
         memory.release()
-        seconds = time.perf_counter() - started
         if status == "stopped":
-            digest = early_stopped_digest(digest, self.job.stop_above)
-        record = self.record(spec, digest, history, status, message, seconds)
+            digest = with_limits
+        seconds, peak = checkpoint.seconds, checkpoint.peak_bytes
+        record = self.record(spec, digest, history, status, message, seconds, peak_bytes=peak)
         if self.ranks.index == 0:
             store.save(record)
         return record
@@ -75,8 +85,9 @@ class Engine:
         seconds: float,
         trained_by: str = "trainer",
         rung_scores: tuple[RungScore, ...] = (),
+        peak_bytes: int | None = None,
     ) -> TrialRecord:
-        """What came of a trial."""
+        """What came of a trial. `peak_bytes` is this process's, by default until now."""
         complete = status == "complete"
         result = TrialResult(
             digest=digest,
@@ -88,19 +99,25 @@ class Engine:
             rung_scores=rung_scores,
             early_stop=history.early_stop,
             message=message,
-            cost=self._cost(spec, history, seconds),
+            cost=self._cost(spec, history, seconds, memory.peak_bytes() if peak_bytes is None else peak_bytes),
             provenance=provenance.collect(trained_by, _device_name(self.execution)),
         )
         return TrialRecord(spec=spec, result=result)
 
     def _attempt(
-        self, base: nn.Module, spec: TrialSpec, examples: Examples, history: History, folder: Path
+        self,
+        base: nn.Module,
+        spec: TrialSpec,
+        examples: Examples,
+        history: History,
+        folder: Path,
+        checkpoint: Checkpoint,
     ) -> tuple[Status, str | None]:
         """Train; on success keep the weights of a finalist. The second value says why it isn't complete."""
-        settings, execution = self.job.inputs.training, self.execution
+        settings, execution, limits = self.job.inputs.training, self.execution, self.job.stop_above
         try:
             with trainable(base, spec, execution) as model:
-                train(model, spec, examples, execution, settings, self.ranks, history, self.job.stop_above)
+                train(model, spec, examples, execution, settings, self.ranks, history, limits, checkpoint)
                 if keeps_weights(spec) and self.ranks.index == 0:
                     self._save_weights(model, folder)
         except StoppedEarlyError as error:
@@ -144,18 +161,23 @@ class Engine:
             pad_token_id=int(self._tokenizer.pad_token_id),
         )
 
-    def _cost(self, spec: TrialSpec, history: History, seconds: float) -> Cost:
+    @property
+    def _device(self) -> torch.device:
+        """Where this process computes."""
+        on_gpu = self.execution.device == "cuda"
+        return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+
+    def _cost(self, spec: TrialSpec, history: History, seconds: float, peak_bytes: int) -> Cost:
         """What the trial took, without loading base and data."""
         parameters = self.job.inputs.model.parameters
         per_token = 4 if spec.method == "lora" else 6
         on_gpu = self.execution.device == "cuda"
-        device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
         return Cost(
             tokens=history.tokens,
             flops=float(parameters * (per_token * history.tokens + 2 * history.evaluated_tokens)),
             wall_seconds=seconds,
             gpu_seconds=seconds * self.ranks.count if on_gpu else 0.0,
-            peak_memory_bytes=self.ranks.largest(memory.peak_bytes(), device),
+            peak_memory_bytes=self.ranks.largest(peak_bytes, self._device),
         )
 
     def _save_weights(self, model: nn.Module, folder: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from understudy import watchdog
 from understudy.data.encoding import Encoded
 from understudy.train.forward import collate, completion_logits, device_of
 from understudy.trial import ResolvedExecution
@@ -59,6 +60,7 @@ def score(
                 scores.tokens[index] = count
                 scores.correct[index] = sum(hits[first : first + count])
                 first += count
+            watchdog.beat()
     return scores
 
 

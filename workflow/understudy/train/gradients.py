@@ -1,8 +1,9 @@
-"""All gradients of a trial in one flat buffer, with two numbers that travel with them."""
+"""All gradients of a trial in one flat buffer, with the numbers that travel with them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +11,17 @@ from torch import Tensor, nn
 from understudy.train.ranks import Ranks
 
 
+class Agreed(NamedTuple):
+    """What all ranks know after a step's sum."""
+
+    loss: float  # of the batch
+    trouble: bool  # some rank has run out of memory
+    save: bool  # it is time for a checkpoint
+    stop: bool  # some rank was asked to end
+
+
 class Gradients:
-    """The gradients of some parameters as views of one buffer, followed by the loss and a flag for trouble.
+    """The gradients of some parameters as views of one buffer, followed by the loss and by flags.
 
     One sum over the ranks carries everything that they have to agree on after a step's backward passes, and
     clipping is one norm and one product, which for small models saves much of a step.
@@ -19,21 +29,25 @@ class Gradients:
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         sizes = [parameter.numel() for parameter in parameters]
-        self._buffer = torch.zeros(sum(sizes) + 2, dtype=torch.float32, device=parameters[0].device)
-        *views, self.loss, self.trouble = torch.split(self._buffer, [*sizes, 1, 1])
+        self._buffer = torch.zeros(sum(sizes) + 4, dtype=torch.float32, device=parameters[0].device)
+        *views, self.loss, self.save, self.stop, self.trouble = torch.split(self._buffer, [*sizes, 1, 1, 1, 1])
         for parameter, view in zip(parameters, views, strict=True):
             parameter.grad = view.view_as(parameter)
-        self._flat = self._buffer[:-2]
+        self._flat = self._buffer[:-4]
 
     def clear(self) -> None:
         """Back to zero, all but the trouble: that stays until it has been told."""
         self._buffer[:-1].zero_()
 
-    def add_up(self, ranks: Ranks) -> tuple[float, bool]:
-        """Sum over the ranks; return the batch's loss and whether any rank is in trouble."""
+    def add_up(self, ranks: Ranks, save: bool = False, stop: bool = False) -> Agreed:
+        """Sum over the ranks; `save` and `stop` are what this rank wants."""
+        if save:
+            self.save.fill_(1)
+        if stop:
+            self.stop.fill_(1)
         ranks.sum_(self._buffer)
-        loss, trouble = self._buffer[-2:].tolist()
-        return loss, trouble > 0
+        loss, saving, stopping, trouble = self._buffer[-4:].tolist()
+        return Agreed(loss, trouble > 0, saving > 0, stopping > 0)
 
     def clip_(self, max_norm: float) -> Tensor:
         """Scale down to a global norm of at most `max_norm`, as torch's `clip_grad_norm_`; return the norm before."""

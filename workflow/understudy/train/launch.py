@@ -5,14 +5,19 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
-from understudy import devices, process
+from understudy import devices, interruption, process, watchdog
 from understudy.errors import UnderstudyError
+from understudy.interruption import InterruptionError
 from understudy.train.trial import Job, train_trial
 from understudy.trial import TrialRecord, TrialSpec
 
 SHUTDOWN_SECONDS = 5  # after which a rank that doesn't end by itself is killed
+PASS_ON_SECONDS = 0.5
 
 
 class RankError(UnderstudyError):
@@ -34,7 +39,10 @@ def train_alone(spec: TrialSpec, job: Job) -> TrialRecord:
 
 
 def _train_on_ranks(spec: TrialSpec, job: Job) -> TrialRecord:
-    """Start the ranks and wait for them. Raises `RankError` where one of them ends without a result."""
+    """Start the ranks and wait for them. Raises `RankError` where one of them ends without a result.
+
+    After a signal the ranks end by themselves, all after the same step; then it raises `InterruptionError`.
+    """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -52,24 +60,69 @@ def _train_on_ranks(spec: TrialSpec, job: Job) -> TrialRecord:
         local_addr="localhost",  # else the host's full name is looked up
         max_restarts=0,
         shutdown_timeout=SHUTDOWN_SECONDS,
+        signals_to_handle="SIGHUP,SIGQUIT",  # at these torchrun's agent ends the ranks; others are passed on here
     )
     try:
-        records: dict[int, TrialRecord] = elastic_launch(config, run_rank)(spec, job)
+        with interruption.deferred(), _passing_on_signals():
+            ends: dict[int, TrialRecord | InterruptionError] = elastic_launch(config, run_rank)(spec, job)
     except ChildFailedError as error:
+        if (number := interruption.asked()) is not None:
+            raise InterruptionError(
+                number, "before all processes were at work; an earlier checkpoint is kept"
+            ) from error
         rank, failure = error.get_first_failure()
+        reason = _hung(job) if failure.exitcode == watchdog.EXIT_CODE else _message(failure.message)
         raise RankError(
             f"process {rank} of {execution.processes} of trial {spec.id} ended with exit code {failure.exitcode}: "
-            f"{_message(failure.message)}; nothing was recorded, run the workflow again to train the trial anew"
+            f"{reason}; nothing was recorded, run the workflow again to go on from the checkpoint, if there is one"
         ) from error
     except SignalException as error:
         raise RankError(f"trial {spec.id} was interrupted ({error.sigval.name}); run the workflow again") from error
-    return records[0]
+    if isinstance(ends[0], InterruptionError):
+        raise ends[0]
+    return ends[0]
 
 
-def run_rank(spec: TrialSpec, job: Job) -> TrialRecord:
-    """What each process does: join the others, train, and leave. Rank 0 writes to the store."""
+@contextmanager
+def _passing_on_signals() -> Iterator[None]:
+    """While this process waits for its children, tell them when it is asked to end.
+
+    Each is told again and again: it may not listen yet, and once it has heard it doesn't mind.
+    """
+    done = threading.Event()
+
+    def pass_on() -> None:
+        while not done.wait(PASS_ON_SECONDS):
+            if (number := interruption.asked()) is not None:
+                for pid in [child.pid for child in multiprocessing.active_children() if child.pid is not None]:
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, number)
+
+    thread = threading.Thread(target=pass_on, name="pass-on-signals", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def run_rank(spec: TrialSpec, job: Job) -> TrialRecord | InterruptionError:
+    """What each process does: join the others, train, and leave. Rank 0 writes to the store.
+
+    An interruption is returned, so that torchrun's agent lets every rank come to its end.
+    """
     agent = multiprocessing.parent_process()
     process.end_with_parent(agent.pid if agent is not None else None)
+    try:
+        interruption.listen()
+        with watchdog.watching(job.running.watchdog_minutes, f"a process of trial {spec.id}"):
+            return _train_as_rank(spec, job)
+    except InterruptionError as error:
+        return error
+
+
+def _train_as_rank(spec: TrialSpec, job: Job) -> TrialRecord:
     process.set_threads(job.inputs.execution.threads)
     import torch
     from torch import distributed
@@ -85,6 +138,10 @@ def run_rank(spec: TrialSpec, job: Job) -> TrialRecord:
         return Engine(job, Ranks(distributed.get_rank(), distributed.get_world_size())).train(spec)
     finally:
         distributed.destroy_process_group()
+
+
+def _hung(job: Job) -> str:
+    return f"no progress for {job.running.watchdog_minutes:g} minutes (`execution.watchdog_minutes`)"
 
 
 def _message(reported: Any) -> str:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from understudy import interruption, watchdog
 from understudy.data.encoding import Encoded
+from understudy.interruption import InterruptionError
 from understudy.settings import TrainingSettings
 from understudy.steps import evaluation_steps, find_stop, total_steps
 from understudy.train.batches import batches, completion_tokens, micro_batches
+from understudy.train.checkpoint import Checkpoint, Position
 from understudy.train.evaluation import score
 from understudy.train.forward import collate, completion_logits, device_of
 from understudy.train.gradients import Gradients
@@ -44,6 +49,14 @@ class History:
     evaluated_tokens: int = 0  # likewise, in evaluations
     early_stop: EarlyStop | None = None
 
+    def state(self) -> dict[str, Any]:
+        """Plain values from which `restore` brings it back, before a trial has ended."""
+        return {**vars(self), "metrics": dict(self.metrics), "curve": [point.model_dump() for point in self.curve]}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a state that `state` gave."""
+        vars(self).update({**state, "curve": [CurvePoint.model_validate(point) for point in state["curve"]]})
+
 
 class DivergedError(Exception):
     """A loss is infinite or not a number."""
@@ -62,13 +75,15 @@ def train(
     ranks: Ranks,
     history: History,
     stop_above: Sequence[float | None] = (),
+    checkpoint: Checkpoint | None = None,
 ) -> None:
     """Train `model` in place and write down in `history` what happens.
 
     The loss of a batch is the sum over its completion tokens divided by their number, however the batch is split
     into micro-batches and over ranks. Raises `DivergedError` as soon as a loss isn't finite, `OutOfMemoryError` where
     an allocator refused, and `StoppedEarlyError` by the limits `stop_above` (see `find_stop`); each on every rank,
-    since all of them go by the same sums.
+    since all of them go by the same sums. With a checkpoint it goes on from there and saves now and then. After a
+    signal the running step is finished and saved, and every rank raises `InterruptionError`.
     """
     hyperparameters = spec.hyperparameters
     steps = total_steps(len(examples.train), hyperparameters, spec.fidelity)
@@ -78,11 +93,32 @@ def train(
     gradients = Gradients([parameter for parameter in model.parameters() if parameter.requires_grad])
     optimizer = make_optimizer(model, hyperparameters)
     schedule = make_schedule(optimizer, hyperparameters, steps)
-    since_evaluation = MeanLoss()
+    position = Position(model, optimizer, schedule, history, MeanLoss())
     model.train()
     torch.manual_seed(derive_seed(spec.seed, "dropout", ranks.index))
 
-    for batch in batches(examples.train, int(hyperparameters["batch_size"]), steps, spec.seed):
+    def save_or_stop(save: bool, stop: bool) -> None:
+        if save or stop:
+            kept = checkpoint is not None and checkpoint.save(position, sound=gradients.trouble.item() == 0)
+            if stop:
+                raise _interrupted(history.steps, steps, kept)
+
+    def evaluate_if_due() -> None:
+        if history.steps not in evaluate_after or (history.curve and history.curve[-1].step == history.steps):
+            return
+        stop = evaluate(model, examples, execution, ranks, history, gradients.trouble)
+        note(history, position.since_evaluation, position.rate)
+        history.early_stop = find_stop(history.curve, steps, stop_above)
+        if history.early_stop is not None:
+            raise StoppedEarlyError(history.early_stop.message)
+        if history.steps < steps:
+            save_or_stop(save=False, stop=stop)
+
+    if checkpoint is not None:
+        checkpoint.resume(position)
+    evaluate_if_due()  # the step was saved before its evaluation
+    batch_size = int(hyperparameters["batch_size"])
+    for batch in batches(examples.train, batch_size, steps, spec.seed, done=history.steps):
         counted = completion_tokens(batch)
         gradients.clear()
         with telling(gradients.trouble):
@@ -90,15 +126,17 @@ def train(
                 loss = _summed_loss(model, rows, examples.pad_token_id, execution, smoothing) / counted
                 loss.backward()  # type: ignore[no-untyped-call]
                 gradients.loss += loss.detach()
+                watchdog.beat()
 
-        batch_loss, trouble = gradients.add_up(ranks)
+        wants_save, wants_stop = checkpoint is not None and checkpoint.due(), interruption.asked() is not None
+        batch_loss, trouble, save, stop = gradients.add_up(ranks, wants_save, wants_stop)
         if trouble:
             raise OutOfMemoryError(f"memory ran out in step {history.steps + 1} of {steps}")
         if not math.isfinite(batch_loss):
             raise DivergedError(f"the training loss was {batch_loss} in step {history.steps + 1} of {steps}")
 
         gradients.clip_(max_norm)
-        rate = optimizer.param_groups[0]["lr"]
+        position.rate = float(optimizer.param_groups[0]["lr"])
         with telling(gradients.trouble):  # the first step allocates the moments
             optimizer.step()
         history.steps += 1
@@ -107,13 +145,17 @@ def train(
 
         history.completion_tokens += counted
         history.tokens += sum(len(example.input_ids) for example in batch)
-        since_evaluation.add(batch_loss, counted)
-        if history.steps in evaluate_after:
-            evaluate(model, examples, execution, ranks, history, gradients.trouble)
-            note(history, since_evaluation, float(rate))
-            history.early_stop = find_stop(history.curve, steps, stop_above)
-            if history.early_stop is not None:
-                raise StoppedEarlyError(history.early_stop.message)
+        position.since_evaluation.add(batch_loss, counted)
+        save_or_stop(save, stop)
+        evaluate_if_due()
+
+
+def _interrupted(done: int, steps: int, kept: bool) -> InterruptionError:
+    """What every rank raises, also one that got no signal itself."""
+    state = (
+        "the checkpoint is kept" if kept else "it couldn't be saved, and an earlier checkpoint counts if there is one"
+    )
+    return InterruptionError(interruption.asked() or signal.SIGTERM, f"in step {done} of {steps}; {state}")
 
 
 def evaluate(
@@ -123,16 +165,20 @@ def evaluate(
     ranks: Ranks,
     history: History,
     trouble: Tensor,
-) -> None:
-    """Put the validation metrics into `history`. Each rank scores its share of the examples."""
+) -> bool:
+    """Put the validation metrics into `history`. Each rank scores its share of the examples.
+
+    Returns whether any rank has been asked to end.
+    """
     share = examples.validation[ranks.index :: ranks.count]
     with telling(trouble):
         scores = score(model, share, examples.pad_token_id, execution)
         found = [math.fsum(scores.losses), float(sum(scores.tokens)), float(sum(scores.correct)), 0.0]
-    trouble_here = bool(trouble.item() > 0)
-    sums = torch.tensor([0.0, 0.0, 0.0, 1.0] if trouble_here else found, dtype=torch.float64, device=device_of(model))
+    trouble_here, asked_here = bool(trouble.item() > 0), float(interruption.asked() is not None)
+    told = [*([0.0, 0.0, 0.0, 1.0] if trouble_here else found), asked_here]
+    sums = torch.tensor(told, dtype=torch.float64, device=device_of(model))
     ranks.sum_(sums)
-    loss, tokens, correct, trouble_anywhere = sums.tolist()
+    loss, tokens, correct, trouble_anywhere, asked = sums.tolist()
     if trouble_anywhere:
         raise OutOfMemoryError(f"memory ran out in or before the evaluation after step {history.steps}")
     if not math.isfinite(loss):
@@ -143,6 +189,7 @@ def evaluate(
         "eval_nats_per_byte": loss / sum(example.completion_bytes for example in examples.validation),
         "eval_accuracy": correct / tokens,
     }
+    return bool(asked > 0)
 
 
 def _summed_loss(

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from understudy import devices, progress
+from understudy import devices, interruption, progress, watchdog
 from understudy.files import digest, read_json, write_json
 from understudy.store import Store
 from understudy.train.packed.halving import Brackets, as_stopped, known_scores
@@ -27,7 +27,8 @@ def train_pack(pack: Pack, job: Job) -> PackResults:
     """The records of a pack's trials, in its order.
 
     Trials are trained together on one base, those named in `Pack.solo` alone after them. Each finished trial is in
-    the store at once, and the state of the others in a checkpoint every minute, which is as much as a kill costs.
+    the store at once, and the state of the others in a checkpoint every
+    `checkpoint_minutes`, which is as much as a kill costs. Raises `InterruptionError` after a signal.
     """
     training = _Training(pack, job)
     with training.locked():
@@ -160,7 +161,10 @@ class _Training:
         from understudy.train.packed.checkpoint import Checkpoint
         from understudy.train.packed.train import Company, train_together
 
-        if (reason := why_unreadable(engine.frozen_base)) is not None:
+        running = self.job.running
+        with watchdog.watching(running.watchdog_minutes, f"loading the base of pack {self.pack.id}"):
+            reason = why_unreadable(engine.frozen_base)
+        if reason is not None:
             halving = ", and in full in spite of `proxy.halving`" if self.stopped else ""
             self.note(f"the pack's trials trained alone{halving}: {reason}")
             for spec in specs:
@@ -171,9 +175,9 @@ class _Training:
         known = (record.result.objective for id, record in self.records.items() if id not in again)
         best = min((objective for objective in known if objective is not None), default=math.inf)
         names = Company(company, self.digests, self.stopped)
-        train_together(
-            engine, packing, specs, names, brackets, Checkpoint(self._path("pt")), best, self._finished, self.note
-        )
+        file = Checkpoint(self._path("pt"), 60 * running.checkpoint_minutes)
+        with watchdog.watching(running.watchdog_minutes, f"pack {self.pack.id}"), interruption.deferred():
+            train_together(engine, packing, specs, names, brackets, file, best, self._finished, self.note)
 
     def _judged(self, record: TrialRecord, id: str, brackets: Brackets | None) -> TrialRecord:
         """A bracketed trial that was trained in full: as it is, or as it would be had its bracket stopped it."""

@@ -35,6 +35,15 @@ class Ranks:
         distributed.all_reduce(found, op=distributed.ReduceOp.MAX)
         return int(found.item())
 
+    def gather(self, values: bytes, device: torch.device) -> list[bytes]:
+        """The bytes of every rank, in order; all have as many."""
+        if self.count == 1:
+            return [values]
+        found = torch.zeros(self.count, len(values), dtype=torch.int64, device=device)
+        found[self.index] = torch.tensor(list(values), dtype=torch.int64, device=device)
+        distributed.all_reduce(found)
+        return [bytes(row) for row in found.tolist()]
+
 
 @contextmanager
 def telling(trouble: Tensor) -> Iterator[None]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from understudy import checksums, progress
+from understudy import checksums, interruption, progress
+from understudy.settings import RunningSettings
 from understudy.steps import find_stop, total_steps
 from understudy.store import Store
 from understudy.trial import (
@@ -30,22 +31,25 @@ class Job:
     store: Path
     progress: Path
     stop_above: tuple[float | None, ...] = ()  # of a target trial: its proposal's limits, see `steps.find_stop`
+    running: RunningSettings = field(default_factory=RunningSettings)
 
 
 def train_trial(spec: TrialSpec, job: Job, train: Callable[[TrialSpec], TrialRecord]) -> TrialRecord:
     """The record of a trial, with this spec. `train` is called where the store doesn't have it yet.
 
     `train` keeps the record in the store itself, and for a finalist its adapter or weights before it. While it
-    runs, the store's entry is locked, and who else wants the same trial waits.
+    runs, the store's entry is locked, and who else wants the same trial waits. Its checkpoint goes when it is through.
 
     With limits a trial has up to two entries: one of its own for these limits where they stopped it, and a plain one,
     whoever trained it in full. The plain one is judged as if the trial had been trained now.
     """
+    interruption.check()
     store, digest = Store(job.store), trial_digest(spec, job.inputs)
     with store.locked(digest):
         found = _find(spec, job, store, digest)
         reused = found is not None and not _lacks_weights(found, spec, store)
         record = found if found is not None and reused else train(spec)
+        store.drop_checkpoint(digest)
     record = TrialRecord(spec=spec, result=record.result)
     progress.finished(job.progress, record, reused)
     return record

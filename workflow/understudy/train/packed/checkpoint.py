@@ -6,26 +6,20 @@ find it. What the pack has noted is in a file of its own, beside it.
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from understudy.files import written_whole
 from understudy.train.packed.pack import Pack
+from understudy.train.saving import Pace, load_sealed, save_sealed
 
-FORMAT = 3
-SECONDS = 60.0  # between two checkpoints: what a kill may cost
-SHARE = 20  # a pack trains at least so many times as long as it took to save it
+FORMAT = 4
 
 
 class Checkpoint:
-    """The file of one pack."""
+    """The file of one pack, saved every so many seconds."""
 
-    def __init__(self, path: Path, seconds: float = SECONDS) -> None:
-        self.path, self._seconds = path, seconds
-        self._last, self._took = time.monotonic(), 0.0
+    def __init__(self, path: Path, seconds: float = 0.0) -> None:
+        self.path, self._pace = path, Pace(seconds)
 
     def trials(self) -> set[str]:
         """The ids of the trials whose state it holds."""
@@ -35,26 +29,26 @@ class Checkpoint:
     def load(self) -> dict[str, Any] | None:
         """The state that was saved last, on the host; None where there is none that can be read."""
         try:
-            state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
+            found = load_sealed(self.path)
         except FileNotFoundError:
             return None
-        except Exception:  # cut off or altered: whatever the unpickler makes of it; the pack then begins anew
-            print(f"the checkpoint {self.path} can't be read; the pack begins anew")
+        if found is None:
+            print(
+                f"the checkpoint {self.path} can't be read, or isn't what was written; the pack begins anew", flush=True
+            )
             return None
+        state = found[1]
         return state if state.get("format") == FORMAT else None
 
     def save_when_due(self, pack: Pack) -> None:
         """Write the pack's state if the last one is old enough."""
-        if time.monotonic() - self._last >= max(self._seconds, SHARE * self._took):
+        if self._pace.due():
             self.save(pack)
 
     def save(self, pack: Pack) -> None:
         """Write the pack's state."""
-        began = time.monotonic()
-        with written_whole(self.path) as beside:
-            torch.save({"format": FORMAT, **pack.state()}, beside)
-        self._last = time.monotonic()
-        self._took = self._last - began
+        with self._pace.saving():
+            save_sealed(self.path, {"format": FORMAT, **pack.state()})
 
     def remove(self) -> None:
         """Once the pack is through."""

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from understudy import watchdog
 from understudy.train.packed import head
 from understudy.train.packed.adapters import Stack
 from understudy.train.packed.base import Base
@@ -50,6 +51,7 @@ class Passes:
         )
         self._decoder.backward(tape, torch.zeros_like(hidden).index_copy_(0, rows.answers, gradient))
         losses *= per_token
+        watchdog.beat()
         return torch.stack([own.sum() for own in torch.split(losses, list(rows.counts))])
 
     def evaluate(self, trial: Trial, corpus: Corpus, tokens: int) -> tuple[float, float]:
@@ -63,6 +65,7 @@ class Passes:
             found, hits = head.losses_and_hits(hidden[rows.answers], self._head, rows.targets)
             losses.append(found.sum(dtype=torch.float64))
             correct.append(hits.sum(dtype=torch.float64))
+            watchdog.beat()
         loss, hits_all = torch.stack([torch.stack(losses).sum(), torch.stack(correct).sum()]).tolist()
         return float(loss), float(hits_all)
 

@@ -9,8 +9,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from understudy import checksums
+from understudy import checksums, interruption
 from understudy.files import folder_whole
+from understudy.interruption import InterruptionError
 from understudy.steps import total_steps
 from understudy.store import Store
 from understudy.train import memory
@@ -48,7 +49,7 @@ def train_together(
     """Train some trials of a pack on the engine's base and hand each record to `finished` as soon as there is one.
 
     The adapter of a trial that beats `best` and all before it is kept in its entry. `note` is told what goes otherwise
-    than planned.
+    than planned. Raises `InterruptionError` after a signal.
     """
     settings = engine.job.inputs.training
     base = read_base(engine.frozen_base, packing.dense)
@@ -82,7 +83,15 @@ def train_together(
     state = checkpoint.load()
     if state is not None:
         pack.restore(state)
-    pack.run(lambda: checkpoint.save_when_due(pack))
+
+    def after_round() -> None:
+        if (signal := interruption.asked()) is not None:
+            checkpoint.save(pack)
+            left = len(pack.trials())
+            raise InterruptionError(signal, f"with {left} of the pack's trials not finished; its checkpoint is kept")
+        checkpoint.save_when_due(pack)
+
+    pack.run(after_round)
     checkpoint.remove()
     memory.release()
 

@@ -18,7 +18,7 @@ from understudy.train.optimizer import make_schedule
 from understudy.train.packed.adapters import Weights
 from understudy.train.packed.layout import Layout
 from understudy.train.packed.rows import Corpus
-from understudy.trial import CurvePoint, RungScore, TrialSpec, derive_seed
+from understudy.trial import RungScore, TrialSpec, derive_seed
 
 
 class Orders:
@@ -108,7 +108,7 @@ class Trial:
             "rung_scores": [found.model_dump() for found in self.rung_scores],
             "seconds": self.seconds,
             "since_evaluation": asdict(self.since_evaluation),
-            "history": {**vars(self.history), "curve": [point.model_dump() for point in self.history.curve]},
+            "history": self.history.state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -117,8 +117,7 @@ class Trial:
         self.looked_at, self.rung, self.seconds = state["looked_at"], state["rung"], state["seconds"]
         self.rung_scores = [RungScore.model_validate(found) for found in state["rung_scores"]]
         self.since_evaluation = MeanLoss(**state["since_evaluation"])
-        curve = [CurvePoint.model_validate(point) for point in state["history"]["curve"]]
-        self.history = History(**{**state["history"], "curve": curve})
+        self.history.restore(state["history"])
 
     def dropout_seed(self, part: int) -> int:
         """The seed of the next step's masks; `part` counts the pieces that its batch is cut into."""

@@ -1,0 +1,81 @@
+"""Signals that ask a worker to end: it stops where it can go on later.
+
+Schedulers send SIGTERM, or SIGUSR1 before a time limit; the keyboard sends SIGINT to all processes in the foreground.
+While a trial or a pack trains, a signal is noted, and training looks for it between steps. At other times, such as
+while a model is loaded or a lock is waited for, it ends the process at once.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+from understudy.errors import UnderstudyError
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+class InterruptionError(UnderstudyError):
+    """A signal ended the work. The exit code is the shell's for it, so that the job counts as failed."""
+
+    def __init__(self, number: int, where: str) -> None:
+        super().__init__(f"interrupted ({signal.Signals(number).name}) {where}; start again to go on")
+        self.number, self.where = number, where
+        self.exit_code = 128 + number
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.number, self.where)
+
+
+@dataclass
+class _State:
+    asked: signal.Signals | None = None
+    deferring: int = 0
+
+
+_state = _State()
+
+
+def listen() -> None:
+    """Let this process end itself in good order when it is asked to. Call it in the main thread."""
+    for number in SIGNALS:
+        signal.signal(number, _note)
+
+
+def asked() -> signal.Signals | None:
+    """The first signal that asked this process to end; None while nobody has."""
+    return _state.asked
+
+
+def check() -> None:
+    """End here if this process was asked to, before it begins something new."""
+    if _state.asked is not None:
+        raise _outside(_state.asked)
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Inside, signals are only noted, and whoever works has to look for them."""
+    _state.deferring += 1
+    try:
+        check()
+        yield
+    finally:
+        _state.deferring -= 1
+
+
+def _note(number: int, _: FrameType | None) -> None:
+    """The first signal counts; later ones mustn't disturb who is about to end, nor kill it while Python shuts down."""
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
+    _state.asked = signal.Signals(number)
+    if not _state.deferring:
+        raise _outside(_state.asked)
+
+
+def _outside(number: signal.Signals) -> InterruptionError:
+    return InterruptionError(number, "while nothing was in training; what has finished is kept")

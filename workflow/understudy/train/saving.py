@@ -1,0 +1,89 @@
+"""What the checkpoints of trials and of packs have in common: how often, and files that show every change."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from understudy import watchdog
+from understudy.files import written_whole
+
+SHARE = 20  # work goes on for at least so many times as long as it took to save it
+
+
+class Pace:
+    """When to save: every so many seconds, or more rarely where saving takes long."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._last, self._took = time.monotonic(), 0.0
+
+    def due(self) -> bool:
+        """Whether the last checkpoint is old enough."""
+        return time.monotonic() - self._last >= max(self._seconds, SHARE * self._took)
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Save inside: it is timed."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            watchdog.beat()
+            self._last = time.monotonic()
+            self._took = self._last - began
+
+
+def save_sealed(path: Path, state: Mapping[str, Any]) -> str:
+    """Write plain values and tensors whole or not at all, with a digest over all of them; return the digest."""
+    found = seal(state)
+    with written_whole(path) as beside:
+        torch.save({"seal": found, "state": state}, beside)
+    return found
+
+
+def load_sealed(path: Path) -> tuple[str, dict[str, Any]] | None:
+    """The digest and the state, on the host. None where the file can't be read, or isn't what was written.
+
+    Torch by itself doesn't check the bytes of tensors. Raises `FileNotFoundError`.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        state: dict[str, Any] = content["state"]
+        return (found, state) if (found := seal(state)) == content["seal"] else None
+    except FileNotFoundError:
+        raise
+    except Exception:  # cut off or altered: whatever the unpickler makes of it
+        return None
+
+
+def seal(state: Any) -> str:
+    """The SHA-256, in hexadecimal digits, of nested dictionaries, lists and tuples of plain values and tensors."""
+    hasher = hashlib.sha256()
+    _feed(hasher, state)
+    return hasher.hexdigest()
+
+
+def _feed(hasher: Any, value: Any) -> None:
+    if isinstance(value, Tensor):
+        hasher.update(f"tensor {value.dtype} {tuple(value.shape)};".encode())
+        hasher.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    elif isinstance(value, Mapping):
+        hasher.update(f"mapping {len(value)};".encode())
+        for key, item in value.items():
+            _feed(hasher, key)
+            _feed(hasher, item)
+    elif isinstance(value, list | tuple):
+        hasher.update(f"{type(value).__name__} {len(value)};".encode())
+        for item in value:
+            _feed(hasher, item)
+    else:
+        text = repr(value)
+        hasher.update(f"{type(value).__name__} {len(text)};{text}".encode())
