@@ -25,7 +25,7 @@ KINDS = (
     "damage weights",  # a file of an adapter in the store
     "damage checkpoint",  # where a trial or a pack stands
     "damage notes",  # progress, pin, looks, lock
-    "stop rank",  # SIGSTOP to one of a trial's two processes; needs the watchdog
+    "stop rank",  # SIGSTOP to one of a trial's two processes: the watchdog ends the trial
 )
 DAMAGES = {
     "damage store": ["store/*/record.json", "store/test/*.json"],
@@ -42,7 +42,6 @@ DAMAGES = {
     "damage checkpoint": ["store/packs/*.pt", "store/*/checkpoint/*"],
     "damage notes": ["progress.jsonl", "pin.json", ".lock", "store/test/looks.jsonl", "store/packs/*.notes.json"],
 }
-NEEDS_WATCHDOG = ("stop rank",)
 NEEDS_MOUNT = ("full disk", "read-only")
 ALTERATIONS = ("cut off", "emptied", "one bit", "zeros")
 

@@ -10,8 +10,8 @@ import pytest
 
 from workflow.conftest import Study
 
-from .conftest import KEPT_SAFE, PREPARED
-from .faults import NEEDS_MOUNT, NEEDS_WATCHDOG, drawn
+from .conftest import PREPARED
+from .faults import NEEDS_MOUNT, drawn
 from .ordeal import Ordeal
 
 pytestmark = [pytest.mark.workflow, pytest.mark.faults]
@@ -47,8 +47,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def test_the_end_is_the_same_whatever_happens(
     undisturbed: Study, ground: Path, can_mount: bool, seeds: Sequence[int]
 ) -> None:
-    left_out = (() if can_mount else NEEDS_MOUNT) + (() if "watchdog_minutes" in KEPT_SAFE else NEEDS_WATCHDOG)
-    waiting = [fault for seed in seeds if (fault := drawn(seed)).kind not in left_out]
+    waiting = [fault for seed in seeds if (fault := drawn(seed)).kind not in NEEDS_MOUNT or can_mount]
     number = 0
     while waiting:
         ordeal = Ordeal(prepared_copy(undisturbed, ground / f"study{number}"))
