@@ -2,9 +2,11 @@
 # check   everything that CI does   schema  the config's schema and reference
 # slurm   a study through a SLURM cluster that is started here (root only)
 # `make run PROFILE=slurm` submits jobs instead of running them: see workflow/profiles/README.md
+# faults  50 seeded faults on a running study, which takes an hour; FAULTS=7-9 takes these seeds
 PYTHON ?= python3
 CORES ?= all
 WORKERS ?= 2
+FAULTS ?= 0-49
 VENV := .venv
 BIN := $(VENV)/bin
 SNAKEMAKE := $(BIN)/snakemake
@@ -13,7 +15,7 @@ STAMP := $(VENV)/.installed
 PROFILE ?=
 EXTRA := $(VENV)/.installed-
 
-.PHONY: run test check slurm format schema
+.PHONY: run test check slurm faults format schema
 .DEFAULT_GOAL := run
 
 run: $(STAMP) $(if $(PROFILE),$(EXTRA)$(PROFILE))
@@ -21,6 +23,9 @@ run: $(STAMP) $(if $(PROFILE),$(EXTRA)$(PROFILE))
 
 test: $(STAMP)
 	@$(BIN)/pytest --numprocesses $(WORKERS) --dist loadgroup
+
+faults: $(STAMP)
+	@$(BIN)/pytest tests/faults --capture no --fault-seeds $(FAULTS)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check

@@ -1,4 +1,6 @@
+import logging
 import sys
+from functools import cache
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -6,10 +8,10 @@ from snakemake.logging import logger
 
 sys.path.insert(0, workflow.basedir)
 
-from understudy import cluster, graph, lock, process, progress, resources
+from understudy import cluster, disk, graph, lock, mending, process, progress, resources
 from understudy.config import parse as parse_study
 from understudy.data.pin import check_interpreter
-from understudy.errors import UnderstudyError
+from understudy.errors import StorageError, UnderstudyError
 from understudy.paths import StudyPaths
 from understudy.sections import sections
 
@@ -26,7 +28,10 @@ LIMITS = {role: resources.job_limits(STUDY, role, PATHS.model(role)) for role in
 
 # Rules call `exec python -m understudy …`: this interpreter, or that of a conda environment activated in front of it.
 # `exec` makes the command a child of this process, so that it sees at once when this process is gone.
-process.lead_path(workflow.basedir)
+process.lead_children(workflow.basedir)
+
+# A log of Snakemake's that a full disk doesn't take would cover the message about it with a traceback per line.
+logging.raiseExceptions = False
 
 
 wildcard_constraints:
@@ -39,13 +44,39 @@ wildcard_constraints:
     seed="[0-9]+",
 
 
+def mended(wildcards):
+    """No input at all, but the place where files are mended: for a real run, before Snakemake looks at any of them.
+
+    Settings are part of every study, and input functions are the first code to be called once it is known what kind of
+    run it is.
+    """
+    if workflow.executor_plugin and workflow.is_main_process and not workflow.dryrun and not workflow.touch:
+        mend_study()
+    return []
+
+
+@cache
+def mend_study():
+    """Say what was mended, and what stands in the way: Snakemake passes over what is raised in an input function."""
+    try:
+        lock.acquire(PATHS.lock)
+        disk.require_room(PATHS.root)
+        for note in mending.mend(PATHS):
+            logger.warning(f"understudy: {note}")
+    except StorageError as error:
+        logger.error(f"understudy: {error}")
+    except UnderstudyError as error:  # another run, which is refused when this one begins
+        logger.debug(str(error))
+
+
 def begin_run():
-    """Refuse a second run of the study and a foreign interpreter; clear up after a dead run; note what there is to do.
+    """Refuse a second run, a full disk and a foreign interpreter; clear up after a dead run; note what there is to do.
 
     Snakemake calls this in its main process only.
     """
     try:
         lock.acquire(PATHS.lock)
+        disk.require_room(PATHS.root)
         if not workflow.deployment_settings.deployment_method:  # else jobs have an interpreter of their own
             check_interpreter(PATHS.root)
         cluster.clear(PATHS, STUDY.resources.left_behind, logger.warning)

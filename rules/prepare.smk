@@ -11,6 +11,8 @@ if any(getattr(STUDY.models, role).pretrain is None for role in ("proxy", "targe
 
 
 rule write_settings:
+    input:
+        mended,
     output:
         PATHS.settings("{section}"),
     log:

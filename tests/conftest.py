@@ -8,6 +8,10 @@ limit_libraries()
 fix_products()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fault-seeds", default="0-4", help="seeds of the faults that tests/faults injects, first-last")
+
+
 @pytest.hookimpl(tryfirst=True)  # before the plugin reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whole studies first, all by one worker, while the others take the rest file by file (`--dist loadgroup`)."""

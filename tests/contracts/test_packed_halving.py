@@ -13,7 +13,7 @@ from packed_study import Outcome, make_pack, without_cost
 from training_study import make_job, make_spec, tiny_llama
 
 from understudy.errors import UnderstudyError
-from understudy.files import write_json
+from understudy.files import read_model, write_json
 from understudy.store import Store
 from understudy.train.pack import train_pack
 from understudy.train.packed import checkpoint
@@ -403,4 +403,4 @@ def test_rungs_on_the_same_step(tmp_path: Path) -> None:
 
 def test_results_can_be_written_and_read(results: PackResults, tmp_path: Path) -> None:
     write_json(tmp_path / "results.json", results)
-    assert PackResults.model_validate_json((tmp_path / "results.json").read_text()) == results
+    assert read_model(tmp_path / "results.json", PackResults) == results

@@ -19,7 +19,7 @@ from reference_loop import labelled
 from torch import Tensor
 from training_study import make_job, make_spec, tiny_llama
 
-from understudy.files import write_json
+from understudy.files import read_model, write_json
 from understudy.models.loading import load_base
 from understudy.settings import RunningSettings
 from understudy.store import Store
@@ -252,7 +252,7 @@ def test_two_processes_on_one_store(tmp_path: Path) -> None:
     for process in processes:
         process.join()
         assert process.exitcode == 0
-    first, second, third = (PackResults.model_validate_json(path.read_text()) for path in paths)
+    first, second, third = (read_model(path, PackResults) for path in paths)
     assert first == second
     assert third.records[:2] == first.records[1:]
     store = Store(tmp_path / "store")

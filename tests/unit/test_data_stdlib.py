@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import hashlib
 import inspect
-import json
 import subprocess
 import sys
 from collections import Counter
@@ -20,6 +19,7 @@ from understudy.data.files import SCHEMA, read_split
 from understudy.data.prepare import prepare_data
 from understudy.data.splits import assign_groups
 from understudy.errors import CorruptFileError, DataError
+from understudy.files import read_json, read_model
 from understudy.sections import DataSection
 from understudy.settings import SPLITS, DataSettings, Split
 from understudy.trial import DataManifest
@@ -196,7 +196,7 @@ def test_another_seed_is_another_split(tmp_path: Path) -> None:
 
 
 def test_the_manifest_accounts_for_every_function_and_file(study: Path) -> None:
-    manifest = DataManifest.model_validate_json((study / "data" / "manifest.json").read_text(encoding="utf-8"))
+    manifest = read_model(study / "data" / "manifest.json", DataManifest)
     counts = Counter(manifest.counts)
     assert counts["kept"] == sum(split.examples for split in manifest.splits.values()) == len(rows(study))
     reasons = ("without_docstring", "too_short", "too_long", "unprintable")
@@ -214,7 +214,7 @@ def test_rows_are_shuffled_so_that_the_first_ones_are_a_random_subset(study: Pat
 
 
 def test_the_corpus_holds_the_train_modules_only(study: Path) -> None:
-    manifest = DataManifest.model_validate_json((study / "data" / "manifest.json").read_text(encoding="utf-8"))
+    manifest = read_model(study / "data" / "manifest.json", DataManifest)
     corpus = training_corpus(manifest, study / "data" / "train.parquet")
     seen = {
         " ".join(text.split("\n\n", 1)[0].split())
@@ -270,7 +270,7 @@ def test_changed_sources_of_the_same_version_are_refused(tmp_path: Path, small: 
     (small / "third.py").write_text("changed = 1\n", encoding="utf-8")
     with pytest.raises(DataError, match="other source files"):
         prepare(tmp_path / "study", **FEW)
-    assert json.loads((tmp_path / "study" / "pin.json").read_text(encoding="utf-8")) == identity
+    assert read_json(tmp_path / "study" / "pin.json") == identity
 
 
 def test_the_pin_is_cheap_to_check() -> None:

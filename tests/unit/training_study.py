@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from understudy.data.encoding import Encoded
+from understudy.files import file_sha256
 from understudy.hyperparameters import Value, complete
 from understudy.settings import Method, Quantization, TrainingSettings
 from understudy.train import launch
@@ -135,7 +136,11 @@ def make_job(root: Path, quantization: Quantization = "none", evaluations: int =
         task="files",
         source={},
         counts={},
-        splits={split: SplitFile(examples=48, sha256=split) for split in ("train", "validation", "test")},
+        splits={
+            "train": SplitFile(examples=48, sha256=file_sha256(root / "train.parquet")),
+            "validation": SplitFile(examples=16, sha256=file_sha256(root / "validation.parquet")),
+            "test": SplitFile(examples=48, sha256="test"),
+        },
         max_length=64,
         train_examples=48,
         validation_examples=16,

@@ -43,6 +43,10 @@ class CorruptFileError(UnderstudyError):
     """A file of the study can't be parsed, or isn't what its name says."""
 
 
+class StorageError(UnderstudyError):
+    """The disk refuses a file: no space left, read-only, no permission."""
+
+
 def nearest(word: str, valid: Iterable[str]) -> str:
     """`; did you mean X?` where some valid name is close to `word`, else nothing."""
     close = difflib.get_close_matches(word, list(valid), n=1)

@@ -1,21 +1,28 @@
-"""Files that appear whole or not at all, JSON in one canonical form, and digests."""
+"""Files that appear whole or not at all, JSON in one canonical form that shows when it was altered, and digests.
+
+A model's file ends with the key `checksum`, the digest of all else in it. Without it a flipped bit in a number would be
+another number; a file that has none, because somebody wrote it by hand, is taken as it is.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from understudy import disk
 from understudy.errors import CorruptFileError
 
 Model = TypeVar("Model", bound=BaseModel)
 
+CHECKSUM = "checksum"
 DIGEST_LENGTH = 32  # hexadecimal digits of a SHA-256 that name a store entry
 
 
@@ -28,17 +35,50 @@ def writer() -> str:
 def written_whole(path: Path) -> Iterator[Path]:
     """Yield a path beside `path` to write to; on success flush it and move it into place.
 
-    Parent folders are made. On an exception the half-written file goes and `path` stays as it was.
+    Parent folders are made. On an exception the half-written file goes and `path` stays as it was. Raises
+    `StorageError` naming `path` where the disk is full or can't be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{writer()}.part")
     try:
-        yield beside
-        with beside.open("rb") as handle:
-            os.fsync(handle.fileno())
-        beside.replace(path)
+        with disk.reported(path, beside):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield beside
+            _flush(beside)
+            beside.replace(path)
     finally:
-        beside.unlink(missing_ok=True)
+        _remove(beside)
+
+
+@contextmanager
+def folder_whole(folder: Path) -> Iterator[Path]:
+    """Yield a path beside `folder` to make a folder at; on success flush it and move it into place.
+
+    What stood there goes, and what was left beside it by a writer that was killed: trained weights can be large. So
+    only one process at a time may do this. Raises `StorageError` as `written_whole` does.
+    """
+    beside = folder.with_name(f".{folder.name}.{writer()}.part")
+    for left_over in folder.parent.glob(f".{folder.name}.*.part"):
+        shutil.rmtree(left_over, ignore_errors=True)
+    try:
+        with disk.reported(folder, beside):
+            yield beside
+            for path in beside.rglob("*"):
+                if path.is_file():
+                    _flush(path)
+            shutil.rmtree(folder, ignore_errors=True)
+            beside.replace(folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as handle:
+        os.fsync(handle.fileno())
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):  # a disk that has become read-only says so where it matters
+        path.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -47,20 +87,45 @@ def write_text(path: Path, text: str) -> None:
         beside.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, value: BaseModel | Any) -> None:
-    """Write a model or a plain value as indented JSON with a newline at the end."""
+def write_json(path: Path, value: BaseModel | Any, *, sealed: bool | None = None) -> None:
+    """Write a model or a plain value as indented JSON with a newline at the end.
+
+    `sealed`: whether an object ends with its checksum. Models do; what other programs read must not.
+    """
     plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
-    write_text(path, json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False)
+    if sealed or (sealed is None and isinstance(value, BaseModel)):
+        plain = {**json.loads(text), CHECKSUM: digest(json.loads(text))}  # of what a reader will find
+        text = json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(path, text + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Parse a JSON file; raise `CorruptFileError` naming the file where it is missing or broken."""
+    """Parse a JSON file; raise `CorruptFileError` naming the file where it is missing, broken or altered."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CorruptFileError(f"{path} is missing; run the workflow again to make it") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CorruptFileError(f"{path} can't be read ({error}); delete it and run the workflow again") from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        refused = disk.refusal(error, path)
+        raise refused or CorruptFileError(
+            f"{path} can't be read ({error}); delete it and run the workflow again"
+        ) from error
+    if isinstance(value, dict) and CHECKSUM in value:
+        if not _is_sealed(value):
+            raise CorruptFileError(
+                f"{path} has been altered since it was written (its checksum is another); delete it and run the "
+                "workflow again"
+            )
+        del value[CHECKSUM]
+    return value
+
+
+def _is_sealed(value: dict[str, Any]) -> bool:
+    try:
+        return bool(value[CHECKSUM] == digest({key: value[key] for key in value if key != CHECKSUM}))
+    except ValueError:  # a number became NaN or infinite
+        return False
 
 
 def read_model(path: Path, model: type[Model]) -> Model:

@@ -5,34 +5,42 @@ from __future__ import annotations
 import fcntl
 import os
 from pathlib import Path
-from typing import TextIO
 
-from understudy.errors import UserError
+from understudy import disk
+from understudy.errors import StorageError, UserError
 
-_held: list[TextIO] = []  # kept open for as long as this process lives, or until it releases them
+_held: dict[Path, int] = {}  # descriptors, open for as long as this process lives, or until it releases them
 
 
 def acquire(path: Path) -> None:
-    """Take the study's lock for this process; raise `UserError` if another run holds it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = path.open("a+", encoding="utf-8")
+    """Take the study's lock for this process, unless it has it.
+
+    Raises `UserError` if another run holds it, `StorageError` where the study's folder can't be written.
+    """
+    if path in _held:
+        return
+    with disk.reported(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with disk.reported(path):
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, f"{os.getpid()} on {os.uname().nodename}\n".encode(), 0)
     except BlockingIOError:
-        handle.seek(0)
-        holder = handle.read().strip() or "unknown"
-        handle.close()
+        holder = os.pread(handle, 200, 0).decode(errors="replace").strip() or "unknown"
+        os.close(handle)
         raise UserError(
             f"another run of this study is under way (process {holder} holds {path}); wait for it or stop it, "
             "or give this study another `results` folder"
         ) from None
-    handle.truncate(0)
-    handle.write(f"{os.getpid()} on {os.uname().nodename}\n")
-    handle.flush()
-    _held.append(handle)
+    except StorageError:
+        os.close(handle)
+        raise
+    _held[path] = handle
 
 
 def release() -> None:
     """Give up every lock that this process holds; its end does the same."""
     while _held:
-        _held.pop().close()
+        os.close(_held.popitem()[1])

@@ -12,20 +12,27 @@ from pathlib import Path
 from typing import NoReturn
 
 POLL_SECONDS = 0.5
+STARTED_BY = "UNDERSTUDY_STARTED_BY"  # the process id of the workflow that calls the commands
 LIBRARY_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
-def end_with_parent() -> None:
-    """End this process when its parent has gone.
+def end_with_parent(started_by: int | None = None) -> None:
+    """End this process when its parent has gone, also when it went before this is called.
 
     A `kill -9` of the workflow's main process reaches no child, and the ranks of `torchrun` sit in sessions of
     their own, which a kill of the process group doesn't reach either. PR_SET_PDEATHSIG would follow the parent's
     *thread*, which Snakemake may end early; so a daemon thread watches for a new parent.
+
+    Imports take seconds in which the parent may go. So it is asked who started this process: `started_by`, or what
+    `lead_children` left in the environment.
     """
     parent = os.getppid()
+    if started_by is None and (noted := os.environ.get(STARTED_BY, "")).isdigit():
+        started_by = int(noted)
+    gone = started_by not in (None, parent) and _has_ended(started_by)
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while os.getppid() == parent and not gone:
             time.sleep(POLL_SECONDS)
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -43,6 +50,15 @@ def leave(exit_code: int) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     os._exit(exit_code)
+
+
+def _has_ended(pid: int | None) -> bool:
+    """Whether a process is gone, as far as /proc tells; one that is dead and not reaped yet is gone too."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return Path("/proc/self").exists()
+    return stat.rsplit(")", 1)[1].split()[0] in "ZX"
 
 
 def fix_products() -> None:
@@ -78,7 +94,8 @@ def set_threads(count: int) -> None:
     torch.set_num_threads(count)
 
 
-def lead_path(package_folder: str) -> None:
-    """Let child processes find this interpreter as `python`, and the package whether it is installed or not."""
+def lead_children(package_folder: str) -> None:
+    """Let child processes find this interpreter as `python`, the package whether it is installed or not, and us."""
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     os.environ["PYTHONPATH"] = package_folder
+    os.environ[STARTED_BY] = str(os.getpid())

@@ -15,11 +15,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from understudy import disk
 from understudy.trial import TrialRecord
 
 STAGES = ("proxy", "truncated", "target", "finalist")
 FOLLOW_SECONDS = 2.0
 TARGET_GUESS = 5.0  # proxy trials that a target trial is taken to last, until one has finished
+
+START_LINE: dict[str, Any] = {"time": float, "totals": dict, "workers": int}
+TRIAL_LINE: dict[str, Any] = {
+    "time": float,
+    "stage": str,
+    "id": str,
+    "status": str,
+    "objective": float | None,
+    "wall_seconds": float | int,
+    "reused": bool,
+}
 
 _terminal: TextIO = sys.stderr
 
@@ -154,7 +166,8 @@ def _pace(trials: list[dict[str, Any]], workers: int) -> float:
 def state(path: Path) -> State:
     """Read a study's progress. Lines of other runs count as finished, but not towards the speed.
 
-    What belongs to this run is told by the order of lines: the clock may have been set since, or differ between hosts.
+    It is only shown, so lines that a kill cut off or that were altered are passed over. What belongs to this run is
+    told by the order of lines: the clock may have been set since, or differ between hosts.
     """
     return _Reader(path).read()
 
@@ -172,7 +185,7 @@ class _Reader:
                 whole, _, _ = handle.read().rpartition(b"\n")  # the last line may be on its way
             if whole:
                 self._offset += len(whole) + 1
-                self._add(whole.decode("utf-8").splitlines())
+                self._add(whole.decode("utf-8", errors="replace").splitlines())
         self._state.now = time.time()
         return self._state
 
@@ -181,12 +194,12 @@ class _Reader:
         for text in lines:
             try:
                 line = json.loads(text)
-            except json.JSONDecodeError:  # a line cut off by a kill
+            except json.JSONDecodeError:  # cut off by a kill, or altered
                 continue
-            if line["event"] == "start":
+            if _fits(line, START_LINE):
                 found.started, found.totals, found.workers = line["time"], line["totals"], line["workers"]
                 found.earlier = set(found.trials)
-            else:
+            elif _fits(line, TRIAL_LINE):
                 found.trials[line["id"]] = line
                 found.earlier.discard(line["id"])
 
@@ -196,14 +209,22 @@ def _reader(path: Path) -> _Reader:
     return _Reader(path)
 
 
+def _fits(line: Any, kinds: dict[str, Any]) -> bool:
+    return isinstance(line, dict) and all(isinstance(line.get(key), kind) for key, kind in kinds.items())
+
+
 def _append(path: Path, line: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(line) + "\n"
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        os.write(handle, text.encode())  # one write of one short line: whole, also beside other writers
-    finally:
-        os.close(handle)
+    """Add a line. Raises `StorageError` where the disk doesn't take it."""
+    with disk.reported(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            size = os.fstat(handle).st_size
+            cut_off = size > 0 and os.pread(handle, 1, size - 1) != b"\n"  # by a full disk: that line alone is lost
+            text = "\n" * cut_off + json.dumps(line) + "\n"
+            os.write(handle, text.encode())  # one write of one short line: whole, also beside other writers
+        finally:
+            os.close(handle)
 
 
 def _clock(seconds: float) -> str:

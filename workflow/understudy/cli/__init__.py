@@ -11,9 +11,11 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
+from understudy import disk
 from understudy.errors import UnderstudyError
 
 COMMANDS = {
@@ -53,14 +55,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
             module.add_arguments(command)
             command.set_defaults(run=module.run)
     parsed = parser.parse_args(words)
-    terminal = _redirect(parsed.log) if parsed.log else sys.stderr
+    terminal = sys.stderr
     try:
+        if parsed.log:
+            with disk.reported(parsed.log):
+                terminal = _redirect(parsed.log)
         parsed.run(parsed)
+        sys.stdout.flush()
     except UnderstudyError as error:
-        for stream in {terminal, sys.stderr}:
-            print(f"understudy {parsed.command}: {error}", file=stream, flush=True)
-        return error.exit_code
+        return _told(parsed.command, error, terminal)
+    except OSError as error:
+        if (refused := disk.refusal(error)) is None:
+            raise
+        return _told(parsed.command, refused, terminal)
     return 0
+
+
+def _told(command: str, error: UnderstudyError, terminal: TextIO) -> int:
+    """Show an error on the terminal and in the log, as far as a full disk takes it; return the exit code."""
+    for stream in {terminal, sys.stderr}:
+        with suppress(OSError):
+            print(f"understudy {command}: {error}", file=stream, flush=True)
+    try:
+        sys.stdout.flush()
+    except OSError:  # what is buffered is lost; at the end of the process it must not cover the message
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return error.exit_code
 
 
 def _redirect(log: Path) -> TextIO:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from understudy import checksums
 from understudy.files import read_model
 from understudy.summary.tables import trials_frame, write_parquet
 from understudy.trial import PackResults
@@ -20,3 +21,4 @@ def run(arguments: argparse.Namespace) -> None:
     """Read, gather, write."""
     records = [record for path in arguments.packs for record in read_model(path, PackResults).records]
     write_parquet(trials_frame(records), arguments.output)
+    checksums.write_list(arguments.output.parent, [arguments.output])

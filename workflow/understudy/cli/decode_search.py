@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> None:
     winner = read_model(arguments.winner, Winner)
     manifest = read_model(arguments.manifest, DataManifest)
     tokenizer = load_tokenizer(card)
-    frame = read_split(arguments.validation, section.decode.examples)
+    frame = read_split(arguments.validation, section.decode.examples, manifest.splits["validation"].sha256)
     prompts = [
         encode_prompt(prompt, chat, tokenizer, manifest.max_length)
         for prompt, chat in frame.select("prompt", "chat").iter_rows()

@@ -26,11 +26,14 @@ def run(arguments: argparse.Namespace) -> None:
     execution = read_model(arguments.execution, Execution).resolved
     devices.lease(execution.model_copy(update={"processes": 1}))
     process.set_threads(execution.threads)
+    from understudy.data.files import require_split
     from understudy.summary.gain import bootstrap_gain
     from understudy.train.testing import LookLog, Trained
 
     section = read_model(arguments.settings, TestSection)
     manifest = read_model(arguments.manifest, DataManifest)
+    for split in ("validation", "test"):  # before the look is counted
+        require_split(getattr(arguments, split), manifest.splits[split].sha256)
     winner = read_model(arguments.winner, Winner)
     trained = Trained(
         digests=tuple(dict.fromkeys([*winner.digests, *winner.default_digests])),

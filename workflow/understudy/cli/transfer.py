@@ -7,6 +7,7 @@ from pathlib import Path
 
 import polars as pl
 
+from understudy import checksums
 from understudy.files import read_model, write_json
 from understudy.search.transfer import transfer
 from understudy.sections import TransferSection
@@ -28,6 +29,7 @@ def run(arguments: argparse.Namespace) -> None:
     settings = read_model(arguments.settings, TransferSection)
     proxy = read_model(arguments.proxy_model, ModelCard)
     target = read_model(arguments.target_model, ModelCard)
+    checksums.require_unaltered(arguments.trials.parent, "the table", arguments.trials)
     regions, starts = transfer(settings, pl.read_parquet(arguments.trials), proxy, target)
     write_json(arguments.regions, regions)
     write_json(arguments.starts, starts)

@@ -17,4 +17,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Write the JSON, indented."""
-    write_json(arguments.output, json.loads(arguments.content))
+    write_json(arguments.output, json.loads(arguments.content), sealed=True)

@@ -18,7 +18,7 @@ def training_corpus(manifest: DataManifest, train: Path) -> list[str]:
     """
     files = stdlib.source_files()
     if manifest.task == "docstrings":
-        groups = set(read_split(train, None)["group"])
+        groups = set(read_split(train, None, manifest.splits["train"].sha256)["group"])
         files = [path for path in files if stdlib.group(path) in groups]
     return [text for path in files if (text := _text(stdlib.root() / path)) is not None]
 

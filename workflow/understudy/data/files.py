@@ -8,17 +8,21 @@ import polars as pl
 from polars.exceptions import PolarsError
 
 from understudy.errors import CorruptFileError
+from understudy.files import file_sha256
 
 SCHEMA = pl.Schema(
     {"id": pl.String, "group": pl.String, "prompt": pl.String, "completion": pl.String, "chat": pl.Boolean}
 )
 
 
-def read_split(path: Path, limit: int | None) -> pl.DataFrame:
+def read_split(path: Path, limit: int | None, sha256: str | None = None) -> pl.DataFrame:
     """The first `limit` rows of a split, or all of them; rows are in a seeded random order already.
 
-    Raises `CorruptFileError` where the file is missing, broken or has other columns than `SCHEMA`.
+    `sha256` is what the manifest says of it. Raises `CorruptFileError` where the file is missing, altered, broken or
+    has other columns than `SCHEMA`.
     """
+    if sha256 is not None:
+        require_split(path, sha256)
     try:
         frame = pl.read_parquet(path, n_rows=limit)
     except (OSError, PolarsError) as error:
@@ -29,3 +33,12 @@ def read_split(path: Path, limit: int | None) -> pl.DataFrame:
             "delete it and run the workflow again"
         )
     return frame
+
+
+def require_split(path: Path, sha256: str) -> None:
+    """Raise `CorruptFileError` where a split's file isn't the one that the manifest names."""
+    if path.exists() and file_sha256(path) != sha256:
+        raise CorruptFileError(
+            f"{path} isn't the file that the manifest beside it names (its checksum is another); delete it and run the "
+            "workflow again"
+        )

@@ -32,7 +32,7 @@ def hold(root: Path, identity: dict[str, str]) -> None:
     if path.exists():
         _compare(path, identity)
     else:
-        write_json(path, identity)
+        write_json(path, identity, sealed=True)
 
 
 def _compare(path: Path, running: dict[str, str]) -> None:

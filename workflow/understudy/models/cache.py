@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from understudy import lease
-from understudy.files import digest, writer
+from understudy import checksums, lease
+from understudy.files import digest, folder_whole
 from understudy.settings import PretrainSettings
 
 PRETRAIN_VERSION = 1  # raise it when a change to the tokenizer or to pretraining can change a weight
@@ -57,19 +56,24 @@ def tokenizer(cache: Path, corpus: Sequence[str], corpus_sha256: str, vocab_size
 
 
 def kept(folder: Path, make: Callable[[Path], None]) -> Path:
-    """`folder`, which `make` fills where it doesn't exist yet. It appears whole or not at all, and is made once."""
-    if folder.is_dir():
+    """`folder`, which `make` fills where it doesn't exist yet. It appears whole or not at all, and is made once.
+
+    One whose files were altered is made anew: a study would take it for another model.
+    """
+    if _is_whole(folder):
         return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
     with lease.held(folder.with_name(f".{folder.name}.lock")):
-        if folder.is_dir():
-            return folder
-        for left in folder.parent.glob(f".{folder.name}.*.part"):  # by a process that was killed
-            shutil.rmtree(left, ignore_errors=True)
-        beside = folder.with_name(f".{folder.name}.{writer()}.part")
-        beside.mkdir()
-        make(beside)
-        beside.replace(folder)
+        if not _is_whole(folder):
+            with folder_whole(folder) as beside:
+                beside.mkdir()
+                make(beside)
+                checksums.write_list(beside)
     return folder
+
+
+def _is_whole(folder: Path) -> bool:
+    return folder.is_dir() and not checksums.altered(folder)
 
 
 def _sha256(corpus: Sequence[str]) -> str:

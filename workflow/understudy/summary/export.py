@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from understudy.artifacts import DecodeResults, Interval, TestResult, Winner
+from understudy.checksums import require_unaltered
 from understudy.config import StudyConfig
 from understudy.errors import CorruptFileError
 from understudy.files import write_json, write_text
@@ -247,10 +248,8 @@ def write_best(best: Best, store: Store, folder: Path) -> None:
 def _replace_checkpoint(source: Path, folder: Path) -> None:
     """Copy a checkpoint to `adapter/`, or to `weights/` where it is a whole model; an earlier one goes."""
     if not source.is_dir():
-        raise CorruptFileError(
-            f"the winner's checkpoint is missing: {source}; delete {source.parent} and the finalists' results, and run "
-            "the workflow again to train it anew"
-        )
+        raise CorruptFileError(f"the winner's checkpoint is missing: {source}; run the workflow again to train it anew")
+    require_unaltered(source, "the trial's trained weights")
     name = "adapter" if (source / "adapter_config.json").exists() else "weights"
     beside, old = (folder / f".{name}.{os.getpid()}.{part}" for part in ("part", "old"))
     try:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import polars as pl
 
+from understudy import checksums
 from understudy.artifacts import DecodeResults, Proposal, Regions, Starts, TestResult, Winner
 from understudy.files import write_text
 from understudy.paths import StudyPaths
@@ -99,6 +100,7 @@ def write_summary(
         paths,
     )
     write_text(folder / "headline.txt", text)
+    checksums.write_list(folder)
 
 
 def _agreement(

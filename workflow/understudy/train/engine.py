@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,12 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from understudy import interruption, process, provenance, watchdog
+from understudy import checksums, interruption, process, provenance, watchdog
 from understudy.data.encoding import Encoded, encode
 from understudy.data.files import read_split
-from understudy.files import writer
+from understudy.files import folder_whole
 from understudy.models.loading import Place, load_base, load_tokenizer
 from understudy.models.peak_flops import peak_flops
+from understudy.settings import Split
 from understudy.store import Store
 from understudy.train import memory
 from understudy.train.adapters import trainable
@@ -170,12 +168,12 @@ class Engine:
     def examples(self) -> Examples:
         data = self.job.inputs.data
 
-        def read(path: Path, limit: int) -> list[Encoded]:
-            return encode(read_split(path, limit), self._tokenizer, data.max_length)
+        def read(path: Path, split: Split, limit: int) -> list[Encoded]:
+            return encode(read_split(path, limit, data.splits[split].sha256), self._tokenizer, data.max_length)
 
         return Examples(
-            train=read(self.job.train, data.train_examples),
-            validation=read(self.job.validation, data.validation_examples),
+            train=read(self.job.train, "train", data.train_examples),
+            validation=read(self.job.validation, "validation", data.validation_examples),
             pad_token_id=int(self._tokenizer.pad_token_id),
         )
 
@@ -221,6 +219,7 @@ class Engine:
             else:
                 model.save_pretrained(beside, **gathered)  # type: ignore[operator]
                 self._tokenizer.save_pretrained(beside)
+            checksums.write_list(beside)
 
 
 def prepare_torch(execution: ResolvedExecution) -> None:
@@ -240,16 +239,3 @@ def _shard(model: nn.Module, execution: ResolvedExecution) -> None:
 
 def _device_name(execution: ResolvedExecution) -> str | None:
     return torch.cuda.get_device_name() if execution.device == "cuda" else None
-
-
-@contextmanager
-def folder_whole(folder: Path) -> Iterator[Path]:
-    """Yield a folder beside `folder` to write to, and move it into place on success."""
-    beside = folder.with_name(f".{folder.name}.{writer()}.part")
-    shutil.rmtree(beside, ignore_errors=True)
-    try:
-        yield beside
-        shutil.rmtree(folder, ignore_errors=True)
-        beside.replace(folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)

@@ -140,7 +140,8 @@ def run_rank(spec: TrialSpec, job: Job) -> TrialRecord | InterruptionError:
 
     An interruption is returned, so that torchrun's agent lets every rank come to its end.
     """
-    process.end_with_parent()
+    agent = multiprocessing.parent_process()
+    process.end_with_parent(agent.pid if agent is not None else None)
     try:
         interruption.listen()
         with watchdog.watching(job.running.watchdog_minutes, f"a process of trial {spec.id}"):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from understudy import disk
 from understudy.data.encoding import encode
 from understudy.data.files import read_split
 from understudy.files import digest, read_model, write_json
@@ -81,14 +82,25 @@ class LookLog:
     def looks(self) -> int:
         """How many different evaluations have read the test split. One that was killed and repeated counts once."""
         path = self.folder / "looks.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        return len({json.loads(line)["evaluation"] for line in lines if line.endswith("}")})
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+        return len({key for line in lines if (key := _evaluation(line)) is not None})
 
     def _count(self, key: str) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(self.folder / "looks.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
-            os.write(handle, (json.dumps({"evaluation": key}) + "\n").encode())
-            os.fsync(handle)
+            with disk.reported(self.folder / "looks.jsonl"):
+                os.write(handle, (json.dumps({"evaluation": key}) + "\n").encode())
+                os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def _evaluation(line: str) -> str | None:
+    """The key in a line of the looks; None where a kill cut the line off. An altered one stays a look of its own."""
+    if not line.endswith("}"):
+        return None
+    try:
+        return str(json.loads(line)["evaluation"])
+    except (ValueError, KeyError, TypeError):
+        return line

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from understudy.checksums import require_unaltered
 from understudy.errors import CorruptFileError
 from understudy.models.loading import Place, load_base
 from understudy.models.quantization import peft_for
@@ -15,11 +16,13 @@ from understudy.trial import ModelCard, ResolvedExecution
 def trained_models(card: ModelCard, execution: ResolvedExecution, folders: Sequence[Path]) -> Iterator[Any]:
     """Yield each trained model in turn, in evaluation mode; the base is loaded once.
 
+    Raises `CorruptFileError` where a file isn't what it was when it was written.
     A model is only whole until the next one is asked for: adapters are taken off again.
     """
     base: Any = None
     spread: Place = "spread" if execution.strategy == "fsdp" and execution.device == "cuda" else "device"
     for folder in folders:
+        require_unaltered(folder, "the trial's trained weights")
         if (folder / "adapter_config.json").exists():
             base = load_base(card, execution, "lora", spread) if base is None else base
             model = _with_adapter(base, folder)

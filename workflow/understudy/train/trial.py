@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from understudy import interruption, progress
+from understudy import checksums, interruption, progress
 from understudy.settings import RunningSettings
 from understudy.steps import find_stop, total_steps
 from understudy.store import Store
@@ -101,6 +101,8 @@ def keeps_weights(spec: TrialSpec) -> bool:
 
 
 def _lacks_weights(record: TrialRecord, spec: TrialSpec, store: Store) -> bool:
-    """A finished trial that was kept without its weights, which are needed now."""
-    wanted = keeps_weights(spec) and record.result.status == "complete"
-    return wanted and not store.adapter(record.result.digest).is_dir()
+    """A finished trial that was kept without its weights, which are needed now, or whose weights were altered."""
+    if not keeps_weights(spec) or record.result.status != "complete":
+        return False
+    folder = store.adapter(record.result.digest)
+    return not folder.is_dir() or bool(checksums.altered(folder))

@@ -9,12 +9,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from understudy import interruption
+from understudy import checksums, interruption
+from understudy.files import folder_whole
 from understudy.interruption import InterruptionError
 from understudy.steps import total_steps
 from understudy.store import Store
 from understudy.train import memory
-from understudy.train.engine import Engine, folder_whole
+from understudy.train.engine import Engine
 from understudy.train.packed import adapters
 from understudy.train.packed.base import Base, read_base
 from understudy.train.packed.checkpoint import Checkpoint
@@ -108,6 +109,7 @@ def _keep(store: Store, digest: str, base: Base, trial: Trial, values: Tensor, n
             if not folder.exists():
                 with folder_whole(folder) as beside:
                     adapters.save(base, trial.spec, trial.layout, values, beside)
+                    checksums.write_list(beside)
     except (MemoryError, RuntimeError, OSError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         note(f"the adapter of {trial.spec.id} couldn't be saved ({reason}); its result is complete")

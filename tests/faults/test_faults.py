@@ -1,0 +1,59 @@
+"""Whatever happens to a study, its end is the same. `make faults` strikes 50 times, and says what was struck when."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from workflow.conftest import Study
+
+from .conftest import PREPARED
+from .faults import NEEDS_MOUNT, drawn
+from .ordeal import Ordeal
+
+pytestmark = [pytest.mark.workflow, pytest.mark.faults]
+
+CHAIN = 5  # faults in a row, before the study is run to its end
+
+
+def prepared_copy(undisturbed: Study, folder: Path) -> Study:
+    """A study that has data, models and execution, and nothing else yet."""
+    folder.mkdir()
+    for name in PREPARED:
+        shutil.copytree(undisturbed.results / name, folder / "results" / name)
+    shutil.copy(undisturbed.results / "pin.json", folder / "results")
+    shutil.copytree(undisturbed.folder / ".snakemake", folder / ".snakemake")
+    return Study(folder, undisturbed.config)
+
+
+def ended(ordeal: Ordeal, undisturbed: Study) -> None:
+    """Run the study to its end, and compare."""
+    ordeal.finish()
+    for name, content in ordeal.study.tables().items():
+        assert content == undisturbed.tables()[name], f"{name} came out differently:\n{ordeal.printed()}"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One test per chain of seeds."""
+    first, _, last = str(metafunc.config.getoption("--fault-seeds")).partition("-")
+    seeds = range(int(first), int(last or first) + 1)
+    chains = [seeds[start : start + CHAIN] for start in range(0, len(seeds), CHAIN)]
+    metafunc.parametrize("seeds", chains, ids=[f"seeds {chain[0]}-{chain[-1]}" for chain in chains])
+
+
+def test_the_end_is_the_same_whatever_happens(
+    undisturbed: Study, ground: Path, can_mount: bool, seeds: Sequence[int]
+) -> None:
+    waiting = [fault for seed in seeds if (fault := drawn(seed)).kind not in NEEDS_MOUNT or can_mount]
+    number = 0
+    while waiting:
+        ordeal = Ordeal(prepared_copy(undisturbed, ground / f"study{number}"))
+        while waiting and ordeal.strike(waiting[0]):
+            waiting.pop(0)
+        ended(ordeal, undisturbed)
+        assert ordeal.struck, f"no fault struck in a whole study:\n{ordeal.printed()}"
+        number += 1
+        shutil.rmtree(ordeal.study.folder)

@@ -1,0 +1,135 @@
+"""What a start of the workflow mends by itself, before Snakemake looks at the files.
+
+Everything that a rule declares as output can be made anew from the config and the store at little cost. So a declared
+file that was cut off or altered is set aside, and Snakemake makes it again. What the store holds can't be made anew but
+by training: a broken record there is reported by the command that needs it.
+
+Times of change in the future, from a clock that was wrong, are set back: a job's new output would be older than its
+input, for which Snakemake ends the job.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from understudy import checksums, disk
+from understudy.checksums import ASIDE
+from understudy.errors import CorruptFileError
+from understudy.files import file_sha256, read_json
+from understudy.paths import StudyPaths
+from understudy.store import Store
+
+TOLERANCE_SECONDS = 1.0  # a clock that is set a little back is none that was wrong
+
+
+def mend(paths: StudyPaths) -> list[str]:
+    """Set broken declared files aside and future times of change back; one line for each broken file.
+
+    For whoever holds the study's lock.
+    """
+    with disk.reported(paths.root):
+        return _mend(paths)
+
+
+def _mend(paths: StudyPaths) -> list[str]:
+    notes: list[str] = []
+    for path in list(_declared(paths)):
+        if path.suffix == ".json" and (problem := _problem(path)):
+            notes.append(_set_aside(path, problem))
+    for path in [*_altered_data(paths), *_altered_tables(paths)]:
+        if path.exists():
+            notes.append(_set_aside(path, "has been altered since it was written"))
+    notes += _without_weights(paths)
+    _set_back(paths)
+    return notes
+
+
+def _declared(paths: StudyPaths) -> Iterator[Path]:
+    """The files that rules declare, as far as they are there."""
+    names = [
+        paths.settings("*"),
+        paths.data("*"),
+        paths.manifest,
+        paths.model("*"),
+        paths.execution("*"),
+        paths.pack_specs("*"),
+        paths.pack_results("*"),
+        paths.proxy_trials,
+        paths.regions,
+        paths.starts,
+        paths.proposal("*"),
+        paths.target_result("*"),
+        paths.truncated_proposal("*"),
+        paths.truncated_result("*"),
+        paths.selection,
+        paths.finalist_result("*", "*"),
+        paths.winner,
+        paths.decode,
+        paths.test,
+        paths.table("*"),
+        paths.table("*", "csv"),
+        paths.figure("*"),
+        paths.headline,
+        paths.report,
+        paths.best_config,
+    ]
+    for name in names:
+        yield from paths.root.glob(str(name.relative_to(paths.root)))
+
+
+def _problem(path: Path) -> str | None:
+    try:
+        read_json(path)
+    except CorruptFileError as error:
+        return str(error).removeprefix(f"{path} ").split("; delete", 1)[0]
+    return None
+
+
+def _altered_data(paths: StudyPaths) -> list[Path]:
+    """Splits that aren't those of the manifest."""
+    manifest = _read(paths.manifest)
+    splits = manifest.get("splits", {}) if isinstance(manifest, dict) else {}
+    return [
+        paths.data(split)
+        for split, file in splits.items()
+        if paths.data(split).is_file() and file_sha256(paths.data(split)) != file["sha256"]
+    ]
+
+
+def _altered_tables(paths: StudyPaths) -> list[Path]:
+    """Tables and figures that aren't those that their folder's list names, and lists that name what isn't there."""
+    found: dict[Path, None] = {}
+    for folder in (paths.proxy_trials.parent, paths.headline.parent):
+        for path in checksums.altered(folder):
+            found[path if path.exists() else folder / checksums.LIST] = None
+    return list(found)
+
+
+def _without_weights(paths: StudyPaths) -> list[str]:
+    """Set aside the results of finalists whose adapter or weights are gone: somebody deleted them as altered."""
+    notes = []
+    for path in paths.root.glob(str(paths.finalist_result("*", "*").relative_to(paths.root))):
+        result = (_read(path) or {}).get("result", {})
+        if result.get("status") == "complete" and not Store(paths.store).adapter(result["digest"]).is_dir():
+            notes.append(_set_aside(path, "belongs to a finalist whose trained weights are gone"))
+    return notes
+
+
+def _read(path: Path) -> Any:
+    return read_json(path) if path.exists() else None
+
+
+def _set_aside(path: Path, problem: str) -> str:
+    path.replace(path.with_name(path.name + ASIDE))
+    return f"{path} {problem}; it was renamed to {path.name}{ASIDE} and is made anew where it is needed"
+
+
+def _set_back(paths: StudyPaths) -> None:
+    now = time.time()
+    for path in _declared(paths):
+        if path.stat().st_mtime > now + TOLERANCE_SECONDS:
+            os.utime(path, (now, now))
