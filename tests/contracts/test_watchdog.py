@@ -45,13 +45,15 @@ def ended_by_watchdog(work: object, job: Job, moment: str, name: str) -> None:
     assert not list(job.store.glob("*/record.json"))
 
 
-def test_who_is_slow_or_suspended_is_left_alone() -> None:
+def test_who_is_slow_or_suspended_is_left_alone(tmp_path: Path) -> None:
     """Each pass takes most of the limit; a stop of the whole process takes more than it."""
-    process = in_a_process(interruptions.working, LIMIT, 0.6 * LIMIT, 4)
-    time.sleep(0.5 * LIMIT)
+    begun = tmp_path / "begun"
+    process = in_a_process(interruptions.working, LIMIT, 0.5 * LIMIT, 4, begun)
+    while not begun.exists() and process.is_alive():
+        time.sleep(0.01)
     assert process.pid is not None
     os.kill(process.pid, signal.SIGSTOP)
-    time.sleep(2 * LIMIT)
+    time.sleep(3 * LIMIT)
     os.kill(process.pid, signal.SIGCONT)
     process.join(60)
     assert process.exitcode == 0

@@ -169,11 +169,13 @@ def _hang_at(moment: str, job: Job) -> None:
     progress.set_terminal((job.store.parent / "said.txt").open("w"))
 
 
-def working(limit: float, pass_seconds: float, passes: int) -> None:
-    """Be watched, and slow."""
+def working(limit: float, pass_seconds: float, passes: int, begun: Path) -> None:
+    """Be watched, and slow; `begun` is made when it begins."""
     with watchdog.watching(limit / 60, "slow work"):
+        begun.touch()
         for _ in range(passes):
-            time.sleep(pass_seconds)
+            for _ in range(20):  # a stop cuts at most one of these naps short
+                time.sleep(pass_seconds / 20)
             watchdog.beat()
 
 
