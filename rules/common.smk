@@ -25,6 +25,7 @@ SETTINGS = sections(STUDY)
 PROXY_PACKS = graph.proxy_packs(STUDY)
 ECHO_PACKS = graph.echo_packs(STUDY)
 LIMITS = {role: resources.job_limits(STUDY, role, PATHS.model(role)) for role in ("proxy", "target")}
+TRIAL_LIMITS = resources.trial_limits(STUDY, PATHS.model("target"))
 
 # Rules call `exec python -m understudy …`: this interpreter, or that of a conda environment activated in front of it.
 # `exec` makes the command a child of this process, so that it sees at once when this process is gone.
@@ -155,7 +156,7 @@ def _limit_of_role(name):
 
 
 def gpus(role):
-    """GPUs that one trial holds."""
+    """GPUs that a job beside the training of a target trial holds."""
     execution = STUDY.execution
     return getattr(execution, role).processes if execution.device == "cuda" else 0
 

@@ -55,8 +55,7 @@ rule train_target:
         "../envs/understudy.yaml"
     threads: cores("target")
     resources:
-        **LIMITS["target"],
-        gpu=gpus("target"),
+        **TRIAL_LIMITS,
     params:
         store=PATHS.store,
         progress=PATHS.progress,
@@ -106,8 +105,7 @@ rule train_finalist:
         "../envs/understudy.yaml"
     threads: cores("target")
     resources:
-        **LIMITS["target"],
-        gpu=gpus("target"),
+        **TRIAL_LIMITS,
     params:
         store=PATHS.store,
         progress=PATHS.progress,

@@ -163,3 +163,25 @@ def test_a_trial_that_is_larger_than_the_run_is_told_and_others_are_not() -> Non
 def test_the_graph_is_known_without_torch() -> None:
     code = "import understudy.resources, understudy.cluster, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_trial_over_several_nodes_asks_for_one_task_and_its_gpus_on_each() -> None:
+    """As the SLURM plugin reads it: `gpu` would be split among the nodes at will, `mpi` is for commands with `srun`."""
+    how = {"nodes": 2, "processes": 4, "threads": 3}
+    config = study(
+        execution={"device": "cuda", "target": how}, resources={"target": {"gpu_model": "h100", "runtime": 60}}
+    )
+    found = resources.trial_limits(config, NOWHERE)
+    assert {name: value for name, value in found.items() if not callable(value)} == {
+        "nodes": 2,
+        "tasks": 2,
+        "mpi": "srun",
+        "gres": "gpu:h100:4",
+        "tasks_per_gpu": 0,
+    }
+    alone = study(execution={"device": "cuda", "target": {"processes": 4}})
+    assert resources.trial_limits(alone, NOWHERE)["gpu"] == 4
+    assert "nodes" not in resources.trial_limits(alone, NOWHERE)
+    cpus = resources.trial_limits(study(execution={"device": "cpu", "target": how}), NOWHERE)
+    assert cpus["nodes"] == 2
+    assert "gres" not in cpus

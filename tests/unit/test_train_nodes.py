@@ -24,7 +24,7 @@ code=0
 for ((node = 0; node < tasks; node++)); do
     wait -n
     ended=$?
-    if ((ended && !code)); then code=$ended; kill $(jobs -p); fi
+    if ((ended && !code)); then code=$ended; jobs -p | xargs --no-run-if-empty kill; fi
 done
 exit $code
 """

@@ -100,6 +100,25 @@ def job_limits(study: StudyConfig, role: Role, card: Path) -> dict[str, int | st
     }
 
 
+def trial_limits(study: StudyConfig, card: Path) -> dict[str, int | str | Callable[[Any, int], int]]:
+    """The same for a target trial, with its GPUs, and over several nodes where it has them.
+
+    Of several nodes the SLURM plugin is asked for one task each. `mpi` says that the command starts these by `srun`
+    itself: the plugin would start it in a step of one task, which has one node. GPUs as `gres` are those of each node,
+    where `gpu` would leave their distribution to SLURM; `tasks_per_gpu: 0` keeps the plugin from asking for tasks by
+    GPU as well.
+    """
+    limits, how = job_limits(study, "target", card), study.execution.target
+    on_gpus = study.execution.device == "cuda"
+    if how.nodes == 1:
+        return {"gpu": how.processes if on_gpus else 0, **limits}
+    limits |= {"nodes": how.nodes, "tasks": how.nodes, "mpi": "srun"}
+    if on_gpus:
+        kind = ["gpu", limits.pop("gpu_model", None), how.processes]
+        limits |= {"gres": ":".join(str(part) for part in kind if part is not None), "tasks_per_gpu": 0}
+    return limits
+
+
 def estimated_mem_mb(study: StudyConfig, role: Role, size: ModelSize) -> int:
     """Memory of a job on its host, in MB.
 
@@ -130,7 +149,8 @@ def estimated_runtime(study: StudyConfig, role: Role, size: ModelSize) -> int:
     evaluated = data.max_length * data.validation_examples * study.training.evaluations
     trials = study.proxy.pack_size if role == "proxy" else 1
     flops = trials * size.parameters * (6 * tokens + 2 * evaluated)
-    speed = how.processes * (GPU_FLOPS if study.execution.device == "cuda" else CPU_FLOPS * how.threads)
+    processes = how.processes * (study.execution.target.nodes if role == "target" else 1)
+    speed = processes * (GPU_FLOPS if study.execution.device == "cuda" else CPU_FLOPS * how.threads)
     return max(LEAST_MINUTES, STARTUP_MINUTES + math.ceil(TIME_MARGIN * flops / speed / 60))
 
 

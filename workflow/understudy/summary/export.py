@@ -9,7 +9,6 @@ adapter/           the winner's adapter of its best seed; weights/ after full fi
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from understudy.artifacts import DecodeResults, Interval, TestResult, Winner
 from understudy.checksums import require_unaltered
 from understudy.config import StudyConfig
 from understudy.errors import CorruptFileError
-from understudy.files import write_json, write_text
+from understudy.files import write_json, write_text, writer
 from understudy.hyperparameters import ALL_LINEAR, target_modules
 from understudy.settings import Quantization
 from understudy.store import Store
@@ -251,7 +250,7 @@ def _replace_checkpoint(source: Path, folder: Path) -> None:
         raise CorruptFileError(f"the winner's checkpoint is missing: {source}; run the workflow again to train it anew")
     require_unaltered(source, "the trial's trained weights")
     name = "adapter" if (source / "adapter_config.json").exists() else "weights"
-    beside, old = (folder / f".{name}.{os.getpid()}.{part}" for part in ("part", "old"))
+    beside, old = (folder / f".{name}.{writer()}.{part}" for part in ("part", "old"))
     try:
         shutil.copytree(source, beside)
         if (folder / name).exists():

@@ -57,7 +57,7 @@ def train_on_nodes(spec: TrialSpec, job: Job) -> TrialRecord:
         raise InterruptionError(number, "on several nodes; the newest checkpoint is kept")
     raise RankError(
         f"trial {spec.id} on {nodes} nodes ended with srun's exit code {code}; the log has the nodes' "
-        "messages; nothing was recorded, run the workflow again to train the trial anew"
+        "messages; nothing was recorded, run the workflow again to go on from the checkpoint, if there is one"
     )
 
 
@@ -75,20 +75,34 @@ def run_agent(folder: Path, endpoint: str) -> None:
 
 def _first_node(nodes: int) -> str:
     """The name of the job's first node, where the ranks meet."""
-    given = os.environ.get("SLURM_JOB_NUM_NODES")
+    given, names = _allocation()
     if given != str(nodes):
         here = f"this SLURM job has {given}" if given else "this isn't a SLURM job"
         raise UserError(
-            f"`execution.target.nodes` is {nodes}, but {here}; run the study with the SLURM profile and let the "
-            f"target's jobs have {nodes} nodes (resource `nodes`), or set `nodes: 1`"
+            f"`execution.target.nodes` is {nodes}, but {here}; run the study with the SLURM profile, which asks for as "
+            "many, or set `nodes: 1`"
         )
-    listed = os.environ["SLURM_JOB_NODELIST"]
-    names = subprocess.run(["scontrol", "show", "hostnames", listed], capture_output=True, text=True, check=True)
-    return names.stdout.split()[0]
+    return _lines(["scontrol", "show", "hostnames", names])[0]
+
+
+def _allocation() -> tuple[str | None, str]:
+    """How many nodes this job has, and which. Snakemake's plugin clears the environment; SLURM is asked."""
+    if (given := os.environ.get("SLURM_JOB_NUM_NODES")) is not None:
+        return given, os.environ["SLURM_JOB_NODELIST"]
+    job = os.environ.get("SLURM_JOB_ID")
+    found = _lines(["squeue", "--noheader", "--job", job, "--format", "%D %N"]) if job else []
+    return (found[0].split()[0], found[0].split()[1]) if found else (None, "")
+
+
+def _lines(command: list[str]) -> list[str]:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
 
 
 def _run(command: list[str]) -> int:
-    """Run srun to its end and return its exit code. A signal to this process is passed on, once, to all its tasks."""
+    """Run srun to its end and return its exit code. A signal to this process is passed on, once, to all its tasks.
+
+    As SIGUSR1, which srun forwards; a SIGTERM may make it end the tasks by itself, before they have saved anything.
+    """
     told = False
     with interruption.deferred(), subprocess.Popen(command, preexec_fn=_end_with_parent) as srun:
         while True:
@@ -96,7 +110,7 @@ def _run(command: list[str]) -> int:
                 return srun.wait(POLL_SECONDS)
             except subprocess.TimeoutExpired:
                 if not told and interruption.asked() is not None:
-                    srun.send_signal(signal.SIGTERM)
+                    srun.send_signal(signal.SIGUSR1)
                     told = True
 
 
