@@ -22,7 +22,7 @@ run: $(STAMP) $(if $(PROFILE),$(EXTRA)$(PROFILE))
 	@$(SNAKEMAKE) $(if $(PROFILE),--workflow-profile workflow/profiles/$(PROFILE),--cores $(CORES))
 
 test: $(STAMP)
-	@$(BIN)/pytest --numprocesses $(WORKERS) --dist loadgroup
+	@$(BIN)/pytest --numprocesses $(WORKERS) --dist loadscope
 
 faults: $(STAMP)
 	@$(BIN)/pytest tests/faults --capture no --fault-seeds $(FAULTS)

@@ -14,6 +14,7 @@ from understudy.data.pin import check_interpreter
 from understudy.errors import StorageError, UnderstudyError
 from understudy.paths import StudyPaths
 from understudy.sections import sections
+from understudy.shell import braced
 
 try:
     STUDY = parse_study(config, " + ".join(map(str, workflow.configfiles)) or "the config")

@@ -88,5 +88,7 @@ rule collect_proxy:
         PATHS.log("collect_proxy"),
     conda:
         "../envs/understudy.yaml"
+    params:
+        packs=lambda _: braced(all_proxy_results()),
     shell:
-        "exec python -m understudy collect-proxy --packs {input:q} --output {output:q} --log {log:q}"
+        "exec python -m understudy collect-proxy --packs {params.packs} --output {output:q} --log {log:q}"

@@ -68,10 +68,13 @@ rule summarise:
     conda:
         "../envs/understudy.yaml"
     params:
+        packs=lambda _: braced(all_proxy_results() + all_echo_results()),
+        targets=lambda _: braced(all_truncated_results() + all_target_results()),
+        proposals=lambda _: braced(all_proposals()),
         folder=PATHS.headline.parent,
     shell:
-        "exec python -m understudy summarise --settings {input.settings:q} --packs {input.packs:q} --targets {input.targets:q}"
-        " --finalists {input.finalists:q} --proposals {input.proposals:q} --regions {input.regions:q}"
+        "exec python -m understudy summarise --settings {input.settings:q} --packs {params.packs} --targets {params.targets}"
+        " --finalists {input.finalists:q} --proposals {params.proposals} --regions {input.regions:q}"
         " --starts {input.starts:q} --winner {input.winner:q} --test {input.test:q} --decode {input.decode:q}"
         " --models {input.models:q} --execution {input.execution:q} --output {params.folder:q} --log {log:q}"
 

@@ -87,9 +87,11 @@ rule select_finalists:
         PATHS.log("select_finalists"),
     conda:
         "../envs/understudy.yaml"
+    params:
+        trials=lambda _: braced(all_target_results()),
     shell:
         "exec python -m understudy select-finalists --settings {input.settings:q} --starts {input.starts:q}"
-        " --trials {input.trials:q} --output {output:q} --log {log:q}"
+        " --trials {params.trials} --output {output:q} --log {log:q}"
 
 
 rule train_finalist:

@@ -1,6 +1,11 @@
-"""What has to be set before the first product is computed, as the commands do it; and who runs which tests."""
+"""What has to be set before the first product is computed, as the commands do it; and which worker runs which tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from understudy.process import fix_products, limit_libraries
 
@@ -12,10 +17,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fault-seeds", default="0-4", help="seeds of the faults that tests/faults injects, first-last")
 
 
-@pytest.hookimpl(tryfirst=True)  # before the plugin reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whole studies first, all by one worker, while the others take the rest file by file (`--dist loadgroup`)."""
+    """Whole studies first: they take longest."""
     items.sort(key=lambda item: item.get_closest_marker("workflow") is None)  # stable
-    for item in items:
-        name = "workflow" if item.get_closest_marker("workflow") else item.path.name
-        item.add_marker(pytest.mark.xdist_group(name))
+
+
+class ByFixture(LoadScopeScheduling):  # type: ignore[misc]  # the plugin has no types
+    """A file's tests go to one worker, since they share what is expensive; so do those of whole studies that end well.
+
+    The plugin's own groups (`--dist loadgroup`) are part of a test's id, which this pytest doesn't let them change.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::", 1)[0]
+        return str(Path(file).parent) if "/workflow/" in file else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> ByFixture:
+    config.option.loadscopereorder = False  # else the files with most tests come first
+    return ByFixture(config, log)

@@ -141,7 +141,8 @@ class State:
             done += f" ({stopped} stopped early)"
         left = self.seconds_left()
         left_text = "" if left is None else f" · about {_clock(left)} left"
-        return f"{stage:<9} {done} · {best_text:<22} · {_clock(max(0.0, self.now - self.started))} passed{left_text}"
+        passed = f" · {_clock(max(0.0, self.now - self.started))} passed" if self.started else ""
+        return f"{stage:<9} {done} · {best_text:<22}{passed}{left_text}"
 
     def seconds_left(self) -> float | None:
         """An estimate from the pace of this run's trials, in each stage for itself."""

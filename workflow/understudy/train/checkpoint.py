@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from understudy.errors import CorruptFileError
+from understudy.errors import CorruptFileError, StorageError
 from understudy.files import read_json, write_json
 from understudy.train import memory
 from understudy.train.ranks import Ranks
@@ -119,7 +119,7 @@ class Checkpoint:
         path = self._path(position.history.steps) / f"rank-{self._ranks.index}.pt"
         try:
             return bytes.fromhex(save_sealed(path, state))
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, StorageError) as error:
             _say_unwritten(path, error)
             return bytes(32)
 
@@ -128,7 +128,7 @@ class Checkpoint:
         content = {"format": FORMAT, "torch": torch.__version__, "trial": self._trial, "step": step, "seals": seals}
         try:
             write_json(self._path(step) / MARKER, content)
-        except OSError as error:
+        except (OSError, StorageError) as error:
             _say_unwritten(self._path(step) / MARKER, error)
             return False
         return True
@@ -175,7 +175,8 @@ def _load(path: Path, expected: str) -> dict[str, Any]:
 
 
 def _say_unwritten(path: Path, error: Exception) -> None:
-    reason = (str(error) or type(error).__name__).splitlines()[0]
+    cause = error.__cause__ or error  # which says less than how to go on, but that the trial does by itself
+    reason = (str(cause) or type(cause).__name__).splitlines()[0]
     print(f"the checkpoint {path} couldn't be written ({reason}); an earlier one, if there is any, stays", flush=True)
 
 

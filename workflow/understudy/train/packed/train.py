@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from understudy import checksums, interruption
+from understudy.errors import StorageError
 from understudy.files import folder_whole
 from understudy.interruption import InterruptionError
 from understudy.steps import total_steps
@@ -110,7 +111,7 @@ def _keep(store: Store, digest: str, base: Base, trial: Trial, values: Tensor, n
                 with folder_whole(folder) as beside:
                     adapters.save(base, trial.spec, trial.layout, values, beside)
                     checksums.write_list(beside)
-    except (MemoryError, RuntimeError, OSError) as error:
+    except (MemoryError, RuntimeError, OSError, StorageError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         note(f"the adapter of {trial.spec.id} couldn't be saved ({reason}); its result is complete")
         memory.release()
