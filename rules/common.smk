@@ -1,4 +1,5 @@
 import logging
+import signal
 import sys
 from functools import cache
 from pathlib import Path
@@ -31,6 +32,11 @@ TRIAL_LIMITS = resources.trial_limits(STUDY, PATHS.model("target"))
 # Rules call `exec python -m understudy …`: this interpreter, or that of a conda environment activated in front of it.
 # `exec` makes the command a child of this process, so that it sees at once when this process is gone.
 process.lead_children(workflow.basedir)
+
+# A scheduler may tell all processes of a job that its time is nearly up. The command saves and ends; Snakemake itself,
+# which would end at once and take the command along, waits for it.
+if not workflow.is_main_process:
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 # A log of Snakemake's that a full disk doesn't take would cover the message about it with a traceback per line.
 logging.raiseExceptions = False

@@ -25,6 +25,7 @@ from understudy.settings import TrainingSettings
 from understudy.train import loop, memory
 from understudy.train.adapters import fresh_adapter, trainable
 from understudy.train.engine import prepare_torch
+from understudy.train.history import History
 from understudy.train.ranks import Ranks
 from understudy.trial import ModelCard, ResolvedExecution, TrialSpec
 
@@ -108,7 +109,7 @@ def ours(base: Any, examples: loop.Examples, execution: ResolvedExecution) -> Ca
     batch_size = Shape(**json.loads(sys.argv[2])["shape"]).rows
 
     def train(steps: int) -> float:
-        spec, history = spec_for(steps, batch_size), loop.History()
+        spec, history = spec_for(steps, batch_size), History()
         with trainable(base, spec, execution) as model:
             loop.train(model, spec, examples, execution, TrainingSettings(evaluations=1), Ranks(), history)
         return float(history.metrics["train_loss"])

@@ -33,6 +33,7 @@ from understudy.settings import ProxyExecution, TrainingSettings
 from understudy.train import loop, memory
 from understudy.train.adapters import trainable
 from understudy.train.engine import prepare_torch
+from understudy.train.history import History
 from understudy.train.packed.adapters import Fresh
 from understudy.train.packed.base import read_base
 from understudy.train.packed.pack import Pack
@@ -168,7 +169,7 @@ class Worker:
         model = self._open.enter_context(trainable(self.base, spec, execution))
 
         def timed() -> tuple[dict[int, float], list[str]]:
-            history = loop.History()
+            history = History()
             loop.train(model, spec, examples, execution, TrainingSettings(evaluations=1), Ranks(), history)
             return {task.first: _loss(history)}, []
 
@@ -228,7 +229,7 @@ def _nothing_prepared() -> tuple[dict[int, float], list[str]]:
     raise RuntimeError("`prepare` comes before `run`")
 
 
-def _loss(history: loop.History) -> float:
+def _loss(history: History) -> float:
     loss = history.curve[-1].train_loss
     assert loss is not None
     return loss
@@ -238,7 +239,7 @@ def _loss(history: loop.History) -> float:
 def _no_evaluations() -> Iterator[None]:
     """How often trials are evaluated is the study's affair; here nobody is, so that every contender only trains."""
 
-    def alone(_: Any, __: Any, ___: Any, ____: Any, history: loop.History, _____: Any) -> None:
+    def alone(_: Any, __: Any, ___: Any, ____: Any, history: History, _____: Any) -> None:
         history.metrics = {"eval_loss": 0.0}
 
     def in_pack(_: Pack, trial: Trial) -> float:

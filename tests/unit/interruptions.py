@@ -16,6 +16,7 @@ from typing import Any
 from understudy import interruption, progress, watchdog
 from understudy.settings import RunningSettings
 from understudy.train import checkpoint, engine, launch, loop, pack, saving
+from understudy.train.history import History, MeanLoss
 from understudy.train.packed import pack as packed
 from understudy.train.trial import Job
 from understudy.trial import TrialRecord, TrialSpec
@@ -201,7 +202,7 @@ def sharded(folder: Path, rank: int) -> None:
         fully_shard(model)
         optimizer = torch.optim.AdamW(model.parameters(), fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
-        return checkpoint.Position(model, optimizer, schedule, loop.History(), loop.MeanLoss())
+        return checkpoint.Position(model, optimizer, schedule, History(), MeanLoss())
 
     def step(position: checkpoint.Position) -> None:
         position.optimizer.zero_grad()

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from training_study import PAD, make_spec, random_examples, tiny_llama
 
-from understudy.train.loop import Examples, History
+from understudy.train.history import History
+from understudy.train.loop import Examples
 from understudy.train.packed import adapters
 from understudy.train.packed.base import Base, read_base
 from understudy.train.packed.halving import Brackets

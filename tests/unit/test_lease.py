@@ -93,6 +93,25 @@ def test_without_flock_the_holders_file_alone_keeps_processes_of_one_machine_apa
     assert not path.with_name(".lock.holder").exists()
 
 
+def test_a_holder_goes_on_counting_after_a_file_that_was_away_or_unreadable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "BEAT_SECONDS", 0.02)
+    path = tmp_path / "lock"
+    holder = path.with_name("lock.holder")
+    with lease.held(path):
+        for spoil in (holder.unlink, lambda: holder.write_bytes(b"")):
+            spoil()
+            deadline = time.monotonic() + 10
+            while not holder.exists() or b"token" not in holder.read_bytes():
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            first = holder.read_bytes()
+            time.sleep(0.2)
+            assert holder.read_bytes() != first
+    assert not holder.exists()
+
+
 def test_a_holder_that_was_taken_for_dead_leaves_its_successors_file_alone(tmp_path: Path) -> None:
     process = holder(tmp_path / ".lock", "elsewhere")
     file = tmp_path / ".lock.holder"

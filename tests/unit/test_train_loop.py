@@ -16,7 +16,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from understudy.hyperparameters import SCHEDULES
 from understudy.settings import TrainingSettings
 from understudy.train.adapters import trainable
-from understudy.train.loop import DivergedError, Examples, History, train
+from understudy.train.history import History
+from understudy.train.loop import DivergedError, Examples, train
 from understudy.train.ranks import Ranks
 from understudy.trial import TrialSpec
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 from rank_study import curve
 from training_study import make_job, make_spec
 
+from understudy import process
 from understudy.errors import UserError
 from understudy.store import Store
 from understudy.train.engine import Engine
@@ -45,6 +47,9 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
     monkeypatch.setenv("SLURM_JOB_NODELIST", "node[1-2]")
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    monkeypatch.setenv(process.STARTED_BY, str(ended.pid))  # the workflow's process, which a second node doesn't have
     return tmp_path
 
 

@@ -102,7 +102,7 @@ class _Holder:
         self._ended.set()
         if self._beating is not None:
             self._beating.join()
-        if _token(_read(self.path)) == self.token:
+        if _token(_read(self.path)) in (None, self.token):  # or what was altered
             self.path.unlink(missing_ok=True)
 
     def _make(self) -> bool:
@@ -118,10 +118,14 @@ class _Holder:
         count = 0
         while not self._ended.wait(BEAT_SECONDS):
             count += 1
-            if _token(_read(self.path)) != self.token:
+            found = _token(_read(self.path))
+            if found not in (None, self.token):
                 return  # taken for dead; who is first counts
-            with suppress(OSError), self.path.open("r+b") as handle:
-                handle.write(self._text(count))
+            with suppress(OSError):  # what can't be read just now, or is being moved, is tried again
+                if not self.path.exists():
+                    self._make()
+                with self.path.open("r+b") as handle:
+                    handle.write(self._text(count))
 
     def _text(self, count: int) -> bytes:
         who = {

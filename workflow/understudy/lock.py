@@ -1,15 +1,16 @@
-"""One run of the workflow per study: a lock that dies with its holder."""
+"""One run of the workflow per study: a lock that dies with its holder, also on another machine."""
 
 from __future__ import annotations
 
-import fcntl
-import os
+import atexit
+import sys
+from contextlib import ExitStack
 from pathlib import Path
 
-from understudy import disk
-from understudy.errors import StorageError, UserError
+from understudy import disk, lease
+from understudy.errors import UserError
 
-_held: dict[Path, int] = {}  # descriptors, open for as long as this process lives, or until it releases them
+_held: dict[Path, ExitStack] = {}
 
 
 def acquire(path: Path) -> None:
@@ -19,28 +20,20 @@ def acquire(path: Path) -> None:
     """
     if path in _held:
         return
-    with disk.reported(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    mine = ExitStack()
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         with disk.reported(path):
-            os.ftruncate(handle, 0)
-            os.pwrite(handle, f"{os.getpid()} on {os.uname().nodename}\n".encode(), 0)
-    except BlockingIOError:
-        holder = os.pread(handle, 200, 0).decode(errors="replace").strip() or "unknown"
-        os.close(handle)
+            mine.enter_context(lease.held(path, wait=False, say=lambda text: print(text, file=sys.stderr, flush=True)))
+    except lease.HeldError as holder:
         raise UserError(
-            f"another run of this study is under way (process {holder} holds {path}); wait for it or stop it, "
+            f"another run of this study is under way ({holder} holds {path}); wait for it or stop it, "
             "or give this study another `results` folder"
         ) from None
-    except StorageError:
-        os.close(handle)
-        raise
-    _held[path] = handle
+    _held[path] = mine
+    atexit.register(release)
 
 
 def release() -> None:
     """Give up every lock that this process holds; its end does the same."""
     while _held:
-        os.close(_held.popitem()[1])
+        _held.popitem()[1].close()

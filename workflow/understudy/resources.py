@@ -18,7 +18,7 @@ from understudy.config import StudyConfig
 from understudy.errors import CorruptFileError
 from understudy.files import read_model
 from understudy.hyperparameters import HYPERPARAMETERS
-from understudy.settings import ModelSettings, PretrainSettings, ProxyExecution, Role, StageExecution
+from understudy.settings import ModelSettings, PretrainSettings, ProxyExecution, Role, StageExecution, TargetExecution
 from understudy.space import Choices
 from understudy.trial import ModelCard
 
@@ -122,16 +122,19 @@ def trial_limits(study: StudyConfig, card: Path) -> dict[str, int | str | Callab
 def estimated_mem_mb(study: StudyConfig, role: Role, size: ModelSize) -> int:
     """Memory of a job on its host, in MB.
 
-    On GPUs the weights pass through the host once per process, in 16 bits. On CPUs everything stays there, in
+    On GPUs the weights pass through the host once per process, in 16 bits, or for full fine-tuning in 32; with
+    `cpu_offload` a share of the states stays there. On CPUs everything stays there, in
     float32: 16 bytes per parameter of full fine-tuning with AdamW, else 4 for the frozen base and 16 per parameter of
     adapters of rank 64 on all linear layers, r (8 h + 15 h) each layer; and what tokens hold until their gradients are
     there: 36 h values per layer in packs, else 96 h bytes per layer and 16 V for the logits (`models/estimates.py`).
     """
     how: StageExecution = getattr(study.execution, role)
+    full = role == "target" and study.target.method == "full"
     if study.execution.device == "cuda":
-        each: float = GPU_PROCESS_MB * MB + 2 * size.parameters
+        each: float = GPU_PROCESS_MB * MB + (4 if full else 2) * size.parameters
+        if isinstance(how, TargetExecution) and how.cpu_offload is True:
+            each += (16 if full else 4) * size.parameters / (how.nodes * how.processes)
     else:
-        full = role == "target" and study.target.method == "full"
         states = 16 * size.parameters if full else 4 * size.parameters
         each = PROCESS_MB * MB + states + _training_bytes(study, how, size, adapters=not full)
     whole = WORKFLOW_MB * MB + how.processes * MARGIN * each

@@ -8,6 +8,7 @@ a hang. It needs the interpreter's lock, so it doesn't see a hang inside of a ca
 from __future__ import annotations
 
 import faulthandler
+import math
 import os
 import sys
 import threading
@@ -48,6 +49,17 @@ def watching(minutes: float, what: str) -> Iterator[None]:
     if _state.thread is None:
         _state.thread = threading.Thread(target=_watch, name="watchdog", daemon=True)
         _state.thread.start()
+    try:
+        yield
+    finally:
+        _state.watched.pop()
+        beat()
+
+
+@contextmanager
+def patient() -> Iterator[None]:
+    """What is done inside may take as long as it takes, such as weights that are written to a slow file system."""
+    _state.watched.append(("", math.inf))
     try:
         yield
     finally:

@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace) -> None:
         return
     process.end_with_parent()
     execution = read_model(arguments.execution, Execution).resolved
-    devices.lease(execution.model_copy(update={"processes": 1}))
+    devices.lease(execution if execution.strategy == "fsdp" else execution.model_copy(update={"processes": 1}))
     process.set_threads(execution.threads)
     from understudy.data.encoding import encode_prompt
     from understudy.data.files import read_split

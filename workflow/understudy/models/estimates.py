@@ -47,7 +47,7 @@ def estimate(
     states = card.parameters * 16 if full else frozen_bytes(card, dtype)
     kind = "full fine-tuning" if full else "a frozen base"
     if taken is not None:
-        states, kind = taken, "its share"
+        states, kind = taken, "its states"
     per_row = max_length * token_bytes(card, dtype, gradient_checkpointing)
     rows = min(LARGEST_MICRO_BATCH, _power_of_two((usable - states) / per_row))
     return rows, (

@@ -42,14 +42,24 @@ def detect(device: Device) -> Hardware:
 
 
 def host_bytes() -> int:
-    """Memory that this process and its like may take in all: the machine's, or less where its control group says so."""
+    """Memory that this process and its like may take in all: the machine's, or less where its control group says so.
+
+    A job of a cluster counts the machine: its own limits are what this very step asked for, and say nothing of trials.
+    """
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if "SLURM_JOB_ID" in os.environ:
+        return machine
     limits = [*_limits("", "memory.max"), *_limits("memory", "memory.limit_in_bytes")]
     return min([machine, *(int(text) for text in limits if text.isdigit())])
 
 
 def cores() -> int:
-    """Cores that this process and its like may keep busy: those it is bound to, or its control group's quota."""
+    """Cores that this process and its like may keep busy: those it is bound to, or its control group's quota.
+
+    In a job of a cluster all of the machine's, as with `host_bytes`.
+    """
+    if "SLURM_JOB_ID" in os.environ:
+        return os.cpu_count() or 1
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     pairs = [text.split() for text in _limits("", "cpu.max")]
     periods = [int(text) for text in _limits("cpu", "cpu.cfs_period_us")]

@@ -84,10 +84,10 @@ class Needs:
         """With a share of the states."""
         return self.whole / self.processes + self.working
 
-    def taken(self, strategy: str, cpu_offload: bool) -> float | None:
-        """Bytes beside activations; None for whole copies, where `estimates.estimate` goes by the card alone."""
+    def taken(self, strategy: str, cpu_offload: bool) -> float:
+        """Bytes beside activations."""
         if strategy == "ddp":
-            return None
+            return self.whole
         return self.working if cpu_offload else self.sharded
 
     def say(self, hardware: Hardware) -> str:
@@ -106,7 +106,7 @@ def _decide(stage: TargetExecution, needs: Needs, hardware: Hardware) -> tuple[S
     fits_whole = needs.whole + needs.row <= usable
     fits_sharded = not stage.torch_compile and needs.sharded + needs.row <= usable
     if fits_whole and needs.processes == 1:
-        return Strategy("ddp"), []
+        return Strategy("ddp", False, needs.taken("ddp", False)), []
     offload = not fits_whole and not fits_sharded and stage.cpu_offload == "auto" and not stage.torch_compile
     if offload and needs.host > USABLE_SHARE * hardware.host_bytes:
         offload = False  # the host can't hold them either

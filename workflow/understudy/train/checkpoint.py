@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,11 +23,9 @@ from torch import Tensor, nn
 from understudy.errors import CorruptFileError, StorageError
 from understudy.files import read_json, write_json
 from understudy.train import memory
+from understudy.train.history import History, MeanLoss
 from understudy.train.ranks import Ranks
-from understudy.train.saving import Pace, load_sealed, save_sealed
-
-if TYPE_CHECKING:
-    from understudy.train.loop import History, MeanLoss
+from understudy.train.saving import Pace, load_sealed, save_sealed, say_unwritten
 
 FORMAT = 1
 MARKER = "whole.json"
@@ -120,7 +118,7 @@ class Checkpoint:
         try:
             return bytes.fromhex(save_sealed(path, state))
         except (OSError, RuntimeError, StorageError) as error:
-            _say_unwritten(path, error)
+            say_unwritten(path, error)
             return bytes(32)
 
     def _complete(self, step: int, seals: list[str]) -> bool:
@@ -129,7 +127,7 @@ class Checkpoint:
         try:
             write_json(self._path(step) / MARKER, content)
         except (OSError, StorageError) as error:
-            _say_unwritten(self._path(step) / MARKER, error)
+            say_unwritten(self._path(step) / MARKER, error)
             return False
         return True
 
@@ -172,12 +170,6 @@ def _load(path: Path, expected: str) -> dict[str, Any]:
     if found is None or found[0] != expected:
         raise CorruptFileError(f"the checkpoint {path} can't be read, or isn't what was written")
     return found[1]
-
-
-def _say_unwritten(path: Path, error: Exception) -> None:
-    cause = error.__cause__ or error  # which says less than how to go on, but that the trial does by itself
-    reason = (str(cause) or type(cause).__name__).splitlines()[0]
-    print(f"the checkpoint {path} couldn't be written ({reason}); an earlier one, if there is any, stays", flush=True)
 
 
 def _state(position: Position, with_weights: bool) -> dict[str, Any]:

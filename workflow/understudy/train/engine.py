@@ -21,8 +21,9 @@ from understudy.store import Store
 from understudy.train import memory
 from understudy.train.adapters import trainable
 from understudy.train.checkpoint import Checkpoint
+from understudy.train.history import History
 from understudy.train.layers import compiled
-from understudy.train.loop import DivergedError, Examples, History, StoppedEarlyError, train
+from understudy.train.loop import DivergedError, Examples, StoppedEarlyError, train
 from understudy.train.memory import OutOfMemoryError
 from understudy.train.ranks import Ranks, telling
 from understudy.train.trial import Job, keeps_weights
@@ -72,9 +73,13 @@ class Engine:
         if status == "stopped":
             digest = with_limits
         seconds, peak = checkpoint.seconds, checkpoint.peak_bytes
-        record = self.record(spec, digest, history, status, message, seconds, peak_bytes=peak)
-        if self.ranks.index == 0:
-            store.save(record)
+        with watchdog.patient():  # the first rank may still be writing weights
+            record = self.record(spec, digest, history, status, message, seconds, peak_bytes=peak)
+        if self.ranks.index > 0:
+            return record
+        if (found := store.find(digest)) is not None:  # by somebody who took this process for dead: the first one stays
+            return found
+        store.save(record)
         return record
 
     def record(
@@ -124,7 +129,8 @@ class Engine:
                         _shard(model, execution)
                 train(model, spec, examples, execution, settings, self.ranks, history, limits, checkpoint)
                 if keeps_weights(spec):
-                    self._save_weights(model, folder)
+                    with watchdog.patient():
+                        self._save_weights(model, folder)
         except StoppedEarlyError as error:
             return "stopped", str(error)
         except DivergedError as error:

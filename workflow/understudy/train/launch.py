@@ -19,7 +19,7 @@ from understudy.store import Store
 from understudy.train.trial import Job, train_trial
 from understudy.trial import TrialRecord, TrialSpec, trial_digest
 
-LONGEST_WAIT = timedelta(minutes=30)  # that a process waits for the others in a sum before it gives up
+LONGEST_WAIT = timedelta(days=1)  # for the others in a sum; the watchdog, which knows what is slow, acts earlier
 SHUTDOWN_SECONDS = 5  # after which a rank that doesn't end by itself is killed
 PASS_ON_SECONDS = 0.5
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -22,10 +22,11 @@ from understudy.train.checkpoint import Checkpoint, Position
 from understudy.train.evaluation import score
 from understudy.train.forward import collate, completion_logits, device_of
 from understudy.train.gradients import Gradients
+from understudy.train.history import History, MeanLoss, note
 from understudy.train.memory import OutOfMemoryError
 from understudy.train.optimizer import make_optimizer, make_schedule
 from understudy.train.ranks import Ranks, telling
-from understudy.trial import CurvePoint, EarlyStop, ResolvedExecution, TrialSpec, derive_seed
+from understudy.trial import ResolvedExecution, TrialSpec, derive_seed
 
 if TYPE_CHECKING:
     from understudy.train.sharding import ShardedGradients
@@ -38,27 +39,6 @@ class Examples:
     train: Sequence[Encoded]
     validation: Sequence[Encoded]
     pad_token_id: int
-
-
-@dataclass
-class History:
-    """What has happened so far. It outlives an exception, so that a failed trial keeps its curve."""
-
-    curve: list[CurvePoint] = field(default_factory=list)
-    metrics: dict[str, float] = field(default_factory=dict)  # of the newest evaluation
-    steps: int = 0
-    completion_tokens: int = 0  # trained on
-    tokens: int = 0  # trained on, prompts included, without padding
-    evaluated_tokens: int = 0  # likewise, in evaluations
-    early_stop: EarlyStop | None = None
-
-    def state(self) -> dict[str, Any]:
-        """Plain values from which `restore` brings it back, before a trial has ended."""
-        return {**vars(self), "metrics": dict(self.metrics), "curve": [point.model_dump() for point in self.curve]}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a state that `state` gave."""
-        vars(self).update({**state, "curve": [CurvePoint.model_validate(point) for point in state["curve"]]})
 
 
 class DivergedError(Exception):
@@ -88,73 +68,113 @@ def train(
     since all of them go by the same sums. With a checkpoint it goes on from there and saves now and then. After a
     signal the running step is finished and saved, and every rank raises `InterruptionError`.
     """
-    hyperparameters = spec.hyperparameters
-    steps = total_steps(len(examples.train), hyperparameters, spec.fidelity)
-    evaluate_after = evaluation_steps(steps, settings.evaluations)
-    smoothing, max_norm = float(hyperparameters["label_smoothing_factor"]), float(hyperparameters["max_grad_norm"])
+    _Training(model, spec, examples, execution, settings, ranks, history, stop_above, checkpoint).run()
 
-    sharded = execution.strategy == "fsdp"
-    gradients = _gradients(model, sharded)
-    optimizer = make_optimizer(model, hyperparameters)
-    schedule = make_schedule(optimizer, hyperparameters, steps)
-    position = Position(model, optimizer, schedule, history, MeanLoss())
-    model.train()
-    torch.manual_seed(derive_seed(spec.seed, "dropout", ranks.index))
 
-    def save_or_stop(save: bool, stop: bool) -> None:
-        if save or stop:
-            sound = gradients.trouble is None or gradients.trouble.item() == 0
-            kept = checkpoint is not None and checkpoint.save(position, sound)
-            if stop:
-                raise _interrupted(history.steps, steps, kept)
+class _Training:
+    """One rank's part in the training of a trial. The arguments are `train`'s."""
 
-    def evaluate_if_due() -> None:
-        if history.steps not in evaluate_after or (history.curve and history.curve[-1].step == history.steps):
-            return
-        stop = evaluate(model, examples, execution, ranks, history, gradients.trouble)
-        note(history, position.since_evaluation, position.rate)
-        history.early_stop = find_stop(history.curve, steps, stop_above)
-        if history.early_stop is not None:
-            raise StoppedEarlyError(history.early_stop.message)
-        if history.steps < steps:
-            save_or_stop(save=False, stop=stop)
+    def __init__(
+        self,
+        model: nn.Module,
+        spec: TrialSpec,
+        examples: Examples,
+        execution: ResolvedExecution,
+        settings: TrainingSettings,
+        ranks: Ranks,
+        history: History,
+        stop_above: Sequence[float | None],
+        checkpoint: Checkpoint | None,
+    ) -> None:
+        self._model, self._spec, self._examples, self._execution = model, spec, examples, execution
+        self._ranks, self._history, self._stop_above, self._checkpoint = ranks, history, stop_above, checkpoint
+        self._steps = total_steps(len(examples.train), spec.hyperparameters, spec.fidelity)
+        self._evaluate_after = evaluation_steps(self._steps, settings.evaluations)
+        self._gradients = _gradients(model, execution.strategy == "fsdp")
+        self._optimizer = make_optimizer(model, spec.hyperparameters)
+        self._schedule = make_schedule(self._optimizer, spec.hyperparameters, self._steps)
+        self._position = Position(model, self._optimizer, self._schedule, history, MeanLoss())
 
-    if checkpoint is not None:
-        checkpoint.resume(position)
-    evaluate_if_due()  # the step was saved before its evaluation
-    batch_size = int(hyperparameters["batch_size"])
-    for batch in batches(examples.train, batch_size, steps, spec.seed, done=history.steps):
-        counted = completion_tokens(batch)
+    def run(self) -> None:
+        """All steps from where the checkpoint is, or from the first."""
+        self._model.train()
+        torch.manual_seed(derive_seed(self._spec.seed, "dropout", self._ranks.index))
+        if self._checkpoint is not None:
+            self._checkpoint.resume(self._position)
+        self._evaluate_if_due()  # a step is saved before its evaluation
+        batch_size = int(self._spec.hyperparameters["batch_size"])
+        done = self._history.steps
+        for batch in batches(self._examples.train, batch_size, self._steps, self._spec.seed, done=done):
+            save, stop = self._take_step(batch, completion_tokens(batch))
+            self._save_or_stop(save, stop)
+            self._evaluate_if_due()
+
+    def _take_step(self, batch: Sequence[Encoded], counted: int) -> tuple[bool, bool]:
+        """One optimizer step; `counted` are the batch's completion tokens. Whether to save, and whether to stop."""
+        history, gradients, step = self._history, self._gradients, self._history.steps + 1
+        self._backward(batch, counted)
+        wants_save = self._checkpoint is not None and self._checkpoint.due()
+        batch_loss, trouble, save, stop = gradients.add_up(self._ranks, wants_save, interruption.asked() is not None)
+        if trouble:
+            raise OutOfMemoryError(f"memory ran out in step {step} of {self._steps}")
+        if not math.isfinite(batch_loss):
+            raise DivergedError(f"the training loss was {batch_loss} in step {step} of {self._steps}")
+
+        gradients.clip_(float(self._spec.hyperparameters["max_grad_norm"]))
+        self._position.rate = float(self._optimizer.param_groups[0]["lr"])
+        with telling(gradients.trouble):  # the first step allocates the moments
+            self._optimizer.step()
+        history.steps = step
+        if step < self._steps:  # a polynomial that is all warm-up has no rate beyond its end
+            self._schedule.step()
+
+        history.completion_tokens += counted
+        history.tokens += sum(len(example.input_ids) for example in batch)
+        self._position.since_evaluation.add(batch_loss, counted)
+        return save, stop
+
+    def _backward(self, batch: Sequence[Encoded], counted: int) -> None:
+        """This rank's share of the batch's gradients."""
+        gradients, ranks, rows_at_once = self._gradients, self._ranks, self._execution.micro_batch_size
+        as_many = self._execution.strategy == "fsdp"
         gradients.clear()
         with telling(gradients.trouble):
-            for rows, counts in rank_passes(batch, execution.micro_batch_size, ranks.index, ranks.count, sharded):
-                loss = _summed_loss(model, rows, examples.pad_token_id, execution, smoothing) / counted
+            for rows, counts in rank_passes(batch, rows_at_once, ranks.index, ranks.count, as_many):
+                loss = self._summed_loss(rows) / counted
                 if not counts:  # the other ranks need this one's part in their passes, and nothing else of it
                     loss = loss * 0
                 loss.backward()  # type: ignore[no-untyped-call]
                 gradients.loss += loss.detach()
                 watchdog.beat()
 
-        wants_save, wants_stop = checkpoint is not None and checkpoint.due(), interruption.asked() is not None
-        batch_loss, trouble, save, stop = gradients.add_up(ranks, wants_save, wants_stop)
-        if trouble:
-            raise OutOfMemoryError(f"memory ran out in step {history.steps + 1} of {steps}")
-        if not math.isfinite(batch_loss):
-            raise DivergedError(f"the training loss was {batch_loss} in step {history.steps + 1} of {steps}")
+    def _summed_loss(self, rows: Sequence[Encoded]) -> Tensor:
+        """The summed cross entropy of a micro-batch's completion tokens, in nats."""
+        batch = collate(rows, self._examples.pad_token_id, device_of(self._model))
+        logits = completion_logits(self._model, batch, self._execution)
+        smoothing = float(self._spec.hyperparameters["label_smoothing_factor"])
+        return F.cross_entropy(logits, batch.targets, reduction="sum", label_smoothing=smoothing)
 
-        gradients.clip_(max_norm)
-        position.rate = float(optimizer.param_groups[0]["lr"])
-        with telling(gradients.trouble):  # the first step allocates the moments
-            optimizer.step()
-        history.steps += 1
-        if history.steps < steps:  # a polynomial that is all warm-up has no rate beyond its end
-            schedule.step()
+    def _evaluate_if_due(self) -> None:
+        history = self._history
+        if history.steps not in self._evaluate_after or (history.curve and history.curve[-1].step == history.steps):
+            return
+        trouble = self._gradients.trouble
+        stop = evaluate(self._model, self._examples, self._execution, self._ranks, history, trouble)
+        note(history, self._position.since_evaluation, self._position.rate)
+        history.early_stop = find_stop(history.curve, self._steps, self._stop_above)
+        if history.early_stop is not None:
+            raise StoppedEarlyError(history.early_stop.message)
+        if history.steps < self._steps:
+            self._save_or_stop(save=False, stop=stop)
 
-        history.completion_tokens += counted
-        history.tokens += sum(len(example.input_ids) for example in batch)
-        position.since_evaluation.add(batch_loss, counted)
-        save_or_stop(save, stop)
-        evaluate_if_due()
+    def _save_or_stop(self, save: bool, stop: bool) -> None:
+        if not (save or stop):
+            return
+        trouble = self._gradients.trouble
+        sound = trouble is None or trouble.item() == 0
+        kept = self._checkpoint is not None and self._checkpoint.save(self._position, sound)
+        if stop:
+            raise _interrupted(self._history.steps, self._steps, kept)
 
 
 def _interrupted(done: int, steps: int, kept: bool) -> InterruptionError:
@@ -210,50 +230,3 @@ def _gradients(model: nn.Module, sharded: bool) -> Gradients | ShardedGradients:
     from understudy.train.sharding import ShardedGradients
 
     return ShardedGradients(trained, device_of(model))
-
-
-def _summed_loss(
-    model: nn.Module, rows: Sequence[Encoded], pad_token_id: int, execution: ResolvedExecution, smoothing: float
-) -> Tensor:
-    """The summed cross entropy of a micro-batch's completion tokens, in nats."""
-    batch = collate(rows, pad_token_id, device_of(model))
-    logits = completion_logits(model, batch, execution)
-    return F.cross_entropy(logits, batch.targets, reduction="sum", label_smoothing=smoothing)
-
-
-def note(history: History, train_loss: MeanLoss, rate: float) -> None:
-    """Add a point to the learning curve."""
-    history.metrics["train_loss"] = train_loss.take()
-    history.curve.append(point_of(history, history.metrics["train_loss"], rate))
-
-
-def point_of(history: History, train_loss: float, rate: float) -> CurvePoint:
-    """The learning curve's point at the newest evaluation."""
-    return CurvePoint(
-        step=history.steps,
-        tokens=history.completion_tokens,
-        train_loss=train_loss,
-        eval_loss=history.metrics["eval_loss"],
-        learning_rate=rate,
-    )
-
-
-@dataclass
-class MeanLoss:
-    """The mean of the batches' losses weighted by their tokens, started anew when it is taken."""
-
-    total: float = 0.0
-    weight: int = 0
-
-    def add(self, value: float, weight: int) -> None:
-        self.total += value * weight
-        self.weight += weight
-
-    @property
-    def mean(self) -> float:
-        return self.total / self.weight
-
-    def take(self) -> float:
-        mean = self.mean
-        self.total, self.weight = 0.0, 0
-        return mean

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -49,8 +50,10 @@ def train_on_nodes(spec: TrialSpec, job: Job) -> TrialRecord:
     together = ["--overlap", "--kill-on-bad-exit=1"]  # beside this command's own step; all end with the first
     agent = [sys.executable, "-m", "understudy.train.nodes", str(folder.resolve()), f"{host}:{_free_port()}"]
     code = _run(["srun", *one_each, *together, *agent])
-    if (record := folder / "record.json").exists():
-        return read_model(record, TrialRecord)
+    if (path := folder / "record.json").exists():
+        record = read_model(path, TrialRecord)
+        shutil.rmtree(folder, ignore_errors=True)
+        return record
     if (found := out_of_memory(spec, job)) is not None:
         return found
     if (number := interruption.asked()) is not None:
@@ -63,7 +66,7 @@ def train_on_nodes(spec: TrialSpec, job: Job) -> TrialRecord:
 
 def run_agent(folder: Path, endpoint: str) -> None:
     """What each node does: its ranks train, and the first node writes down what came of it."""
-    process.end_with_parent()
+    process.end_with_parent(os.getppid())  # not with the workflow, which is on another machine
     interruption.listen()
     spec, job = read_model(folder / "spec.json", TrialSpec), _JOB.validate_python(read_json(folder / "job.json"))
     devices.lease(job.inputs.execution)
@@ -71,6 +74,8 @@ def run_agent(folder: Path, endpoint: str) -> None:
     record = train_on_ranks(spec, job, Meeting(endpoint, node))
     if node == 0:
         write_json(folder / "record.json", record)
+    elif job.inputs.execution.strategy == "fsdp" and record.result.status == "out_of_memory":
+        raise RankError(f"memory ran out on node {node}; its record is in the store")  # srun ends the other nodes
 
 
 def _first_node(nodes: int) -> str:

@@ -87,3 +87,10 @@ def _feed(hasher: Any, value: Any) -> None:
     else:
         text = repr(value)
         hasher.update(f"{type(value).__name__} {len(text)};{text}".encode())
+
+
+def say_unwritten(path: Path, error: Exception) -> None:
+    """One sentence on a checkpoint that the disk refused."""
+    cause = error.__cause__ or error  # which says less than how to go on, but that the trial does by itself
+    reason = (str(cause) or type(cause).__name__).splitlines()[0]
+    print(f"the checkpoint {path} couldn't be written ({reason}); an earlier one, if there is any, stays", flush=True)

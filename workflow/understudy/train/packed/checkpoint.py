@@ -9,8 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from understudy.errors import StorageError
 from understudy.train.packed.pack import Pack
-from understudy.train.saving import Pace, load_sealed, save_sealed
+from understudy.train.saving import Pace, load_sealed, save_sealed, say_unwritten
 
 FORMAT = 4
 
@@ -45,10 +46,15 @@ class Checkpoint:
         if self._pace.due():
             self.save(pack)
 
-    def save(self, pack: Pack) -> None:
-        """Write the pack's state."""
-        with self._pace.saving():
-            save_sealed(self.path, {"format": FORMAT, **pack.state()})
+    def save(self, pack: Pack) -> bool:
+        """Write the pack's state. Where the disk refuses, say so, go on without, and return False."""
+        try:
+            with self._pace.saving():
+                save_sealed(self.path, {"format": FORMAT, **pack.state()})
+        except (OSError, RuntimeError, StorageError) as error:
+            say_unwritten(self.path, error)
+            return False
+        return True
 
     def remove(self) -> None:
         """Once the pack is through."""

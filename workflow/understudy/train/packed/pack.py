@@ -14,7 +14,8 @@ from torch import Tensor
 
 from understudy.errors import UnderstudyError
 from understudy.train import memory
-from understudy.train.loop import Examples, note, point_of
+from understudy.train.history import note, point_of
+from understudy.train.loop import Examples
 from understudy.train.packed.adapters import Stack, Weights
 from understudy.train.packed.base import Base
 from understudy.train.packed.halving import Brackets, score, stop_message

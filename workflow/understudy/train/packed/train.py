@@ -87,9 +87,8 @@ def train_together(
 
     def after_round() -> None:
         if (signal := interruption.asked()) is not None:
-            checkpoint.save(pack)
-            left = len(pack.trials())
-            raise InterruptionError(signal, f"with {left} of the pack's trials not finished; its checkpoint is kept")
+            state = "its checkpoint is kept" if checkpoint.save(pack) else "it couldn't be saved"
+            raise InterruptionError(signal, f"with {len(pack.trials())} of the pack's trials not finished; {state}")
         checkpoint.save_when_due(pack)
 
     pack.run(after_round)

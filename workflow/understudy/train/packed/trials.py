@@ -13,7 +13,7 @@ import torch
 from understudy.hyperparameters import Value
 from understudy.steps import evaluation_steps, total_steps
 from understudy.train.batches import data_order
-from understudy.train.loop import History, MeanLoss
+from understudy.train.history import History, MeanLoss
 from understudy.train.optimizer import make_schedule
 from understudy.train.packed.adapters import Weights
 from understudy.train.packed.layout import Layout
