@@ -46,7 +46,8 @@ def train_on_nodes(spec: TrialSpec, job: Job) -> TrialRecord:
     (folder / "record.json").unlink(missing_ok=True)
     write_json(folder / "spec.json", spec)
     write_json(folder / "job.json", _JOB.dump_python(job, mode="json"))
-    one_each = ["--nodes", str(nodes), "--ntasks", str(nodes), "--ntasks-per-node", "1"]
+    cores = job.inputs.execution.threads * job.inputs.execution.processes
+    one_each = ["--nodes", str(nodes), "--ntasks", str(nodes), "--ntasks-per-node", "1", "--cpus-per-task", str(cores)]
     together = ["--overlap", "--kill-on-bad-exit=1"]  # beside this command's own step; all end with the first
     agent = [sys.executable, "-m", "understudy.train.nodes", str(folder.resolve()), f"{host}:{_free_port()}"]
     code = _run(["srun", *one_each, *together, *agent])
