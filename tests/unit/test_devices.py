@@ -31,9 +31,14 @@ def machine(tmp_path: Path) -> dict[str, str]:
     """The environment of a machine with three GPUs."""
     program = tmp_path / "bin" / "nvidia-smi"
     program.parent.mkdir()
-    program.write_text("#!/bin/sh\nprintf 'GPU-a\\nGPU-b\\nGPU-c\\n'\n")
-    program.chmod(0o755)
+    list_devices(program, *(f"GPU {i}: NVIDIA H100 80GB HBM3 (UUID: GPU-{name})" for i, name in enumerate("abc")))
     return {**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}", "TMPDIR": str(tmp_path)}
+
+
+def list_devices(program: Path, *lines: str) -> None:
+    """Let the stand-in for nvidia-smi print these lines for `-L`."""
+    program.write_text('#!/bin/sh\n[ "$1" = -L ] && cat <<END\n' + "\n".join(lines) + "\nEND\n")
+    program.chmod(0o755)
 
 
 @contextmanager
@@ -69,6 +74,34 @@ def test_only_what_the_scheduler_allotted_is_leased(machine: dict[str, str]) -> 
         [sys.executable, "-c", CODE, "2"], env=allotted, stdin=subprocess.DEVNULL, capture_output=True, text=True
     )
     assert "needs 2 GPUs" in short.stderr
+
+
+@pytest.mark.parametrize(
+    ("allotted", "expected"),
+    [
+        (None, ["GPU-12ab-1", "MIG-77aa-1", "MIG-78aa-2"]),
+        ("1,0", ["MIG-77aa-1", "GPU-12ab-1"]),
+        ("MIG-78", ["MIG-78aa-2"]),
+        ("GPU-12ab-1", ["GPU-12ab-1"]),
+        ("MIG-7", ["MIG-7"]),
+        ("", []),
+    ],
+)
+def test_instances_of_a_split_gpu_count_and_names_may_be_short(
+    machine: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allotted: str | None, expected: list[str]
+) -> None:
+    list_devices(
+        tmp_path / "bin" / "nvidia-smi",
+        "GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-12ab-1)",
+        "GPU 1: NVIDIA A100-SXM4-40GB (UUID: GPU-34cd-2)",
+        "  MIG 3g.20gb     Device  0: (UUID: MIG-77aa-1)",
+        "  MIG 3g.20gb     Device  1: (UUID: MIG-78aa-2)",
+    )
+    monkeypatch.setenv("PATH", machine["PATH"])
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if allotted is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", allotted)
+    assert devices.visible() == expected
 
 
 def test_without_gpus_nothing_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:

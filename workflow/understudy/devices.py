@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -50,17 +51,30 @@ def lease(execution: ResolvedExecution) -> None:
 def visible() -> list[str]:
     """UUIDs of the GPUs that this process may use, in the order of CUDA_VISIBLE_DEVICES where it is set.
 
-    Its indices are taken in PCI order, which is CUDA's own order where all GPUs of a machine are of one kind.
+    Its indices are taken in PCI order, which is CUDA's own order where all GPUs of a machine are of one kind, and its
+    UUIDs may be cut short, as CUDA has it. Of a GPU that is split (MIG) the instances count, one by one.
     """
     if shutil.which("nvidia-smi") is None:
         return []
-    query = ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"]
-    listed = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
+    gpus: list[list[str]] = []  # of each, itself or its instances
+    for kind, uuid in re.findall(r"^(GPU|\s+MIG) .*\(UUID: ([^)\s]+)\)", listed, re.MULTILINE):
+        if kind == "GPU":
+            gpus.append([uuid])
+        else:
+            gpus[-1] = [*(name for name in gpus[-1] if name.startswith("MIG")), uuid]
+    every = [name for names in gpus for name in names]
     wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
     if wanted is None:
-        return listed
+        return every
     names = [name.strip() for name in wanted.split(",") if name.strip()]
-    return [listed[int(name)] if name.isdigit() and int(name) < len(listed) else name for name in names]
+    return [gpus[int(name)][0] if name.isdigit() and int(name) < len(gpus) else _whole(name, every) for name in names]
+
+
+def _whole(name: str, every: list[str]) -> str:
+    """A UUID that may be cut short; what fits none or several stays as it is."""
+    fitting = [uuid for uuid in every if uuid.startswith(name)]
+    return fitting[0] if len(fitting) == 1 else name
 
 
 def _try(devices: list[str], count: int, folder: Path) -> list[str]:
