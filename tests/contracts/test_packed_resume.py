@@ -223,8 +223,12 @@ def test_killed_processes(tmp_path: Path) -> None:
         process.join()
         assert process.exitcode == -signal.SIGKILL
         assert len(files_of(job)) == 1
+    (checkpoint,) = files_of(job)
+    half = checkpoint.with_name(f".{checkpoint.name}.elsewhere.7.part")
+    half.write_bytes(b"what a killed writer left")
     with pytest.MonkeyPatch.context() as patch:
         steps = rounds(patch, None, lambda _: True)
         results = train_pack(HALVED, job)
     assert without_cost(results) == without_cost(whole)
     assert len([step for step in steps if step]) == 14 - 2 - 3
+    assert not half.exists()
