@@ -6,6 +6,7 @@
 PYTHON ?= python3
 CORES ?= all
 WORKERS ?= 2
+MARKED ?= not slurm
 FAULTS ?= 0-49
 VENV := .venv
 BIN := $(VENV)/bin
@@ -22,7 +23,7 @@ run: $(STAMP) $(if $(PROFILE),$(EXTRA)$(PROFILE))
 	@$(SNAKEMAKE) $(if $(PROFILE),--workflow-profile workflow/profiles/$(PROFILE),--cores $(CORES))
 
 test: $(STAMP)
-	@$(BIN)/pytest --numprocesses $(WORKERS) --dist loadscope
+	@$(BIN)/pytest --numprocesses $(WORKERS) --dist loadscope -m '$(MARKED)'
 
 faults: $(STAMP)
 	@$(BIN)/pytest tests/faults --capture no --fault-seeds $(FAULTS)
