@@ -30,6 +30,13 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+def _no_switch(value: Any) -> Any:
+    """The value, unless it is `true` or `false`, which would count as the numbers 1 and 0."""
+    if isinstance(value, bool):
+        raise ValueError(f"must be a whole number or `auto`, but got {str(value).lower()}")
+    return value
+
+
 class DataFiles(Section):
     """The user's own data, one file per split."""
 
@@ -152,9 +159,7 @@ class StageExecution(Section):
     @field_validator("micro_batch_size", "pack_trials", "pack_tokens", mode="before", check_fields=False)
     @classmethod
     def _numbers_are_numbers(cls, value: Any) -> Any:
-        if isinstance(value, bool):
-            raise ValueError(f"must be a whole number or `auto`, but got {str(value).lower()}")
-        return value
+        return _no_switch(value)
 
     @model_validator(mode="after")
     def _positive(self) -> StageExecution:
@@ -278,9 +283,7 @@ class StageResources(Section):
     @field_validator("mem_mb", "runtime", mode="before")
     @classmethod
     def _numbers_are_numbers(cls, value: Any) -> Any:
-        if isinstance(value, bool):
-            raise ValueError(f"must be a whole number or `auto`, but got {str(value).lower()}")
-        return value
+        return _no_switch(value)
 
     @model_validator(mode="after")
     def _first_attempt_fits(self) -> StageResources:
