@@ -102,6 +102,16 @@ def bowl(spec: TrialSpec) -> float:
     return 2.0 + 0.5 * rate**2 + 0.05 * rank**2 + 2.0 * warmup**2
 
 
+def elsewhere(spec: TrialSpec) -> float:
+    """On the target the best rate is a hundredth of what the proxy says."""
+    rate = math.log10(float(spec.hyperparameters["learning_rate"]) / (BEST_PROXY_RATE * FACTOR / 100))
+    return 2 + rate**2
+
+
+def rate_of(record: TrialRecord) -> float:
+    return float(record.spec.hyperparameters["learning_rate"])
+
+
 def record(spec: TrialSpec, loss: Loss = bowl, status: str | None = None) -> TrialRecord:
     """The made-up result of a trial."""
     best = BEST_PROXY_RATE * (FACTOR if spec.role == "target" else 1.0)

@@ -14,9 +14,9 @@ import optuna
 import pytest
 import search_study as made
 
-from understudy.artifacts import Proposal, Regions, Starts
+from understudy.artifacts import Proposal
 from understudy.errors import UserError
-from understudy.files import read_model, write_json
+from understudy.files import read_model
 from understudy.hyperparameters import Value
 from understudy.process import set_threads
 from understudy.search import propose
@@ -35,12 +35,6 @@ SPACE: dict[str, Range | Choices] = {
     "warmup_ratio": Range(low=0, high=0.3),
     "lr_scheduler_type": Choices(choices=("linear", "cosine")),
 }
-
-
-def elsewhere(spec: TrialSpec) -> float:
-    """On the target the best rate is a hundredth of what the proxy says."""
-    rate = math.log10(float(spec.hyperparameters["learning_rate"]) / (made.BEST_PROXY_RATE * made.FACTOR / 100))
-    return 2 + rate**2
 
 
 def test_the_first_trials_are_where_the_proxy_was_best(tmp_path: Path) -> None:
@@ -83,8 +77,8 @@ def test_it_beats_a_search_without_the_proxy(tmp_path: Path) -> None:
 
 
 def test_it_recovers_from_a_proxy_that_misleads(tmp_path: Path) -> None:
-    records = made.run_target(STUDY, tmp_path, *made.transferred(STUDY), 12, elsewhere)
-    assert elsewhere(records[0].spec) > 4
+    records = made.run_target(STUDY, tmp_path, *made.transferred(STUDY), 12, made.elsewhere)
+    assert made.elsewhere(records[0].spec) > 4
     assert made.best_of(records) < 2.1
 
 
@@ -102,10 +96,6 @@ def test_nothing_is_proposed_twice(tmp_path: Path) -> None:
     records = made.run_target(study, tmp_path, regions, starts, 4)
     assert len({json.dumps(record.spec.hyperparameters) for record in records}) == 4
     assert len(made.run_target(study, tmp_path, regions, starts, 6)) == 6
-
-
-def rate_of(record: TrialRecord) -> float:
-    return float(record.spec.hyperparameters["learning_rate"])
 
 
 @pytest.mark.parametrize("window", [1, 3])
@@ -304,7 +294,7 @@ def test_what_is_not_worth_it_is_skipped(tmp_path: Path) -> None:
 
 
 def test_where_the_proxy_misleads_nothing_is_skipped_too_early(tmp_path: Path) -> None:
-    records = made.run_target(STOPPING, tmp_path, *made.transferred(STOPPING), 12, elsewhere)
+    records = made.run_target(STOPPING, tmp_path, *made.transferred(STOPPING), 12, made.elsewhere)
     assert made.best_of(records) < 2.1
 
 
@@ -347,55 +337,3 @@ def test_what_would_have_no_effect_is_refused(changes: dict[str, object], words:
 def test_stop_needs_the_model() -> None:
     with pytest.raises(UserError, match="the sampler is `gp`"):
         made.config(target__sampler="gp", target__stop={})
-
-
-SHORT = made.config(
-    target__sampler="two_fidelity", target__window=1, target__truncated={"trials": 12, "fidelity": 0.25}
-)
-
-
-def run_short(folder: Path, found: tuple[Regions, Starts], loss: made.Loss) -> list[Path]:
-    """Truncated runs below `folder`; their results."""
-    made.run_target(SHORT, folder, *found, 12, loss, "truncated")
-    return sorted(folder.glob("*/result.json"))
-
-
-def test_truncated_runs_come_first_and_are_told_apart(tmp_path: Path) -> None:
-    found = made.transferred(SHORT)
-    short = run_short(tmp_path / "short", found, made.bowl)
-    records = made.run_target(SHORT, tmp_path / "whole", *found, 3, truncated=short)
-    specs = [read_model(path, TrialRecord).spec for path in short]
-    assert [spec.id for spec in specs] == [f"u{number:04d}" for number in range(12)]
-    assert {(spec.stage, spec.fidelity, spec.role) for spec in specs} == {("truncated", 0.25, "target")}
-    assert {(record.spec.stage, record.spec.fidelity) for record in records} == {("target", 1.0)}
-    proposal = read_model(tmp_path / "whole" / "0001" / "proposal.json", Proposal)
-    assert proposal.visible == (*(spec.id for spec in specs), "t0000")
-
-
-def test_what_was_best_in_short_is_run_first_in_full(tmp_path: Path) -> None:
-    """The proxy misleads, truncated runs don't: with them the first trial is near the optimum, without far from it."""
-    found = made.transferred(SHORT)
-    short = run_short(tmp_path / "short", found, elsewhere)
-    first = made.run_target(SHORT, tmp_path / "with", *found, 1, elsewhere, truncated=short)[0]
-    best = min((read_model(path, TrialRecord) for path in short), key=lambda record: elsewhere(record.spec))
-    assert elsewhere(first.spec) <= elsewhere(best.spec) + 0.1
-    assert first.spec.parents
-    assert elsewhere(made.run_target(SHORT, tmp_path / "without", *found, 1, elsewhere)[0].spec) > 4
-
-
-def test_truncated_runs_that_all_failed_lower_the_rate(tmp_path: Path) -> None:
-    found = made.transferred(SHORT)
-    short = run_short(tmp_path / "short", found, made.bowl)
-    rates = []
-    for path in short:
-        record = read_model(path, TrialRecord)
-        lost = record.result.model_copy(update={"status": "diverged", "objective": None})
-        write_json(path, record.model_copy(update={"result": lost}))
-        rates.append(rate_of(record))
-    (record,) = made.run_target(SHORT, tmp_path / "whole", *found, 1, truncated=short)
-    assert rate_of(record) < min(rates)
-
-
-def test_truncated_runs_need_the_model() -> None:
-    with pytest.raises(UserError, match="the sampler is `tpe`"):
-        made.config(target__sampler="tpe", target__truncated={})
