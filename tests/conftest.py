@@ -19,7 +19,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whole studies first: they take longest."""
-    items.sort(key=lambda item: item.get_closest_marker("workflow") is None)  # stable
+    items.sort(key=lambda item: not {"workflow", "slurm"} & {mark.name for mark in item.iter_markers()})  # stable
 
 
 class ByFixture(LoadScopeScheduling):  # type: ignore[misc]  # the plugin has no types

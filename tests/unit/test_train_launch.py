@@ -1,4 +1,4 @@
-"""Real processes: two ranks against one, ranks that fail, and ranks whose parent is killed."""
+"""Real processes: ranks that fail, and ranks whose parent is killed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import training_study
@@ -20,32 +19,10 @@ from understudy.artifacts import Proposal
 from understudy.files import write_json
 from understudy.store import Store
 from understudy.train import launch
-from understudy.train.engine import Engine
 from understudy.train.launch import RankError, train_alone
-from understudy.trial import TrialRecord, TrialSpec, trial_digest
+from understudy.trial import TrialSpec, trial_digest
 
 PATIENCE = 60.0  # seconds until a process counts as hanging
-
-
-def curve(record: TrialRecord) -> list[float]:
-    return [value for point in record.result.curve for value in (point.train_loss or 0.0, point.eval_loss)]
-
-
-@pytest.mark.parametrize("method", ["lora", "full"])
-def test_two_ranks_learn_what_one_learns(tmp_path: Path, method: Any) -> None:
-    """A batch of 5 is shared unevenly, and so are the 16 validation examples' tokens."""
-    values = {"batch_size": 5, "learning_rate": 2e-3, "weight_decay": 0.3, "max_grad_norm": 0.5, "stage": "finalist"}
-    spec = make_spec(method=method, label_smoothing_factor=0.1, **values)
-    alone = Engine(make_job(tmp_path / "one", micro_batch_size=2)).train(spec)
-    job = make_job(tmp_path / "two", micro_batch_size=2, processes=2)
-    together = train_alone(spec, job)
-    assert together.result.status == "complete"
-    assert curve(together) == pytest.approx(curve(alone), rel=1e-5)
-    assert together.result.metrics == pytest.approx(alone.result.metrics, rel=1e-5)
-    assert together.result.cost.tokens == alone.result.cost.tokens
-    store = Store(job.store)
-    assert store.find(together.result.digest) == together
-    assert store.adapter(together.result.digest).is_dir()
 
 
 def test_ranks_agree_that_memory_ran_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,28 +87,27 @@ def test_every_trial_is_in_the_table(finished: Study) -> None:
     }
 
 
-def test_one_core_and_two_give_the_same_tables_also_in_a_folder_with_a_difficult_name(
+def test_a_killed_study_goes_on_where_it_was_also_on_one_core_and_in_a_folder_with_a_difficult_name(
     finished: Study, tmp_path: Path
 ) -> None:
+    """Its tables are those of two cores without interruption; while it runs, it can't be started a second time."""
     study = Study(tmp_path / 'it\'s a "folder" of señor Ω', tiny())
-    done = study.run(cores=1)
-    assert done.returncode == 0, done.stdout
-    assert study.tables() == finished.tables()
-
-
-def test_a_killed_study_goes_on_where_it_was(finished: Study, tmp_path: Path) -> None:
-    study = Study(tmp_path / "killed", tiny())
-    study.folder.mkdir()
     seen: dict[str, int] = {}
     for trials in (3, 10):
-        process = study.start()
+        process = study.start(cores=1)
         wait_until(lambda wanted=trials: study.finished() >= wanted, 120)
+        if trials == 3:
+            second = study.run()
+            assert second.returncode != 0
+            assert "another run of this study is under way" in second.stdout
+            assert "Traceback" not in second.stdout
+            assert process.poll() is None
         kill_group(process)
         wait_until(lambda: not study.processes(), 5)
         now = study.trained()
         assert {name: now[name] for name in seen} == seen, "a finished trial was trained again"
         seen = now
-    done = study.run()
+    done = study.run(cores=1)
     assert done.returncode == 0, done.stdout
     after = study.trained()
     assert {name: after[name] for name in seen} == seen, "a finished trial was trained again"
@@ -165,11 +164,11 @@ def test_halving_in_a_study_that_has_begun(tmp_path: Path) -> None:
     assert sorted(tables[2].tail(4).filter(status="complete")["id"]) == sorted(best)
 
 
-@pytest.mark.parametrize("case", ["everything forced", "without Snakemake's notes"])
-def test_nothing_is_trained_again(finished: Study, tmp_path: Path, case: str) -> None:
-    study = copy_of(finished, tmp_path / "again", bookkeeping=case == "everything forced")
+def test_nothing_is_trained_again(finished: Study, tmp_path: Path) -> None:
+    """Snakemake knows nothing of the study and runs every rule, as after a change of all their texts."""
+    study = copy_of(finished, tmp_path / "again", bookkeeping=False)
     before = study.trained()
-    done = study.run("--forceall")  # as after a change of every rule's text
+    done = study.run("--forceall")
     assert done.returncode == 0, done.stdout
     assert study.trained() == before
     assert study.tables() == finished.tables()
@@ -271,19 +270,3 @@ def test_the_table_that_the_benchmark_replays_can_be_made(finished: Study, tmp_p
     assert runs.group_by("model").len().sort("model")["len"].to_list() == [3, 3, 3, 3]
     assert runs.select(pl.col("eval_loss") - pl.col("curve").list.last()).to_series().abs().max() < 1e-5
     assert runs["id"].n_unique() == 2
-
-
-def test_a_second_run_is_refused_while_the_first_goes_on(tmp_path: Path) -> None:
-    study = Study(tmp_path / "busy", tiny())
-    study.folder.mkdir()
-    process = study.start()
-    try:
-        wait_until(lambda: (study.results / "progress.jsonl").exists(), 30)
-        second = study.run()
-        assert second.returncode != 0
-        assert "another run of this study is under way" in second.stdout
-        assert "Traceback" not in second.stdout
-        assert process.poll() is None
-    finally:
-        kill_group(process)
-    wait_until(lambda: not study.processes(), 5)
