@@ -287,8 +287,16 @@ def result(root: Path) -> Any:
 
 
 def test_two_processes(tmp_path: Path) -> None:
-    """One is killed, then all get a signal, some twice, then a process stops for good; it still ends as if alone."""
+    """One is asked to end while it loads, one is killed, all are asked, some twice, then one stops for good.
+
+    It still ends as if nothing had happened.
+    """
     store = make_job(tmp_path / "cut").store
+    early = command(tmp_path / "cut", Plan("base", 1, signal.SIGUSR1, rank=1))
+    assert early.returncode == 128 + signal.SIGUSR1
+    assert "interrupted (SIGUSR1) before training began" in early.stderr
+    assert not steps_of(store)
+
     killed = command(tmp_path / "cut", Plan("step", 4, signal.SIGKILL, rank=1))
     assert killed.returncode == 1
     assert "process 1 of 2 of trial t0003 ended with exit code -9" in killed.stderr

@@ -55,12 +55,13 @@ def reference(model: Any, example: Encoded) -> tuple[float, int, int]:
     return float(output.loss) * count, count, hits
 
 
+@pytest.mark.parametrize("padding_free", [False, True])
 @pytest.mark.parametrize("build", [tiny_llama, gpt2, gpt_neox, gemma2])
-def test_losses_are_those_of_each_example_alone(build: Any) -> None:
+def test_losses_are_those_of_each_example_alone(build: Any, padding_free: bool) -> None:
     torch.manual_seed(0)
     model = build()
     examples = random_examples(21, seed=3)
-    scores = score(model, examples, PAD, execution(micro_batch_size=4))
+    scores = score(model, examples, PAD, execution(micro_batch_size=4, padding_free=padding_free))
     expected = [reference(model, example) for example in examples]
     assert scores.losses == pytest.approx([loss for loss, _, _ in expected], rel=1e-5)
     assert scores.tokens == [count for _, count, _ in expected]
@@ -81,7 +82,7 @@ def test_the_head_sees_completion_positions_only() -> None:
     model, examples = tiny_llama(), random_examples(5)
     seen = []
     model.lm_head.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[1]))
-    batch = collate(examples, PAD, torch.device("cpu"))
+    batch = collate(examples, PAD, torch.device("cpu"), execution())
     logits = completion_logits(model, batch, execution())
     assert seen == [len(batch.targets)]
     assert logits.shape == (len(batch.targets), VOCABULARY)

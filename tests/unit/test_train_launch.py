@@ -34,6 +34,17 @@ def test_ranks_agree_that_memory_ran_out(tmp_path: Path, monkeypatch: pytest.Mon
     assert result.message == "memory ran out in step 1 of 1"
 
 
+def test_one_rank_that_runs_out_of_memory_before_the_first_step_speaks_for_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "run_rank", training_study.run_rank_short_of_memory_in_set_up)
+    job, spec = make_job(tmp_path, processes=2), make_spec(lora_r=2**16)  # of 230 MB
+    record = train_alone(spec, job)
+    assert record.result.status == "out_of_memory"
+    assert str(record.result.message).startswith("memory ran out while the trial was set up")
+    assert Store(job.store).find(trial_digest(spec, job.inputs)) == record
+
+
 def test_a_users_mistake_is_told_by_the_command(tmp_path: Path) -> None:
     job = make_job(tmp_path, "nf4", processes=2)  # found out by the ranks
     with pytest.raises(RankError, match=r"`target.method: full` trains the weights themselves"):

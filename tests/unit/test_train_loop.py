@@ -91,6 +91,14 @@ def test_micro_batches_do_not_change_the_numbers(method: Any) -> None:
         assert losses(run(spec, micro_batch_size=rows)) == pytest.approx(whole, rel=1e-5)
 
 
+@pytest.mark.parametrize("changes", [{}, {"gradient_checkpointing": True}, {"micro_batch_size": 4}])
+def test_rows_without_padding_do_not_change_the_numbers(changes: dict[str, Any]) -> None:
+    spec = make_spec(**EVERYTHING)
+    padded, free = run(spec), run(spec, padding_free=True, **changes)
+    assert losses(free) == pytest.approx(losses(padded), rel=1e-5)
+    assert free.tokens == padded.tokens
+
+
 def test_gradient_checkpointing_does_not_change_the_numbers() -> None:
     base, spec = tiny_llama(), make_spec(**EVERYTHING, lora_dropout=0.2)
     plain = losses(run(spec))

@@ -37,6 +37,7 @@ WAYS: dict[str, tuple[str, dict[str, Any]]] = {  # shape, and how several proces
     "offload full": ("full", {**FSDP, "cpu_offload": True}),
     "checkpointing lora": ("lora", {**FSDP, "gradient_checkpointing": True}),
     "checkpointing nf4": ("nf4", {**FSDP, "gradient_checkpointing": True}),
+    "padding-free lora": ("lora", {**FSDP, "padding_free": True, "micro_batch_size": 4}),
 }
 IN_FOUR = ("ddp lora", "ddp few", "fsdp lora", "fsdp full", "fsdp few", "fsdp nf4")
 # Against whole copies on as many processes: LLM.int8() rounds, and so does bfloat16, differently with other sums.

@@ -187,20 +187,25 @@ def load_tiny(job: Job) -> Any:
     return AutoModelForCausalLM.from_pretrained(job.inputs.model.path)
 
 
-def run_rank_short_of_memory(spec: TrialSpec, job: Job) -> TrialRecord:
+def run_rank_short_of_memory(spec: TrialSpec, job: Job, moment: str = "train") -> TrialRecord:
     """As `launch.run_rank`, but rank 1 may take only 60 MB more than it has when training begins."""
     from understudy.train import batches, engine
 
     batches.PASS_COST = 10**9  # so that a rank's share goes through at once
-    original = engine.train
+    original = getattr(engine, moment)
 
-    def limited(*arguments: Any) -> None:
+    def limited(*arguments: Any) -> Any:
         if os.environ["RANK"] == "1":
             limit_memory(60)
-        original(*arguments)
+        return original(*arguments)
 
-    engine.train = limited
+    setattr(engine, moment, limited)
     return launch.run_rank(spec, job)
+
+
+def run_rank_short_of_memory_in_set_up(spec: TrialSpec, job: Job) -> TrialRecord:
+    """The same, but when the adapter is put on."""
+    return run_rank_short_of_memory(spec, job, "trainable")
 
 
 def limit_memory(megabytes: int) -> None:

@@ -2,7 +2,8 @@
 
 Schedulers send SIGTERM, or SIGUSR1 before a time limit; the keyboard sends SIGINT to all processes in the foreground.
 While a trial or a pack trains, a signal is noted, and training looks for it between steps. At other times, such as
-while a model is loaded or a lock is waited for, it ends the process at once.
+while a model is loaded or a lock is waited for, it ends the process at once; but one of several processes of a trial,
+which the others would wait for, only notes it then as well, and all end together before the first step.
 """
 
 from __future__ import annotations
@@ -59,10 +60,14 @@ def check() -> None:
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Inside, signals are only noted, and whoever works has to look for them."""
+    """Inside, signals are only noted, and whoever works has to look for them.
+
+    One that came before ends the process at the entrance, unless that lies inside of another such block.
+    """
     _state.deferring += 1
     try:
-        check()
+        if _state.deferring == 1:
+            check()
         yield
     finally:
         _state.deferring -= 1

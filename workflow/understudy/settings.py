@@ -207,6 +207,12 @@ class TargetExecution(StageExecution):
         default="auto", description="kernel of attention; `auto` is what transformers takes, mostly `sdpa`"
     )
     torch_compile: bool = Field(default=False, description="compile the decoder layers (torch.compile)")
+    padding_free: bool | Literal["auto"] = Field(
+        default="auto",
+        description="a micro-batch's examples stand one behind the other in one row and don't see each other, instead "
+        "of being padded to one length; `auto` where attention is `flash_attention_2`, which keeps them apart at no "
+        "cost; others do it with a mask, which takes longer the longer the row is",
+    )
 
     @model_validator(mode="after")
     def _strategy_makes_sense(self) -> TargetExecution:

@@ -15,7 +15,8 @@ from understudy.settings import Attention, HalvingMetric, Method, Quantization, 
 FORMAT_VERSION: Final = 1
 ENGINE_VERSION = 2  # raise it when a change to training, tokenisation or evaluation can change a number
 
-LATER = ("strategy", "nodes", "cpu_offload", "attention", "torch_compile")  # fields of the execution, since version 2
+# fields of the execution that came after version 2
+LATER = ("strategy", "nodes", "cpu_offload", "attention", "torch_compile", "padding_free")
 
 Stage = Literal["proxy", "truncated", "target", "finalist"]
 Origin = Literal["random", "sobol", "grid", "default", "echo", "transferred", "refined"]
@@ -231,6 +232,7 @@ class ResolvedExecution(_Frozen):
     cpu_offload: bool = False
     attention: Attention | None = Field(default=None, description="None: what transformers takes")
     torch_compile: bool = False
+    padding_free: bool = Field(default=False, description="micro-batches are one row, example after example")
 
     @property
     def world_size(self) -> int:

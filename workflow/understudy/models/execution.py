@@ -88,16 +88,26 @@ def _stage(
         packing=_packing(stage, card, max_length, device, dtype, hardware, notes),
         strategy=strategy.name,
         cpu_offload=strategy.cpu_offload,
-        **_of_the_target(stage),
+        **_of_the_target(stage, notes),
     )
 
 
-def _of_the_target(stage: StageExecution) -> dict[str, Any]:
-    """What only the target has, and needs no decision."""
+def _of_the_target(stage: StageExecution, notes: list[str]) -> dict[str, Any]:
+    """What only the target has, and needs no estimate."""
     if not isinstance(stage, TargetExecution):
         return {}
     attention = None if stage.attention == "auto" else stage.attention
-    return {"nodes": stage.nodes, "attention": attention, "torch_compile": stage.torch_compile}
+    padding_free = stage.padding_free
+    if padding_free == "auto":
+        padding_free = attention == "flash_attention_2"
+        if padding_free:
+            notes.append("target.padding_free: true, since FlashAttention keeps examples apart at no cost")
+    return {
+        "nodes": stage.nodes,
+        "attention": attention,
+        "torch_compile": stage.torch_compile,
+        "padding_free": padding_free,
+    }
 
 
 def _check_attention(stage: TargetExecution, device: str, dtype: str) -> None:

@@ -14,6 +14,7 @@ from understudy import checksums, interruption, process, provenance, watchdog
 from understudy.data.encoding import Encoded, encode
 from understudy.data.files import read_split
 from understudy.files import folder_whole
+from understudy.interruption import InterruptionError
 from understudy.models.loading import Place, load_base, load_tokenizer
 from understudy.models.peak_flops import peak_flops
 from understudy.settings import Split
@@ -46,6 +47,7 @@ class Engine:
     def __init__(self, job: Job, ranks: Ranks | None = None) -> None:
         self.job = job
         self.ranks = ranks or Ranks()
+        self.speaks_for_all = False  # memory ran out on this rank, and the others wait for it in vain until it is gone
         self.execution: ResolvedExecution = job.inputs.execution
         prepare_torch(self.execution)
 
@@ -59,7 +61,13 @@ class Engine:
             base, examples = self._base(spec), self.examples
             watchdog.beat()
             with interruption.deferred():
+                self._begin_together()
                 return self._train(base, spec, examples)
+
+    def _begin_together(self) -> None:
+        """Wait until every rank has loaded, and end here on all of them where any was asked to end."""
+        if number := self.ranks.largest(interruption.asked() or 0, self._device):
+            raise InterruptionError(number, "before training began; an earlier checkpoint is kept")
 
     def _train(self, base: nn.Module, spec: TrialSpec, examples: Examples) -> TrialRecord:
         memory.reset_peak()
@@ -136,14 +144,20 @@ class Engine:
         except DivergedError as error:
             return "diverged", str(error)
         except OutOfMemoryError as error:
-            if self._sharded:  # the others wait for this rank in vain, until they are ended: it speaks for all
-                self.ranks = Ranks()
+            if self._sharded:
+                self._speak_for_all()
             return "out_of_memory", str(error)
         except (MemoryError, RuntimeError) as error:
-            if self.ranks.count > 1 or not memory.is_out_of_memory(error):
+            if not memory.is_out_of_memory(error):
                 raise
+            self._speak_for_all()
             return "out_of_memory", f"memory ran out while the trial was set up: {str(error).splitlines()[0]}"
         return "complete", None
+
+    def _speak_for_all(self) -> None:
+        """From now on this rank says what came of the trial, without asking the others."""
+        self.speaks_for_all = self.ranks.count > 1
+        self.ranks = Ranks()
 
     def _base(self, spec: TrialSpec) -> nn.Module:
         """The frozen base that all adapters share, or a fresh copy for full fine-tuning, which changes it."""

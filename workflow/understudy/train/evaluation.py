@@ -48,7 +48,7 @@ def score(
     with evaluation_mode(model), torch.no_grad():
         for start in range(0, len(order), execution.micro_batch_size):
             chosen = order[start : start + execution.micro_batch_size]
-            batch = collate([examples[index] for index in chosen], pad_token_id, device)
+            batch = collate([examples[index] for index in chosen], pad_token_id, device, execution)
             logits = completion_logits(model, batch, execution)
             largest = logits.amax(dim=-1)
             chosen_logits = logits.gather(1, batch.targets.unsqueeze(1)).squeeze(1)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -27,37 +28,60 @@ PAD_MULTIPLE = 8  # on GPUs rows become a multiple of this long: the size that t
 class MicroBatch:
     """What goes through the model at once."""
 
-    input_ids: Tensor  # (R, T)
+    input_ids: Tensor  # (R, T); (1, T) where examples follow each other without padding
     positions: Tensor  # (n,), into the R * T flattened positions: where completion tokens are predicted
     targets: Tensor  # (n,), the completion tokens
     counts: tuple[int, ...]  # completion tokens of each row; they sum to n
     tokens: int  # tokens of prompts and completions, without padding
+    apart: dict[str, Any]  # what the model needs to know to keep several examples of a row apart
 
 
-def collate(examples: Sequence[Encoded], pad_token_id: int, device: torch.device) -> MicroBatch:
+def collate(
+    examples: Sequence[Encoded], pad_token_id: int, device: torch.device, execution: ResolvedExecution
+) -> MicroBatch:
     """Pad examples to the longest of them, on GPUs to a multiple of `PAD_MULTIPLE`, and move them to `device`.
 
-    A completion that starts at token 0 loses that token: nothing predicts it.
+    With `padding_free` they become one row. A completion that starts at token 0 loses that token: nothing predicts it.
     """
     longest = max(len(example.input_ids) for example in examples)
     length = -(-longest // PAD_MULTIPLE) * PAD_MULTIPLE if device.type == "cuda" else longest
-    rows: list[list[int]] = []
+    ids: list[int] = []
     positions: list[int] = []
     targets: list[int] = []
     counts: list[int] = []
-    for row, example in enumerate(examples):
-        ids, start = example.input_ids, max(example.completion_start, 1)
-        rows.append(ids + [pad_token_id] * (length - len(ids)))
-        positions.extend(range(row * length + start - 1, row * length + len(ids) - 1))
-        targets.extend(ids[start:])
-        counts.append(len(ids) - start)
+    for example in examples:
+        begin, start = len(ids), max(example.completion_start, 1)
+        ids += example.input_ids
+        positions.extend(range(begin + start - 1, len(ids) - 1))
+        targets.extend(example.input_ids[start:])
+        counts.append(len(example.input_ids) - start)
+        if not execution.padding_free:
+            ids += [pad_token_id] * (length - len(example.input_ids))
+    rows = 1 if execution.padding_free else len(examples)
     return MicroBatch(
-        input_ids=torch.tensor(rows).to(device, non_blocking=True),
+        input_ids=torch.tensor(ids).view(rows, -1).to(device, non_blocking=True),
         positions=torch.tensor(positions).to(device, non_blocking=True),
         targets=torch.tensor(targets).to(device, non_blocking=True),
         counts=tuple(counts),
         tokens=sum(len(example.input_ids) for example in examples),
+        apart=_kept_apart(examples, device, execution) if execution.padding_free else {},
     )
+
+
+def _kept_apart(examples: Sequence[Encoded], device: torch.device, execution: ResolvedExecution) -> dict[str, Any]:
+    """Arguments of the model by which it tells the examples of one row from each other.
+
+    Positions begin anew with each of them: transformers makes its masks by that. FlashAttention takes the boundaries
+    themselves, which it would otherwise work out from the positions in every layer.
+    """
+    lengths = [len(example.input_ids) for example in examples]
+    positions = torch.cat([torch.arange(length) for length in lengths])
+    found: dict[str, Any] = {"position_ids": positions.unsqueeze(0).to(device, non_blocking=True)}
+    if execution.attention == "flash_attention_2":
+        ends = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32).to(device, non_blocking=True)
+        found |= {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends}
+        found |= {"max_length_q": max(lengths), "max_length_k": max(lengths)}
+    return found
 
 
 def completion_logits(model: nn.Module, batch: MicroBatch, execution: ResolvedExecution) -> Tensor:
@@ -68,7 +92,7 @@ def completion_logits(model: nn.Module, batch: MicroBatch, execution: ResolvedEx
     """
     head = _head(model)
     with _autocast(execution), _only_at(head, batch.positions):
-        logits: Tensor = model(input_ids=batch.input_ids, use_cache=False).logits
+        logits: Tensor = model(input_ids=batch.input_ids, use_cache=False, **batch.apart).logits
     kept = logits.flatten(0, 1)
     if head is None:
         kept = kept[batch.positions]

@@ -90,6 +90,8 @@ def train_on_ranks(spec: TrialSpec, job: Job, meeting: Meeting | None = None) ->
                 number, "before all processes were at work; an earlier checkpoint is kept"
             ) from error
         if (found := out_of_memory(spec, job)) is not None:
+            if meeting is not None:  # the other nodes wait for this one, until srun ends them because it failed
+                raise RankError(f"memory ran out on node {meeting.node}; the store has the record") from error
             return found
         rank, failure = error.get_first_failure()
         reason = _hung(job) if failure.exitcode == watchdog.EXIT_CODE else _message(failure.message)
@@ -106,7 +108,7 @@ def train_on_ranks(spec: TrialSpec, job: Job, meeting: Meeting | None = None) ->
 
 
 def out_of_memory(spec: TrialSpec, job: Job) -> TrialRecord | None:
-    """What a rank of a sharded trial left in the store when it ran out of memory, before it ended."""
+    """What a rank left in the store when it ran out of memory where it couldn't tell the others, before it ended."""
     found = Store(job.store).find(trial_digest(spec, job.inputs))
     return found if found is not None and found.result.status == "out_of_memory" else None
 
@@ -143,9 +145,10 @@ def run_rank(spec: TrialSpec, job: Job) -> TrialRecord | InterruptionError:
     agent = multiprocessing.parent_process()
     process.end_with_parent(agent.pid if agent is not None else None)
     try:
-        interruption.listen()
-        with watchdog.watching(job.running.watchdog_minutes, f"a process of trial {spec.id}"):
-            return _train_as_rank(spec, job)
+        with interruption.deferred():
+            interruption.listen()
+            with watchdog.watching(job.running.watchdog_minutes, f"a process of trial {spec.id}"):
+                return _train_as_rank(spec, job)
     except InterruptionError as error:
         return error
 
@@ -163,8 +166,9 @@ def _train_as_rank(spec: TrialSpec, job: Job) -> TrialRecord:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=LONGEST_WAIT)
     try:
-        record = Engine(job, Ranks(distributed.get_rank(), distributed.get_world_size())).train(spec)
-        if job.inputs.execution.strategy == "fsdp" and record.result.status == "out_of_memory":
+        engine = Engine(job, Ranks(distributed.get_rank(), distributed.get_world_size()))
+        record = engine.train(spec)
+        if engine.speaks_for_all:
             os._exit(1)  # the others wait for this rank; that it is gone ends them
         return record
     finally:

@@ -17,6 +17,7 @@ from understudy.data.encoding import Encoded
 from understudy.interruption import InterruptionError
 from understudy.settings import TrainingSettings
 from understudy.steps import evaluation_steps, find_stop, total_steps
+from understudy.train.apart import check_apart
 from understudy.train.batches import batches, completion_tokens, rank_passes
 from understudy.train.checkpoint import Checkpoint, Position
 from understudy.train.evaluation import score
@@ -97,6 +98,8 @@ class _Training:
 
     def run(self) -> None:
         """All steps from where the checkpoint is, or from the first."""
+        if self._execution.padding_free:
+            check_apart(self._model, self._execution)
         self._model.train()
         torch.manual_seed(derive_seed(self._spec.seed, "dropout", self._ranks.index))
         if self._checkpoint is not None:
@@ -136,10 +139,10 @@ class _Training:
     def _backward(self, batch: Sequence[Encoded], counted: int) -> None:
         """This rank's share of the batch's gradients."""
         gradients, ranks, rows_at_once = self._gradients, self._ranks, self._execution.micro_batch_size
-        as_many = self._execution.strategy == "fsdp"
+        as_many, padded = self._execution.strategy == "fsdp", not self._execution.padding_free
         gradients.clear()
         with telling(gradients.trouble):
-            for rows, counts in rank_passes(batch, rows_at_once, ranks.index, ranks.count, as_many):
+            for rows, counts in rank_passes(batch, rows_at_once, ranks.index, ranks.count, as_many, padded):
                 loss = self._summed_loss(rows) / counted
                 if not counts:  # the other ranks need this one's part in their passes, and nothing else of it
                     loss = loss * 0
@@ -149,7 +152,7 @@ class _Training:
 
     def _summed_loss(self, rows: Sequence[Encoded]) -> Tensor:
         """The summed cross entropy of a micro-batch's completion tokens, in nats."""
-        batch = collate(rows, self._examples.pad_token_id, device_of(self._model))
+        batch = collate(rows, self._examples.pad_token_id, device_of(self._model), self._execution)
         logits = completion_logits(self._model, batch, self._execution)
         smoothing = float(self._spec.hyperparameters["label_smoothing_factor"])
         return F.cross_entropy(logits, batch.targets, reduction="sum", label_smoothing=smoothing)
