@@ -142,6 +142,7 @@ rule decode_search:
         manifest=PATHS.manifest,
         validation=PATHS.data("validation"),
         execution=PATHS.execution("target"),
+        running=ancient(PATHS.settings("running")),
     output:
         PATHS.decode,
     log:
@@ -157,7 +158,7 @@ rule decode_search:
     shell:
         "exec python -m understudy decode-search --settings {input.settings:q} --winner {input.winner:q} --model {input.model:q}"
         " --manifest {input.manifest:q} --validation {input.validation:q} --execution {input.execution:q}"
-        " --store {params.store:q} --output {output:q} --log {log:q}"
+        " --running {input.running:q} --store {params.store:q} --output {output:q} --log {log:q}"
 
 
 rule test:
@@ -169,6 +170,7 @@ rule test:
         validation=PATHS.data("validation"),
         test=PATHS.data("test"),
         execution=PATHS.execution("target"),
+        running=ancient(PATHS.settings("running")),
     output:
         PATHS.test,
     log:
@@ -184,4 +186,5 @@ rule test:
     shell:
         "exec python -m understudy test --settings {input.settings:q} --winner {input.winner:q} --model {input.model:q}"
         " --manifest {input.manifest:q} --validation {input.validation:q} --test {input.test:q}"
-        " --execution {input.execution:q} --store {params.store:q} --output {output:q} --log {log:q}"
+        " --execution {input.execution:q} --running {input.running:q} --store {params.store:q}"
+        " --output {output:q} --log {log:q}"

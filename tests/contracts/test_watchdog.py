@@ -59,6 +59,13 @@ def test_who_is_slow_or_suspended_is_left_alone(tmp_path: Path) -> None:
     assert process.exitcode == 0
 
 
+@pytest.mark.parametrize(("megabytes", "code"), [(3, 0), (0, watchdog.EXIT_CODE)])
+def test_who_reads_while_it_loads_is_left_alone(megabytes: int, code: int) -> None:
+    process = in_a_process(interruptions.loading, LIMIT, 4 * LIMIT, megabytes)
+    process.join(60)
+    assert process.exitcode == code
+
+
 def test_nobody_is_watched_outside_or_with_zero_minutes() -> None:
     process = in_a_process(interruptions.idle, 0.01)
     process.join(60)

@@ -180,6 +180,15 @@ def working(limit: float, pass_seconds: float, passes: int, begun: Path) -> None
             watchdog.beat()
 
 
+def loading(limit: float, seconds: float, megabytes: int) -> None:
+    """Load something without a beat: twice per limit, so many megabytes are read."""
+    with watchdog.watching(limit / 60, "loading"), watchdog.loading(), Path("/dev/zero").open("rb") as source:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            source.read(megabytes * 2**20)
+            time.sleep(limit / 2)
+
+
 def idle(limit: float) -> None:
     """Have been watched, and be watched for no time at all; wait for longer than it takes to notice."""
     with watchdog.watching(limit / 60, "work"):

@@ -255,7 +255,7 @@ class RunningSettings(Section):
         default=30,
         ge=0,
         allow_inf_nan=False,
-        description="a trial or pack without progress for so long ends itself, so that a retry can go on; 0 is off",
+        description="who trains or tests without progress for so long ends, so that a retry can go on; 0 is off",
     )
 
 

@@ -3,6 +3,8 @@
 Whoever works calls `beat` at every sign of progress. A thread counts the time since the last one in small steps of its
 own: neither a wall clock that jumps nor a process that was stopped for a while (`scontrol suspend`, Ctrl-Z) looks like
 a hang. It needs the interpreter's lock, so it doesn't see a hang inside of a call that never gives the lock up.
+
+Libraries that load a model beat nowhere. While they do, whatever they read, write or take in memory is progress.
 """
 
 from __future__ import annotations
@@ -16,17 +18,20 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from understudy import progress
 
 EXIT_CODE = 124  # as of timeout(1)
 LONGEST_POLL = 5.0  # seconds
+MOVED_BYTES = 2**20  # read, written or taken since the last beat: that is more than an idle interpreter does
 
 
 @dataclass
 class _State:
     beats: int = 0
     watched: list[tuple[str, float]] = field(default_factory=list)  # what, and seconds; the last one counts
+    loading: int = 0  # how many blocks of `loading` this is inside of
     thread: threading.Thread | None = None
 
 
@@ -67,14 +72,38 @@ def patient() -> Iterator[None]:
         beat()
 
 
+@contextmanager
+def loading() -> Iterator[None]:
+    """Inside, what this process reads, writes or takes in memory counts as progress, too (on Linux)."""
+    _state.loading += 1
+    try:
+        yield
+    finally:
+        _state.loading -= 1
+        beat()
+
+
+def _moved_so_far() -> int:
+    """Bytes that this process has read and written, plus those that it holds; 0 where the system doesn't tell."""
+    try:
+        counted = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+        held = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+    except OSError:
+        return 0
+    return held + sum(int(counted[name]) for name in ("rchar", "wchar", "read_bytes"))
+
+
 def _watch() -> None:
-    seen, idle, last = _state.beats, 0.0, time.monotonic()
+    seen, idle, last, moved = _state.beats, 0.0, time.monotonic(), 0
     while True:
         poll = min([LONGEST_POLL, *(limit / 10 for _, limit in _state.watched[-1:])])
         time.sleep(poll)
         now = time.monotonic()
         passed, last = min(now - last, 2 * poll), now  # more than that the process itself was stopped
         watched = _state.watched[-1:]
+        if _state.loading and abs(_moved_so_far() - moved) > MOVED_BYTES:
+            moved = _moved_so_far()
+            beat()
         if not watched or _state.beats != seen:
             seen, idle = _state.beats, 0.0
             continue

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from understudy import devices, process
+from understudy import devices, process, watchdog
 from understudy.artifacts import DecodeResults, Winner
+from understudy.cli.training_arguments import add_running_argument, read_running
 from understudy.files import read_model, write_json
 from understudy.sections import DecodeSection
 from understudy.store import Store
@@ -17,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What a rule passes."""
     for name in ("settings", "winner", "model", "manifest", "validation", "execution", "store", "output"):
         parser.add_argument(f"--{name}", type=Path, required=True)
+    add_running_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -45,6 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
         for prompt, chat in frame.select("prompt", "chat").iter_rows()
     ]
     references = [completion.strip() for completion in frame["completion"]]
-    model = next(trained_models(card, execution, [Store(arguments.store).adapter(winner.digests[0])]))
-    trials = decoding.search(model, tokenizer, prompts, references, section.decode, execution, section.seed)
+    with watchdog.watching(read_running(arguments).watchdog_minutes, "the decoding search"):
+        model = next(trained_models(card, execution, [Store(arguments.store).adapter(winner.digests[0])]))
+        trials = decoding.search(model, tokenizer, prompts, references, section.decode, execution, section.seed)
     write_json(arguments.output, DecodeResults(examples=len(prompts), trials=trials))

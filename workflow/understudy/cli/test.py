@@ -6,8 +6,9 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from understudy import devices, process
+from understudy import devices, process, watchdog
 from understudy.artifacts import TestResult, Winner
+from understudy.cli.training_arguments import add_running_argument, read_running
 from understudy.files import read_model, write_json
 from understudy.sections import TestSection
 from understudy.store import Store
@@ -18,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What a rule passes."""
     for name in ("settings", "winner", "model", "manifest", "validation", "test", "execution", "store", "output"):
         parser.add_argument(f"--{name}", type=Path, required=True)
+    add_running_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -42,8 +44,9 @@ def run(arguments: argparse.Namespace) -> None:
         store=Store(arguments.store),
         max_length=manifest.max_length,
     )
-    validation = trained.losses(arguments.validation, manifest.validation_examples)
-    test = LookLog(trained).losses(arguments.test, manifest.splits["test"].sha256, manifest.test_examples)
+    with watchdog.watching(read_running(arguments).watchdog_minutes, "the test"):
+        validation = trained.losses(arguments.validation, manifest.validation_examples)
+        test = LookLog(trained).losses(arguments.test, manifest.splits["test"].sha256, manifest.test_examples)
     gain = partial(
         bootstrap_gain,
         winner=winner.digests,

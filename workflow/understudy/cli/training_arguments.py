@@ -20,9 +20,19 @@ def add_job_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--validation", type=Path, required=True, help="validation.parquet")
     parser.add_argument("--execution", type=Path, required=True, help="execution.json")
     parser.add_argument("--training", type=Path, required=True, help="settings/training.json")
-    parser.add_argument("--running", type=Path, help="settings/running.json; without it the config's defaults")
+    add_running_argument(parser)
     parser.add_argument("--store", type=Path, required=True, help="folder of the trained trials")
     parser.add_argument("--progress", type=Path, required=True, help="progress.jsonl")
+
+
+def add_running_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare how a command is kept safe."""
+    parser.add_argument("--running", type=Path, help="settings/running.json; without it the config's defaults")
+
+
+def read_running(arguments: argparse.Namespace) -> RunningSettings:
+    """How a command is kept safe."""
+    return read_model(arguments.running, RunningSection).running if arguments.running else RunningSettings()
 
 
 def read_job(arguments: argparse.Namespace) -> Job:
@@ -33,5 +43,5 @@ def read_job(arguments: argparse.Namespace) -> Job:
         execution=read_model(arguments.execution, Execution).resolved,
         training=read_model(arguments.training, TrainingSection).training,
     )
-    running = read_model(arguments.running, RunningSection).running if arguments.running else RunningSettings()
-    return Job(inputs, arguments.train, arguments.validation, arguments.store, arguments.progress, running=running)
+    files = (arguments.train, arguments.validation, arguments.store, arguments.progress)
+    return Job(inputs, *files, running=read_running(arguments))

@@ -12,6 +12,7 @@ import torch
 from sacrebleu.metrics import CHRF
 from transformers import GenerationConfig
 
+from understudy import watchdog
 from understudy.artifacts import DecodeTrial
 from understudy.hyperparameters import Value
 from understudy.settings import DecodeSettings
@@ -62,6 +63,7 @@ def search(
         for start in range(0, len(prompts), BATCH):
             chunk = prompts[start : start + BATCH]
             completions += complete(model, tokenizer, chunk, generation, settings.max_new_tokens, execution)
+            watchdog.beat()
         texts = [tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in completions]
         trials.append(
             DecodeTrial(

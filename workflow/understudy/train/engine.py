@@ -58,8 +58,8 @@ class Engine:
         checkpoint. Raises `InterruptionError` after a signal.
         """
         with watchdog.watching(self.job.running.watchdog_minutes, f"trial {spec.id}"):
-            base, examples = self._base(spec), self.examples
-            watchdog.beat()
+            with watchdog.loading():
+                base, examples = self._base(spec), self.examples
             with interruption.deferred():
                 self._begin_together()
                 return self._train(base, spec, examples)

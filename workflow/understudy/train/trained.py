@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from understudy import watchdog
 from understudy.checksums import require_unaltered
 from understudy.errors import CorruptFileError
 from understudy.models.loading import Place, load_base
@@ -24,12 +25,15 @@ def trained_models(card: ModelCard, execution: ResolvedExecution, folders: Seque
     for folder in folders:
         require_unaltered(folder, "the trial's trained weights")
         if (folder / "adapter_config.json").exists():
-            base = load_base(card, execution, "lora", spread) if base is None else base
-            model = _with_adapter(base, folder)
+            with watchdog.loading():
+                base = load_base(card, execution, "lora", spread) if base is None else base
+                model = _with_adapter(base, folder)
             yield model.eval()
             base = model.unload()
         elif (folder / "config.json").exists():
-            yield load_base(card.model_copy(update={"path": str(folder)}), execution, "full", spread).eval()
+            with watchdog.loading():
+                model = load_base(card.model_copy(update={"path": str(folder)}), execution, "full", spread)
+            yield model.eval()
         else:
             raise CorruptFileError(
                 f"{folder} holds neither an adapter nor weights; delete {folder.parent} and run the workflow again"
