@@ -1,0 +1,69 @@
+"""Trials of the full-size trainer on a GPU, where there is one: near a CPU's, however they are sharded and laid out."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rank_study import curve
+from training_study import make_job, make_spec
+
+from understudy.train.launch import train_alone
+from understudy.trial import TrialRecord
+
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+    pytest.mark.filterwarnings("ignore:.*does not have a deterministic implementation.*:UserWarning"),
+]
+
+CUDA = {"device": "cuda"}
+SHARDED = {**CUDA, "strategy": "fsdp", "cpu_offload": True}
+FLASH = {**CUDA, "dtype": "bfloat16", "attention": "flash_attention_2", "padding_free": True}
+needs_flash = pytest.mark.skipif(find_spec("flash_attn") is None, reason="needs flash-attn")
+
+
+def trained(root: Path, method: Any = "lora", quantization: Any = "none", **execution: Any) -> TrialRecord:
+    spec = make_spec(method=method, learning_rate=2e-3, num_train_epochs=2)
+    record = train_alone(spec, make_job(root, quantization, **execution))
+    assert record.result.status == "complete", record.result.message
+    return record
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize(
+    "how", [CUDA, {**CUDA, "padding_free": True}, SHARDED], ids=["plain", "padding-free", "sharded"]
+)
+def test_a_gpu_learns_what_a_cpu_learns(method: str, how: dict[str, Any], tmp_path: Path) -> None:
+    """The sharded one is one rank under NCCL, whose shards lie in the host's pinned memory."""
+    on_cpu, on_gpu = trained(tmp_path / "cpu", method), trained(tmp_path / "gpu", method, **how)
+    assert curve(on_gpu) == pytest.approx(curve(on_cpu), rel=1e-3)
+    assert on_gpu.result.cost.gpu_seconds > 0
+
+
+@pytest.mark.parametrize(
+    ("quantization", "how"),
+    [
+        ("none", {"dtype": "bfloat16"}),
+        ("nf4", {"dtype": "bfloat16"}),
+        ("int8", {"dtype": "bfloat16"}),
+        ("nf4", {"dtype": "bfloat16", **SHARDED}),
+        ("int8", {"dtype": "bfloat16", **SHARDED}),
+        ("none", {"dtype": "bfloat16", "torch_compile": True}),
+        pytest.param("none", FLASH, marks=needs_flash),
+        pytest.param("nf4", FLASH, marks=needs_flash),
+    ],
+)
+def test_what_rounds_stays_near(quantization: str, how: dict[str, Any], tmp_path: Path) -> None:
+    exact = trained(tmp_path / "exact", quantization=quantization, **CUDA)
+    found = trained(tmp_path / "found", quantization=quantization, **{**CUDA, **how})
+    assert found.result.objective == pytest.approx(exact.result.objective, rel=0.02)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_gpus_learn_what_one_learns(strategy: str, tmp_path: Path) -> None:
+    one, two = trained(tmp_path / "one", **CUDA), trained(tmp_path / "two", **CUDA, processes=2, strategy=strategy)
+    assert curve(two) == pytest.approx(curve(one), rel=1e-3)
