@@ -16,7 +16,12 @@ from understudy.trial import TrialRecord
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
-    pytest.mark.filterwarnings("ignore:.*does not have a deterministic implementation.*:UserWarning"),
+    pytest.mark.filterwarnings(
+        "ignore:.*does not have a deterministic implementation.*:UserWarning",
+        "ignore:.*is_gradient_checkpointing.*:FutureWarning",  # peft asks transformers for it by its old name
+        "ignore:The .grad attribute of a Tensor:UserWarning",  # torch looks at gradients while it traces,
+        "ignore:.*torch.jit.script_method.*:DeprecationWarning",  # and imports what it deprecates
+    ),
 ]
 
 CUDA = {"device": "cuda"}
