@@ -114,7 +114,7 @@ def test_progress_passes_over_what_was_altered_and_loses_no_line_after_a_cut(tmp
         handle.write(b'\xff\xfe{"event": "tri')  # cut off, and no new line
     other = record("d2")
     progress.finished(path, other.model_copy(update={"spec": other.spec.model_copy(update={"id": "r9"})}), reused=True)
-    assert sorted(progress.state(path).trials) == ["r0001", "r9"]
+    assert sorted(progress.state(path).stages["proxy"].trials) == ["r0001", "r9"]
 
 
 def test_a_cached_model_is_made_once_and_anew_when_it_was_altered(tmp_path: Path) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import math
 import os
 import sys
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -115,6 +117,51 @@ def _stages(text: bytes) -> Iterator[str]:
 
 
 @dataclass
+class Pace:
+    """How fast this run's trials of a stage came."""
+
+    trials: int = 0
+    work: float = 0.0  # seconds that they took, summed
+    first: float = math.inf  # when the first one ended
+    last: float = -math.inf
+
+    def __add__(self, other: Pace) -> Pace:
+        first, last = min(self.first, other.first), max(self.last, other.last)
+        return Pace(self.trials + other.trials, self.work + other.work, first, last)
+
+    def seconds(self, workers: int) -> float:
+        """From one finished trial to the next, start-up of processes included; at first a guess."""
+        if self.trials < 3:
+            return self.work / self.trials / workers
+        return (self.last - self.first) / (self.trials - 1)
+
+
+@dataclass
+class Stage:
+    """A stage's finished trials. What they add up to is kept, so that a further one costs the same in large studies."""
+
+    trials: dict[str, tuple[float | None, str]] = field(default_factory=dict)  # by id: objective and status
+    best: tuple[float, str] | None = None  # objective and id
+    stopped: int = 0
+    pace: Pace = field(default_factory=Pace)
+
+    def add(self, line: dict[str, Any]) -> None:
+        """Count a trial; the last line of an id counts, but each of this run's towards the pace."""
+        id, found = line["id"], (line["objective"], line["status"])
+        if not line["reused"]:
+            self.pace += Pace(1, line["wall_seconds"], line["time"], line["time"])
+        if id in self.trials and self.trials[id] != found:
+            self.trials[id] = found
+            self.best = min(((loss, id) for id, (loss, _) in self.trials.items() if loss is not None), default=None)
+            self.stopped = sum(status == "stopped" for _, status in self.trials.values())
+        elif id not in self.trials:
+            self.trials[id] = found
+            self.stopped += line["status"] == "stopped"
+            if line["objective"] is not None:
+                self.best = min(self.best or (math.inf, ""), (line["objective"], id))
+
+
+@dataclass
 class State:
     """The progress of a study, read from its log."""
 
@@ -122,23 +169,22 @@ class State:
     workers: int = 1
     started: float = 0.0
     now: float = 0.0
-    trials: dict[str, dict[str, Any]] = field(default_factory=dict)  # by id; the last line of an id counts
-    earlier: set[str] = field(default_factory=set)  # ids of those that were noted before this run began
+    stages: dict[str, Stage] = field(default_factory=lambda: defaultdict(Stage))
 
-    def of(self, stage: str) -> list[dict[str, Any]]:
-        """The finished trials of a stage."""
-        return [trial for trial in self.trials.values() if trial["stage"] == stage]
+    def begin(self, line: dict[str, Any]) -> None:
+        """A run of the workflow begins; what was finished before says nothing of its pace."""
+        self.started, self.totals, self.workers = line["time"], line["totals"], line["workers"]
+        for stage in self.stages.values():
+            stage.pace = Pace()
 
     def line(self, stage: str) -> str:
         """One line: trials done of how many, the stage's best so far, time passed and about how much is left."""
-        finished = self.of(stage)
-        scored = [trial for trial in finished if trial["objective"] is not None]
-        best = min(scored, key=lambda trial: (trial["objective"], trial["id"]), default=None)
-        best_text = f"best {best['objective']:.4f} ({best['id']})" if best else "no loss yet"
-        done = f"{len(finished):>3} of {max(self.totals.get(stage, 0), len(finished))} trials"
-        stopped = sum(trial["status"] == "stopped" for trial in finished)
-        if stopped:
-            done += f" ({stopped} stopped early)"
+        found = self.stages[stage]
+        best_text = f"best {found.best[0]:.4f} ({found.best[1]})" if found.best else "no loss yet"
+        count = len(found.trials)
+        done = f"{count:>3} of {max(self.totals.get(stage, 0), count)} trials"
+        if found.stopped:
+            done += f" ({found.stopped} stopped early)"
         left = self.seconds_left()
         left_text = "" if left is None else f" · about {_clock(left)} left"
         passed = f" · {_clock(max(0.0, self.now - self.started))} passed" if self.started else ""
@@ -146,22 +192,16 @@ class State:
 
     def seconds_left(self) -> float | None:
         """An estimate from the pace of this run's trials, in each stage for itself."""
-        fresh = [trial for trial in self.trials.values() if not trial["reused"] and trial["id"] not in self.earlier]
-        if not fresh:
+        known = {name: stage.pace.seconds(self.workers) for name, stage in self.stages.items() if stage.pace.trials}
+        if not known:
             return None
-        by_stage = {stage: [trial for trial in fresh if trial["stage"] == stage] for stage in STAGES}
-        known = {stage: _pace(trials, self.workers) for stage, trials in by_stage.items() if trials}
-        proxy = known.get("proxy") or _pace(fresh, self.workers)
+        every = sum((stage.pace for stage in self.stages.values()), Pace())
+        proxy = known.get("proxy") or every.seconds(self.workers)
         target = known.get("target") or known.get("finalist") or TARGET_GUESS * proxy
         paces = {"proxy": proxy, "truncated": target, "target": target, "finalist": target, **known}
-        return sum(max(self.totals.get(stage, 0) - len(self.of(stage)), 0) * pace for stage, pace in paces.items())
-
-
-def _pace(trials: list[dict[str, Any]], workers: int) -> float:
-    """Seconds from one finished trial to the next, start-up of processes included; at first a guess."""
-    times = sorted(trial["time"] for trial in trials)
-    own = sum(trial["wall_seconds"] for trial in trials) / len(trials)
-    return own / workers if len(times) < 3 else float((times[-1] - times[0]) / (len(times) - 1))
+        return sum(
+            max(self.totals.get(name, 0) - len(self.stages[name].trials), 0) * pace for name, pace in paces.items()
+        )
 
 
 def state(path: Path) -> State:
@@ -198,11 +238,9 @@ class _Reader:
             except json.JSONDecodeError:  # cut off by a kill, or altered
                 continue
             if _fits(line, START_LINE):
-                found.started, found.totals, found.workers = line["time"], line["totals"], line["workers"]
-                found.earlier = set(found.trials)
+                found.begin(line)
             elif _fits(line, TRIAL_LINE):
-                found.trials[line["id"]] = line
-                found.earlier.discard(line["id"])
+                found.stages[line["stage"]].add(line)
 
 
 @functools.cache
