@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
@@ -11,6 +12,8 @@ from understudy.process import fix_products, limit_libraries
 
 limit_libraries()
 fix_products()
+hypothesis.settings.register_profile("understudy", deadline=None)  # how long an example takes is the machine's matter
+hypothesis.settings.load_profile("understudy")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

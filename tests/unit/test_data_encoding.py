@@ -49,7 +49,7 @@ def frame(*rows: tuple[str, str], chat: bool = False) -> pl.DataFrame:
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows=st.lists(st.tuples(text, text.filter(bool)), min_size=1, max_size=5), max_length=st.integers(8, 80))
 def test_every_example_fits_and_keeps_its_completion(
     tokenizer: Any, rows: list[tuple[str, str]], max_length: int

@@ -74,7 +74,7 @@ def drawn(seed: int, count: int) -> list[list[float]]:
     ]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     seed=st.integers(0, 10**9), count=st.integers(0, 9), startup=st.integers(1, 5), steps=st.sampled_from([4, 7, 100])
 )
@@ -98,7 +98,7 @@ def test_median_decides_as_optunas_pruner(seed: int, count: int, startup: int, s
     assert (found.number if found else None) == expected
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(seed=st.integers(0, 10**9), count=st.integers(1, 6), margin=st.sampled_from([0.0, 0.25, 2.0]))
 def test_reach_stops_what_cannot_reach_the_best(seed: int, count: int, margin: float) -> None:
     *others, own = drawn(seed, count + 1)

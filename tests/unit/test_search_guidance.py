@@ -90,7 +90,7 @@ def regions_of(places: list[tuple[float, float]]) -> list[Region]:
 PLACES = st.lists(st.tuples(st.floats(0.01, 1), st.floats(1e-6, 1)), min_size=1, max_size=4)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(places=PLACES, explore=st.floats(0.01, 1), strength=st.floats(0.5, 50), results=st.integers(0, 500))
 def test_shares_fade_from_the_transfers_to_the_volumes(
     places: list[tuple[float, float]], explore: float, strength: float, results: int
@@ -144,7 +144,7 @@ def test_the_priors_strength_changes_no_proposal_before_it(
     assert kinds.count("explore") > told.count("explore")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10**6), padding=st.sampled_from([0.0, 0.1]))
 def test_whatever_is_moved_inside_is_inside(seed: int, padding: float) -> None:
     regions = region_pair(padding)

@@ -161,7 +161,7 @@ def test_importance_leaves_out_what_full_fine_tuning_lacks() -> None:
     assert "lora_r" not in importance_table(frame, study.space, 1)["parameter"].to_list()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.integers(0, 6), min_size=4, max_size=30), st.integers(1, 3))
 def test_the_distance_is_scipys(values: list[int], top: int) -> None:
     coordinates = np.array(values, dtype=float)

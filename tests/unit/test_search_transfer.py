@@ -76,7 +76,7 @@ def test_the_default_comes_once_at_widths_whose_rounding_differs(method: str, ra
     check_the_default_is_its_counterparts_image(32, 64, study)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(16, 8192), st.integers(16, 8192), st.sampled_from(["lora", "full"]))
 def test_the_default_comes_once_at_any_width(proxy: int, target: int, method: str) -> None:
     check_the_default_is_its_counterparts_image(proxy, target, made.config(**SMALL, target__method=method))
