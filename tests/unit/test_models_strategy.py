@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from test_models_execution import CPU, EIGHT, H100, SMALL, llama, settings
 
 from understudy.errors import UserError
+from understudy.models import execution
 from understudy.models.execution import resolve
 from understudy.models.hardware import GIB, Hardware
 from understudy.models.peak_flops import peak_flops
@@ -129,6 +130,16 @@ def test_flash_attention_where_it_is_not_installed() -> None:
     assert chosen(EIGHT).resolved.attention is None
 
 
+def test_rows_go_without_padding_where_the_kernel_keeps_examples_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(execution, "find_spec", lambda name: name)
+    flash = chosen(EIGHT, attention="flash_attention_2")
+    assert flash.resolved.padding_free
+    assert "target.padding_free: true, since FlashAttention keeps examples apart at no cost" in flash.notes
+    assert not chosen(EIGHT, attention="flash_attention_2", padding_free=False).resolved.padding_free
+    assert not chosen(EIGHT).resolved.padding_free
+    assert chosen(EIGHT, padding_free=True).resolved.padding_free
+
+
 def test_what_came_later_leaves_digests_alone() -> None:
     plain = ResolvedExecution(
         device="cpu", threads=1, processes=2, micro_batch_size=8, dtype="float32", gradient_checkpointing=False
@@ -143,6 +154,7 @@ def test_what_came_later_leaves_digests_alone() -> None:
         "packing",
     ]
     changes = {"strategy": "fsdp", "nodes": 2, "cpu_offload": True, "attention": "eager", "torch_compile": True}
+    changes["padding_free"] = True
     for name, value in changes.items():
         changed = plain.model_copy(update={name: value})
         assert changed.model_dump(mode="json")[name] == value
