@@ -36,6 +36,7 @@ def main() -> None:
     """Train once to warm up, once by the clock, and tell."""
     name, order = sys.argv[1], json.loads(sys.argv[2])
     shape, on_gpu = Shape(**order["shape"]), order["device"] == "cuda"
+    flash = name != "trainer" and on_gpu and find_spec("flash_attn") is not None  # the Trainer pads its rows
     execution = ResolvedExecution(
         device=order["device"],
         threads=1,
@@ -43,7 +44,8 @@ def main() -> None:
         micro_batch_size=order["rows"],
         dtype="bfloat16" if on_gpu else "float32",
         gradient_checkpointing=False,
-        attention="flash_attention_2" if name == "trl" and on_gpu and find_spec("flash_attn") else None,
+        attention="flash_attention_2" if flash else None,
+        padding_free=flash,
     )
     prepare_torch(execution)
     if name != "understudy":  # the peers' fastest settings don't ask for deterministic kernels
