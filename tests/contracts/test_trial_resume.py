@@ -18,7 +18,7 @@ import interruptions
 import pytest
 import torch
 from interruptions import Plan, always_saved, exit_code, said, steps_of
-from training_study import make_job, make_spec
+from training_study import make_job, make_spec, target_words
 
 from understudy.artifacts import Proposal
 from understudy.files import write_json
@@ -256,19 +256,9 @@ TWO = make_spec("t0003", stage="target", num_train_epochs=2, lora_dropout=0.2, b
 def command(root: Path, plan: Plan | None) -> subprocess.CompletedProcess[str]:
     """The command train-target over two ranks, one of which follows the plan."""
     job = job_of(root, processes=2)
-    files = {
-        "proposal": Proposal(number=3, spec=TWO, kind="start", sampler="transfer", visible=(), pending=()),
-        "model": job.inputs.model,
-        "manifest": job.inputs.data,
-        "execution": {"role": "target", "resolved": job.inputs.execution.model_dump()},
-        "training": {"training": job.inputs.training.model_dump()},
-        "running": {"running": {"checkpoint_minutes": 0, "watchdog_minutes": 2}},
-    }
-    for name, content in files.items():
-        write_json(root / f"{name}.json", content)
-    words = ["train-target", "--output", str(root / "result.json"), "--store", str(job.store)]
-    words += ["--train", str(job.train), "--validation", str(job.validation), "--progress", str(job.progress)]
-    words += [word for name in files for word in (f"--{name}", str(root / f"{name}.json"))]
+    proposal = Proposal(number=3, spec=TWO, kind="start", sampler="transfer", visible=(), pending=())
+    running = {"running": {"checkpoint_minutes": 0, "watchdog_minutes": 2}}
+    words = target_words(root, job, proposal, running=running)
     path = os.pathsep.join([str(Path(interruptions.__file__).parent), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path}
     if plan is not None:

@@ -52,6 +52,19 @@ def config(**changes: Any) -> StudyConfig:
     return parse(raw)
 
 
+def four_configurations(**changes: Any) -> StudyConfig:
+    """A study whose space holds four."""
+    return config(
+        space={"learning_rate": [1e-3, 1e-2], "lora_r": [4, 16]},
+        proxy__grid={},
+        target__starts=1,
+        transfer__learning_rate_exponent=0.0,
+        defaults__learning_rate=1e-2,
+        defaults__lora_r=16,
+        **changes,
+    )
+
+
 def unsearched(name: str, defaults: dict[str, float], method: str = "lora") -> StudyConfig:
     """The shipped config without a hyperparameter in its space and grid, and with more defaults."""
     base = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))

@@ -197,16 +197,7 @@ def test_another_value_of_what_is_fixed_is_inside_all_the_same(fixing: tuple[Reg
 
 def test_where_all_is_tried_but_what_is_fixed_that_becomes_free(tmp_path: Path) -> None:
     """Four configurations, of which a region that fixes the rank has two."""
-    study = made.config(
-        space={"learning_rate": [1e-3, 1e-2], "lora_r": [4, 16]},
-        proxy__grid={},
-        target__starts=1,
-        target__explore=0.0,
-        target__window=1,
-        transfer__learning_rate_exponent=0.0,
-        defaults__learning_rate=1e-2,
-        defaults__lora_r=16,
-    )
+    study = made.four_configurations(target__explore=0.0, target__window=1)
     regions, starts = made.transferred(study)
     (region,) = regions.regions
     boxes = {

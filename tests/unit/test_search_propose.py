@@ -214,16 +214,7 @@ def test_what_is_predicted_is_the_proxys_loss_of_the_counterpart(found: tuple[Re
 
 def test_nothing_is_proposed_twice(tmp_path: Path) -> None:
     """A space of four configurations with room for each exactly once."""
-    study = made.config(
-        space={"learning_rate": [1e-3, 1e-2], "lora_r": [4, 16]},
-        proxy__grid={},
-        target__starts=1,
-        target__explore=1.0,
-        target__window=2,
-        transfer__learning_rate_exponent=0.0,
-        defaults__learning_rate=1e-2,
-        defaults__lora_r=16,
-    )
+    study = made.four_configurations(target__explore=1.0, target__window=2)
     regions, starts = made.transferred(study)
     records = made.run_target(study, tmp_path, regions, starts, 4)
     assert len({json.dumps(record.spec.hyperparameters) for record in records}) == 4

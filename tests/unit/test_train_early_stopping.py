@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-from training_study import make_job, make_spec
+from training_study import make_job, make_spec, target_words
 
 from understudy.artifacts import Proposal
 from understudy.cli import main
@@ -191,17 +190,7 @@ def test_the_command_takes_the_limits_of_the_proposal(
 
 def command(job: Job, root: Path) -> Callable[[Limits], int]:
     """What runs `train-target` on a proposal with limits."""
-    files: dict[str, Any] = {
-        "model": job.inputs.model,
-        "manifest": job.inputs.data,
-        "execution": {"role": "target", "resolved": job.inputs.execution.model_dump()},
-        "training": {"training": job.inputs.training.model_dump()},
-    }
-    for name, content in files.items():
-        write_json(root / f"{name}.json", content)
-    words = ["train-target", "--output", str(root / "result.json"), "--store", str(job.store)]
-    words += ["--train", str(job.train), "--validation", str(job.validation), "--progress", str(job.progress)]
-    words += [word for name in (*files, "proposal") for word in (f"--{name}", str(root / f"{name}.json"))]
+    words = target_words(root, job, None)
 
     def run(limits: Limits) -> int:
         made = Proposal(number=3, spec=SPEC, kind="start", sampler="x", visible=(), pending=(), stop_above=limits)

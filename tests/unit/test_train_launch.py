@@ -13,10 +13,9 @@ from pathlib import Path
 
 import pytest
 import training_study
-from training_study import make_job, make_spec
+from training_study import make_job, make_spec, target_words
 
 from understudy.artifacts import Proposal
-from understudy.files import write_json
 from understudy.store import Store
 from understudy.train import launch
 from understudy.train.launch import RankError, train_alone
@@ -78,7 +77,9 @@ def endless() -> TrialSpec:
 @contextmanager
 def long_training(root: Path) -> Iterator[tuple[subprocess.Popen[bytes], list[int]]]:
     """The command train-target with a trial that would take hours; yields it and its two ranks in mid-training."""
-    command, ranks = [sys.executable, "-m", "understudy", *target_words(root)], []
+    proposal = Proposal(number=3, spec=endless(), kind="start", sampler="transfer", visible=(), pending=())
+    words = target_words(root, make_job(root, processes=2), proposal)
+    command, ranks = [sys.executable, "-m", "understudy", *words], []
     with (root / "log.txt").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
         deadline = time.monotonic() + PATIENCE
         try:
@@ -91,23 +92,6 @@ def long_training(root: Path) -> Iterator[tuple[subprocess.Popen[bytes], list[in
         finally:
             for pid in filter(alive, [process.pid, *ranks]):
                 os.kill(pid, signal.SIGKILL)
-
-
-def target_words(root: Path) -> list[str]:
-    """The arguments of train-target, with the files that they name written."""
-    job = make_job(root, processes=2)
-    files = {
-        "proposal": Proposal(number=3, spec=endless(), kind="start", sampler="transfer", visible=(), pending=()),
-        "model": job.inputs.model,
-        "manifest": job.inputs.data,
-        "execution": {"role": "target", "resolved": job.inputs.execution.model_dump()},
-        "training": {"training": job.inputs.training.model_dump()},
-    }
-    for name, content in files.items():
-        write_json(root / f"{name}.json", content)
-    words = ["train-target", "--output", str(root / "result.json"), "--store", str(job.store)]
-    words += ["--train", str(job.train), "--validation", str(job.validation), "--progress", str(job.progress)]
-    return words + [word for name in files for word in (f"--{name}", str(root / f"{name}.json"))]
 
 
 def ranks_of(parent: int) -> list[int]:

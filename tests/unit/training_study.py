@@ -13,8 +13,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from understudy.artifacts import Proposal
 from understudy.data.encoding import Encoded
-from understudy.files import file_sha256
+from understudy.files import file_sha256, write_json
 from understudy.hyperparameters import Value, complete
 from understudy.settings import Method, Quantization, TrainingSettings
 from understudy.train import launch
@@ -185,6 +186,24 @@ def make_spec(id: str = "r0001", method: Method = "lora", **values: Any) -> Tria
 def load_tiny(job: Job) -> Any:
     """The job's checkpoint as transformers loads it."""
     return AutoModelForCausalLM.from_pretrained(job.inputs.model.path)
+
+
+def target_words(root: Path, job: Job, proposal: Proposal | None, **settings: Any) -> list[str]:
+    """The arguments of train-target, with the files that they name written; without a proposal, all but that one."""
+    files: dict[str, Any] = {
+        "model": job.inputs.model,
+        "manifest": job.inputs.data,
+        "execution": {"role": "target", "resolved": job.inputs.execution.model_dump()},
+        "training": {"training": job.inputs.training.model_dump()},
+        **settings,
+    }
+    if proposal is not None:
+        files["proposal"] = proposal
+    for name, content in files.items():
+        write_json(root / f"{name}.json", content)
+    words = ["train-target", "--output", str(root / "result.json"), "--store", str(job.store)]
+    words += ["--train", str(job.train), "--validation", str(job.validation), "--progress", str(job.progress)]
+    return words + [word for name in {**files, "proposal": 0} for word in (f"--{name}", str(root / f"{name}.json"))]
 
 
 def run_rank_short_of_memory(spec: TrialSpec, job: Job, moment: str = "train") -> TrialRecord:
