@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 
 from workflow.conftest import Study, tiny
 
-from .ordeal import mount
+from .faults import Fault
+from .strikes import mount
 
 # a checkpoint at every chance, and an end to what hangs: half a minute was too little on a machine with a load of 18
 KEPT_SAFE = {"checkpoint_minutes": 0.0, "watchdog_minutes": 1.0}
@@ -63,3 +65,13 @@ def ground(tmp_path: Path, can_mount: bool) -> Iterator[Path]:
         yield tmp_path
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+@pytest.fixture(scope="session")
+def tally() -> Iterator[list[Fault]]:
+    """The faults that have struck, of which a summary is printed at the end."""
+    struck: list[Fault] = []
+    yield struck
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(Counter(fault.kind for fault in struck).items()))
+    kills = sum(fault.is_kill for fault in struck)
+    print(f"\nstruck {len(struck)} times: {kinds}; {kills} of them kills of a living process", flush=True)

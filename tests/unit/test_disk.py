@@ -5,15 +5,17 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from understudy import disk, lock
 from understudy.errors import StorageError
-from understudy.files import folder_whole
+from understudy.files import SILENT_SECONDS, folder_whole, sweep
 
 LIMITED = """
 import resource, sys
@@ -84,6 +86,62 @@ def test_a_folder_takes_the_place_of_what_a_killed_writer_left(tmp_path: Path) -
         (beside / "new").write_text("new")
     assert sorted(path.name for path in tmp_path.iterdir()) == [".other.123.part", "adapter"]
     assert [path.name for path in (tmp_path / "adapter").iterdir()] == ["new"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_what_a_living_writer_is_at_stays_and_a_dead_ones_goes(tmp_path: Path, kind: str) -> None:
+    sleeping = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    names = {
+        "living": f"{os.uname().nodename}.{sleeping.pid}",
+        "own": f"{os.uname().nodename}.{os.getpid()}",
+        "lately": "another.node.1",
+        "long ago": "another.node.2",
+    }
+    parts = {name: tmp_path / f".adapter.{who}.part" for name, who in names.items()}
+    for part in parts.values():
+        if kind == "folder":
+            part.mkdir()
+            (part / "weights").write_text("half")
+        else:
+            part.write_text("half")
+    past = time.time() - SILENT_SECONDS - 1
+    for path in (parts["long ago"], *parts["long ago"].glob("*")):
+        os.utime(path, (past, past))
+    sweep(tmp_path / "adapter")
+    assert {name for name, part in parts.items() if part.exists()} == {"living", "lately"}
+    sleeping.communicate()
+    sweep(tmp_path / "adapter")
+    assert {name for name, part in parts.items() if part.exists()} == {"lately"}
+
+
+def test_of_two_writers_of_a_folder_neither_is_disturbed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "adapter"
+    script = (
+        "import sys; from pathlib import Path; from understudy.files import folder_whole\n"
+        "with folder_whole(Path(sys.argv[1])) as b: b.mkdir(); (b / 'whose').write_text('theirs')"
+    )
+    other = [sys.executable, "-c", script, str(folder)]
+    with folder_whole(folder) as beside:
+        beside.mkdir()
+        (beside / "whose").write_text("ours")
+        subprocess.run(other, check=True)
+        assert (folder / "whose").read_text() == "theirs"
+        assert (beside / "whose").read_text() == "ours"
+    assert (folder / "whose").read_text() == "ours"
+
+    remove = shutil.rmtree
+
+    def just_then(path: Path, ignore_errors: bool = False) -> None:
+        remove(path, ignore_errors=ignore_errors)
+        if path == folder:
+            subprocess.run(other, check=True)
+
+    monkeypatch.setattr(shutil, "rmtree", just_then)
+    with folder_whole(folder) as beside:
+        beside.mkdir()
+        (beside / "whose").write_text("ours")
+    assert (folder / "whose").read_text() == "theirs"
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 @pytest.mark.parametrize("number", disk.ADVICE)

@@ -95,6 +95,50 @@ def test_a_finalist_whose_weights_were_deleted_is_trained_anew(study: StudyPaths
     assert not study.finalist_result(0, 0).exists()
 
 
+def end(study: StudyPaths) -> None:
+    """All that reads weights is there."""
+    for path in (study.decode, study.test):
+        write_json(path, {"name": path.name}, sealed=True)
+    for path in (study.report, study.best_config):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("text")
+
+
+@pytest.mark.parametrize("lacking", [None, "decode", "test", "report", "best_config"])
+def test_weights_that_nobody_asks_for_can_be_deleted(study: StudyPaths, lacking: str | None) -> None:
+    end(study)
+    Store(study.store).adapter("d1").rmdir()
+    if lacking:
+        getattr(study, lacking).unlink()
+    notes = mend(study)
+    assert [study.finalist_result(0, 0).exists(), len(notes)] == ([False, 1] if lacking else [True, 0])
+
+
+@pytest.mark.parametrize("whose", ["digests", "default_digests", "nobody"])
+def test_only_the_winners_and_the_defaults_weights_are_asked_for(study: StudyPaths, whose: str) -> None:
+    winner = {"digests": ["d2"], "default_digests": ["d3"]}
+    write_json(study.winner, winner | {whose: ["d1"]}, sealed=True)
+    Store(study.store).adapter("d1").rmdir()
+    assert len(mend(study)) == (0 if whose == "nobody" else 1)
+
+
+def test_what_was_set_aside_before_stays(study: StudyPaths) -> None:
+    path = study.table("trials")
+    for text in ("first", "second", "third"):
+        path.write_text(text)
+        assert len(mend(study)) == 1
+        path.write_text("table")
+    kept = {file.name: file.read_text() for file in path.parent.glob("*.damaged")}
+    assert kept == {
+        "trials.parquet.damaged": "first",
+        "trials.parquet.2.damaged": "second",
+        "trials.parquet.3.damaged": "third",
+    }
+    assert mend(study) == []
+    checksums.write_list(path.parent)
+    assert "damaged" not in (path.parent / checksums.LIST).read_text()
+
+
 def test_a_list_that_was_altered_itself_does_no_harm(study: StudyPaths) -> None:
     path = study.proxy_trials.parent / checksums.LIST
     path.write_text(path.read_text().replace("trials.parquet", "trialt.parquet"))

@@ -6,12 +6,15 @@ another number; a file that has none, because somebody wrote it by hand, is take
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +26,7 @@ from understudy.errors import CorruptFileError
 Model = TypeVar("Model", bound=BaseModel)
 
 CHECKSUM = "checksum"
+SILENT_SECONDS = 3600.0  # without a change in a half file, after which its writer on another machine is taken for dead
 DIGEST_LENGTH = 32  # hexadecimal digits of a SHA-256 that name a store entry
 
 
@@ -53,12 +57,12 @@ def written_whole(path: Path) -> Iterator[Path]:
 def folder_whole(folder: Path) -> Iterator[Path]:
     """Yield a path beside `folder` to make a folder at; on success flush it and move it into place.
 
-    What stood there goes, and what was left beside it by a writer that was killed: trained weights can be large. So
-    only one process at a time may do this. Raises `StorageError` as `written_whole` does.
+    What stood there goes, and so does what a writer that was killed left beside it: trained weights can be large.
+    Only one process at a time should do this. Should two, neither takes the other's half folder away, and one whole
+    folder stands there in the end. Raises `StorageError` as `written_whole` does.
     """
     beside = folder.with_name(f".{folder.name}.{writer()}.part")
-    for left_over in folder.parent.glob(f".{folder.name}.*.part"):
-        shutil.rmtree(left_over, ignore_errors=True)
+    sweep(folder)
     try:
         with disk.reported(folder, beside):
             yield beside
@@ -66,9 +70,54 @@ def folder_whole(folder: Path) -> Iterator[Path]:
                 if path.is_file():
                     _flush(path)
             shutil.rmtree(folder, ignore_errors=True)
-            beside.replace(folder)
+            _put(beside, folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def sweep(path: Path) -> None:
+    """Remove what was half written in the place of a file or folder by writers that live no more.
+
+    On this machine their processes are looked for. On others nobody can tell, so what has changed within an hour stays.
+    """
+    for part in path.parent.glob(f".{escape(path.name)}.*.part"):
+        node, _, pid = part.name.removeprefix(f".{path.name}.").removesuffix(".part").rpartition(".")
+        if _is_alive(node, pid) if node in ("", os.uname().nodename) else _has_changed(part):
+            continue
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            _remove(part)
+
+
+def _is_alive(node: str, pid: str) -> bool:
+    """Whether a writer's process is on this machine, and isn't this one."""
+    if not node or not pid.isdigit() or int(pid) == os.getpid():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
+
+
+def _has_changed(part: Path) -> bool:
+    """Whether somebody has written to a half file or folder lately."""
+    with suppress(OSError):  # its writer is at work: files come and go
+        times = [path.stat().st_mtime for path in (part, *part.rglob("*"))]
+        return time.time() - max(times) < SILENT_SECONDS
+    return True
+
+
+def _put(beside: Path, folder: Path) -> None:
+    """Move a folder to where none is; one that stands there since a moment ago stays."""
+    try:
+        beside.replace(folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
 
 
 def _flush(path: Path) -> None:

@@ -10,6 +10,7 @@ input, for which Snakemake ends the job.
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Iterator
@@ -110,11 +111,21 @@ def _altered_tables(paths: StudyPaths) -> list[Path]:
 
 
 def _without_weights(paths: StudyPaths) -> list[str]:
-    """Set aside the results of finalists whose adapter or weights are gone: somebody deleted them as altered."""
+    """Set aside the results of finalists whose adapter or weights are gone and are needed: deleted as altered, say.
+
+    The winner's and the default's are read by what follows. Once that is there nobody needs any, and whoever deletes
+    them to have the room gets it.
+    """
+    if all(path.exists() for path in (paths.decode, paths.test, paths.report, paths.best_config)):
+        return []
+    winner = _read(paths.winner)
+    wanted = None if winner is None else {*winner.get("digests", ()), *winner.get("default_digests", ())}
     notes = []
     for path in paths.root.glob(str(paths.finalist_result("*", "*").relative_to(paths.root))):
         result = (_read(path) or {}).get("result", {})
-        if result.get("status") == "complete" and not Store(paths.store).adapter(result["digest"]).is_dir():
+        if result.get("status") != "complete" or (wanted is not None and result["digest"] not in wanted):
+            continue
+        if not Store(paths.store).adapter(result["digest"]).is_dir():
             notes.append(_set_aside(path, "belongs to a finalist whose trained weights are gone"))
     return notes
 
@@ -124,8 +135,16 @@ def _read(path: Path) -> Any:
 
 
 def _set_aside(path: Path, problem: str) -> str:
-    path.replace(path.with_name(path.name + ASIDE))
-    return f"{path} {problem}; it was renamed to {path.name}{ASIDE} and is made anew where it is needed"
+    aside = _free_name(path)
+    path.replace(aside)
+    return f"{path} {problem}; it was renamed to {aside.name} and is made anew where it is needed"
+
+
+def _free_name(path: Path) -> Path:
+    """Where a file can be set aside without another one's going: it may be a table that somebody has edited."""
+    numbers = itertools.chain([""], (f".{number}" for number in itertools.count(2)))
+    places = (path.with_name(f"{path.name}{number}{ASIDE}") for number in numbers)
+    return next(place for place in places if not place.exists())
 
 
 def _set_back(paths: StudyPaths) -> None:

@@ -23,6 +23,10 @@ def trained_models(card: ModelCard, execution: ResolvedExecution, folders: Seque
     base: Any = None
     spread: Place = "spread" if execution.strategy == "fsdp" and execution.device == "cuda" else "device"
     for folder in folders:
+        if not folder.exists():
+            raise CorruptFileError(
+                f"the trained weights {folder} are gone; run the workflow again, which trains them anew"
+            )
         require_unaltered(folder, "the trial's trained weights")
         if (folder / "adapter_config.json").exists():
             with watchdog.loading():

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from understudy.errors import StorageError
+from understudy.files import sweep
 from understudy.train.packed.pack import Pack
 from understudy.train.saving import Pace, load_sealed, save_sealed, say_unwritten
 
@@ -48,7 +49,7 @@ class Checkpoint:
 
     def save(self, pack: Pack) -> bool:
         """Write the pack's state. Where the disk refuses, say so, go on without, and return False."""
-        self._sweep()
+        sweep(self.path)
         try:
             with self._pace.saving():
                 save_sealed(self.path, {"format": FORMAT, **pack.state()})
@@ -60,9 +61,4 @@ class Checkpoint:
     def remove(self) -> None:
         """Once the pack is through."""
         self.path.unlink(missing_ok=True)
-        self._sweep()
-
-    def _sweep(self) -> None:
-        """Remove what was half written when its writer was killed. Whoever calls this holds the pack."""
-        for left_over in self.path.parent.glob(f".{self.path.name}.*.part"):
-            left_over.unlink(missing_ok=True)
+        sweep(self.path)

@@ -1,0 +1,77 @@
+"""One start of a study: what has begun since, what it has printed, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from workflow.conftest import Study, wait_until
+
+from . import victims
+from .faults import Fault
+
+END_SECONDS = 900.0  # for a run to end by itself, on a slow machine
+GONE_SECONDS = 120.0  # for its processes to end after it
+POLL_SECONDS = 0.02
+COMPLAINT = re.compile(r"understudy|Error in (local)?rule |.*died with <Signals")
+
+
+@dataclass
+class Running:
+    """A snakemake on a study. `began`: when each of its commands was first seen."""
+
+    study: Study
+    process: subprocess.Popen[str]
+    began: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def ended(self) -> bool:
+        return self.process.poll() is not None
+
+    @property
+    def text(self) -> str:
+        """What it has printed so far."""
+        return (self.study.folder / "output.txt").read_text(errors="replace")
+
+    def complaints(self) -> list[str]:
+        """What it has said of commands that failed: our messages, and Snakemake's where a command could say nothing."""
+        return [line.strip() for line in self.text.splitlines() if COMPLAINT.match(line)]
+
+    def look(self) -> None:
+        """Note which commands have begun."""
+        now = time.monotonic()
+        for pid in victims.commands(self.study):
+            self.began.setdefault(pid, now)
+
+    def has_reached(self, fault: Fault) -> bool:
+        """Whether a fault's moment has come."""
+        moments = list(self.began.values())
+        return len(moments) >= fault.job and time.monotonic() >= moments[fault.job - 1] + fault.delay
+
+    def wait(self) -> int:
+        """Wait for its end and for that of all its processes; return the exit code."""
+        code = self.process.wait(END_SECONDS)
+        wait_until(lambda: not self.study.processes(), GONE_SECONDS)
+        return code
+
+    def cut_power(self) -> None:
+        """SIGKILL to all of its processes at once."""
+        self.process.kill()
+        for pid in self.study.processes():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.wait()
+
+    def logs(self) -> dict[Path, str]:
+        """What the study's commands have written to their logs."""
+        return {path: path.read_text(errors="replace") for path in (self.study.results / "logs").rglob("*.log")}
+
+    def parts(self) -> set[Path]:
+        """Files and folders that are being written, or whose writer was killed."""
+        return set(self.study.results.rglob("*.part"))
