@@ -107,7 +107,7 @@ class Ordeal:
         done = len(self.study.trained())
         self.tell(f"  {fault} at job {fault.job} + {fault.delay:.1f} s, {done} trials in the store: {blow.what}")
         for line in run.complaints():
-            self.tell(f"    said: {line}")
+            self.tell(f"    said: {line[-300:]}")
         assert "Traceback" not in run.text, self.printed()
         if blow.path is not None:
             self.damaged[blow.path] = False
@@ -123,7 +123,7 @@ class Ordeal:
             whole = path.parent if path.parent.parent.name == "checkpoint" else path
             if said := next((line for line in lines if str(whole.relative_to(self.study.folder)) in line), None):
                 self.damaged[path] = True
-                self.tell(f"    said: {said.strip()}")
+                self.tell(f"    named: {said.strip()}")
 
     def _obey(self) -> None:
         """There is one clear error: do what it says."""

@@ -53,12 +53,17 @@ def signalled(run: Running, fault: Fault) -> Blow | None:
     code = run.wait()
     if code == 0:
         return None
-    if whom == "main" and how != "terminate":  # this one tidies up first
-        assert code == -number, f"snakemake ended with {code} before it was struck:\n{run.text}"
-    if how == "stop":
-        assert "made no progress for" in run.text or "no progress for" in run.text, run.text
+    said = "\n".join(run.complaints())
+    if whom == "worker":
+        assert re.search(rf"understudy {name}\b.*(interrupted \(|died with <Signals\.){number.name}", said), run.text
+    elif how == "stop":
+        assert re.search(r"no progress for", said), run.text
     elif whom == "rank":
-        assert re.search(r"^understudy train-(target|finalist): ", run.text, re.MULTILINE), run.text
+        assert re.search(r"^understudy train-(target|finalist): .*(interrupted|nothing was recorded)", said, re.M), (
+            run.text
+        )
+    elif how != "terminate":  # else it tidies up first
+        assert code == -number, f"snakemake ended with {code} before it was struck:\n{run.text}"
     return Blow(name)
 
 

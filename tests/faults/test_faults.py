@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,16 @@ def ended(ordeal: Ordeal, undisturbed: Study) -> None:
         assert content == undisturbed.tables()[name], f"{name} came out differently:\n{ordeal.printed()}"
 
 
+@contextmanager
+def shown(ordeal: Ordeal) -> Iterator[None]:
+    """Say at once what broke: the rest of the night takes long."""
+    try:
+        yield
+    except Exception as error:
+        ordeal.tell(f"  broke: {type(error).__name__}: {error}")
+        raise
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test per chain of seeds."""
     first, _, last = str(metafunc.config.getoption("--fault-seeds")).partition("-")
@@ -51,11 +62,12 @@ def test_the_end_is_the_same_whatever_happens(
     number = 0
     while waiting:
         ordeal = Ordeal(prepared_copy(undisturbed, ground / f"study{number}"))
-        ordeal.tell(f"study {number}")
-        while waiting and (fault := ordeal.strike(waiting)):
-            waiting.remove(fault)
-            tally.append(fault)
-        ended(ordeal, undisturbed)
+        ordeal.tell(f"study {number} of seeds {seeds[0]}-{seeds[-1]}")
+        with shown(ordeal):
+            while waiting and (fault := ordeal.strike(waiting)):
+                waiting.remove(fault)
+                tally.append(fault)
+            ended(ordeal, undisturbed)
         if not ordeal.struck:
             break
         number += 1
