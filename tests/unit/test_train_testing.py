@@ -11,6 +11,7 @@ import torch
 from training_study import execution, make_job, make_spec, write_split
 
 from understudy.data.encoding import encode_prompt
+from understudy.errors import CorruptFileError
 from understudy.models.loading import load_base, load_tokenizer
 from understudy.settings import DecodeSettings
 from understudy.store import Store
@@ -108,6 +109,12 @@ def test_a_batch_of_prompts_is_completed_as_each_alone(finalists: tuple[Trained,
                 tokens.pop()
                 break
         assert completion == tokens[len(prompt) :]
+
+
+def test_weights_that_are_gone_are_named(finalists: tuple[Trained, list[TrialRecord], Path], tmp_path: Path) -> None:
+    trained, _, _ = finalists
+    with pytest.raises(CorruptFileError, match=r"trained weights .*nowhere are gone; run the workflow again"):
+        next(trained_models(trained.card, trained.execution, [tmp_path / "nowhere"]))
 
 
 def test_the_decoding_search_is_sorted_reproducible_and_prefix_stable(
