@@ -107,7 +107,7 @@ class Ordeal:
         done = len(self.study.trained())
         self.tell(f"  {fault} at job {fault.job} + {fault.delay:.1f} s, {done} trials in the store: {blow.what}")
         for line in run.complaints():
-            self.tell(f"    said: {line[-300:]}")
+            self.tell(f"    said: {line}")
         assert "Traceback" not in run.text, self.printed()
         if blow.path is not None:
             self.damaged[blow.path] = False

@@ -19,6 +19,7 @@ from .faults import Fault
 END_SECONDS = 900.0  # for a run to end by itself, on a slow machine
 GONE_SECONDS = 120.0  # for its processes to end after it
 POLL_SECONDS = 0.02
+COMMAND = re.compile(r"Command '.*?(understudy \S+) .*'")
 COMPLAINT = re.compile(r"understudy|Error in (local)?rule |.*died with <Signals")
 
 
@@ -41,7 +42,7 @@ class Running:
 
     def complaints(self) -> list[str]:
         """What it has said of commands that failed: our messages, and Snakemake's where a command could say nothing."""
-        return [line.strip() for line in self.text.splitlines() if COMPLAINT.match(line)]
+        return [COMMAND.sub(r"\1 …", line.strip()) for line in self.text.splitlines() if COMPLAINT.match(line)]
 
     def look(self) -> None:
         """Note which commands have begun."""
