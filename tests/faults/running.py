@@ -61,6 +61,19 @@ class Running:
         wait_until(lambda: not self.study.processes(), GONE_SECONDS)
         return code
 
+    def goes_on_after(self, command: int) -> bool:
+        """Whether a command ends, and another begins, without a complaint; else the run is over."""
+        before, alive = len(self.complaints()), {command}
+        while not self.ended and len(self.complaints()) == before:
+            known = set(self.began)
+            self.look()
+            if command not in alive and set(self.began) - known:
+                return True
+            alive = set(self.study.processes())
+            time.sleep(POLL_SECONDS)
+        self.wait()
+        return False
+
     def cut_power(self) -> None:
         """SIGKILL to all of its processes at once."""
         self.process.kill()

@@ -1,7 +1,7 @@
 """How faults of each kind strike, and what the program has to say to it.
 
-Each function waits for nothing but the study's own end. It returns what it has struck; None where there is no such
-thing yet, or where the study didn't notice: then the fault has another turn, in the same start if that still runs.
+Each function returns what it has struck, with nothing of the study running any more; None where there is no such thing
+yet, or where the study didn't notice. Then the fault has another turn, in the same start if that still runs.
 """
 
 from __future__ import annotations
@@ -47,22 +47,23 @@ def signalled(run: Running, fault: Fault) -> Blow | None:
     if not (found := find(run.study)):
         return None
     victim, number = fault.random.choice(found), SIGNALS[how]
-    name = victims.name(victim)
+    name, command = victims.name(victim), victims.parent(victim) if whom == "rank" else victim
     if not victims.hit(run.study, victim, number):
         return None
-    code = run.wait()
-    if code == 0:
+    if whom != "main" and run.goes_on_after(command):
+        return None
+    if (code := run.wait()) == 0:
         return None
     said = "\n".join(run.complaints())
-    if whom == "worker":
-        assert re.search(rf"understudy {name}\b.*(interrupted \(|died with <Signals\.){number.name}", said), run.text
-    elif how == "stop":
-        assert re.search(r"no progress for", said), run.text
-    elif whom == "rank":
-        assert re.search(r"^understudy train-(target|finalist): .*(interrupted|nothing was recorded)", said, re.M), (
-            run.text
-        )
-    elif how != "terminate":  # else it tidies up first
+    expected = {
+        "worker": rf"understudy {name}\b.*(interrupted \(|died with <Signals\.){number.name}",
+        "rank": r"no progress for" if how == "stop" else r"understudy train-\w+: .*(interrupted|nothing was recorded)",
+        "main": "",
+    }[whom]
+    if not re.search(expected, said):
+        assert ADVICE.search(said), run.text  # it was through, and the run ended for what was damaged before
+        return None
+    if whom == "main" and how != "terminate":  # else it tidies up first
         assert code == -number, f"snakemake ended with {code} before it was struck:\n{run.text}"
     return Blow(name)
 
@@ -110,16 +111,17 @@ def full_disk(run: Running, _: Fault) -> Blow | None:
 
 
 def small_files(run: Running, fault: Fault) -> Blow | None:
-    """A command may write no more than 2 kB into a file."""
+    """A command may write no more than half a kB into a file."""
     if not (found := victims.commands(run.study)):
         return None
     victim, before = fault.random.choice(found), run.parts()
     name = victims.name(victim)
     try:
-        resource.prlimit(victim, resource.RLIMIT_FSIZE, (2048, 2048))
+        resource.prlimit(victim, resource.RLIMIT_FSIZE, (512, 512))
     except ProcessLookupError:
         return None
-    run.wait()
+    if run.goes_on_after(victim):
+        return None
     return _refusal(run, "File too large", "raise the limit on file sizes", before, name)
 
 

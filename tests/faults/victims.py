@@ -70,6 +70,13 @@ def ranks(study: Study) -> list[int]:
     return [pid for pid in sorted(study.processes()) if b"spawn_main" in _words(pid)]
 
 
+def parent(pid: int) -> int:
+    """Who started a process; 0 where it is gone."""
+    with suppress(OSError):
+        return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    return 0
+
+
 def name(pid: int) -> str:
     """What a process does."""
     words = _words(pid).split(b"\0")
