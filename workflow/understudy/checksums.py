@@ -37,7 +37,8 @@ def altered(folder: Path) -> list[Path]:
     try:
         lines = [line.split("  ", 1) for line in path.read_text(encoding="utf-8").splitlines()]
         wanted = {folder / name: sha256 for sha256, name in lines}
-        return [file for file, sha256 in wanted.items() if not file.is_file() or file_sha256(file) != sha256]
+        found = [file for file, sha256 in wanted.items() if not file.is_file() or file_sha256(file) != sha256]
+        return found if wanted else [path]  # nobody writes an empty one
     except ValueError:  # not text, or not such lines
         return [path]
 
