@@ -18,7 +18,7 @@ from .faults import Fault
 
 END_SECONDS = 900.0  # for a run to end by itself, on a slow machine
 GONE_SECONDS = 120.0  # for its processes to end after it
-POLL_SECONDS = 0.02
+POLL_SECONDS = 0.05
 COMMAND = re.compile(r"Command '.*?(understudy \S+) .*'")
 COMPLAINT = re.compile(r"understudy|Error in (local)?rule |.*died with <Signals")
 

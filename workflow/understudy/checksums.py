@@ -27,9 +27,9 @@ def _counts(path: Path) -> bool:
 
 
 def altered(folder: Path) -> list[Path]:
-    """The files that aren't what the folder's list says, missing ones among them; the list itself if it can't be read.
+    """The files that aren't what the folder's list says, missing ones among them.
 
-    None where there is no list: it was made by hand.
+    The list itself if it can't be read or is empty. None where there is no list: it was made by hand.
     """
     path = folder / LIST
     if not path.is_file():
