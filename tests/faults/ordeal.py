@@ -120,7 +120,7 @@ class Ordeal:
     def _listen(self, lines: Iterable[str], unnamed: Iterable[Path]) -> None:
         """Note which of the damaged files a start has named."""
         for path in unnamed:
-            whole = path.parent if path.parent.parent.name == "checkpoint" else path
+            whole = path.parent if path.parent.name == "adapter" or path.parent.parent.name == "checkpoint" else path
             if said := next((line for line in lines if str(whole.relative_to(self.study.folder)) in line), None):
                 self.damaged[path] = True
                 self.tell(f"    named: {said.strip()}")
