@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -48,3 +49,12 @@ def test_it_lives_with_its_parent_and_with_a_workflow_that_stands_further_off() 
     assert run(1.5, **{process.STARTED_BY: str(os.getppid())}) == 0
     assert run(1.5, **{process.STARTED_BY: "nobody"}) == 0
     assert run(1.5) == 0
+
+
+def test_every_command_ends_with_the_workflow_that_called_it(ended: int, tmp_path: Path) -> None:
+    waiting = tmp_path / "selection.json"
+    os.mkfifo(waiting)  # which nobody ever writes to
+    command = [sys.executable, "-m", "understudy", "choose-winner", "--selection", str(waiting)]
+    command += ["--results", str(waiting), "--output", str(tmp_path / "winner.json")]
+    shell = {**os.environ, process.STARTED_BY: str(ended)}
+    assert subprocess.run(command, env=shell, timeout=60, check=False).returncode == -signal.SIGKILL

@@ -174,6 +174,13 @@ def test_nothing_is_trained_again(finished: Study, tmp_path: Path) -> None:
     assert study.tables() == finished.tables()
 
 
+def test_the_proxys_table_is_made_anew_where_it_is_gone(finished: Study, tmp_path: Path) -> None:
+    """All that was made from it is there: a run was killed while it was made anew."""
+    study = copy_of(finished, tmp_path / "table")
+    (study.results / "proxy" / "trials.parquet").unlink()
+    assert "rule collect_proxy:" in study.run("--dry-run", "--quiet", "host").stdout
+
+
 def test_transfer_settings_leave_the_proxy_stage_alone(finished: Study, tmp_path: Path) -> None:
     study = copy_of(finished, tmp_path / "transfer", transfer__padding=0.3)
     planned = study.run("--dry-run", "--quiet", "host").stdout

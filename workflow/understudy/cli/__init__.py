@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
-from understudy import disk
+from understudy import disk, process
 from understudy.errors import UnderstudyError
 
 COMMANDS = {
@@ -60,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if parsed.log:
             with disk.reported(parsed.log):
                 terminal = _redirect(parsed.log)
+        if process.STARTED_BY in os.environ:  # the workflow calls: nothing it began goes on without it
+            process.end_with_parent()
         parsed.run(parsed)
         sys.stdout.flush()
     except UnderstudyError as error:
