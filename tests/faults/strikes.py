@@ -168,10 +168,14 @@ def _refusal(run: Running, reason: str, advice: str, parts: set[Path], what: str
         assert run.process.returncode == 0 or ADVICE.search(text), text
         return None
     assert run.process.returncode != 0, text
-    message = re.search(rf"^understudy.*: (\S*/\S*) can't be written or opened: {reason}; {advice}", text, re.MULTILINE)
-    assert message, text
+    said = [line for line in run.complaints() if reason in line]
+    named = [
+        re.match(rf"understudy.*: (\S*/\S*) can't be written or opened: {reason}; {advice}", line) for line in said
+    ]
+    assert named, text
+    assert all(named), f"no file is named:\n{text}"
     assert not (left := run.parts() - parts), f"half files were left behind: {left}\n{text}"
-    return Blow(f"{what + ', ' if what else ''}{message[1]}")
+    return Blow(f"{what + ', ' if what else ''}{', '.join(match[1] for match in named if match)}")
 
 
 def mount(*words: str) -> None:

@@ -77,6 +77,18 @@ def test_a_command_whose_log_and_output_are_refused_says_so_on_the_terminal(tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["a.log"]
 
 
+def test_a_lock_on_a_full_disk_is_named_and_leaves_nothing_that_holds_others_up(tmp_path: Path) -> None:
+    script = (
+        "import resource, sys; from pathlib import Path; from understudy import lease\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
+        "with lease.held(Path(sys.argv[1])): pass"
+    )
+    path = tmp_path / "lock"
+    done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=False)
+    assert f"StorageError: {path}.holder can't be written or opened: File too large" in done.stderr
+    assert [file.name for file in tmp_path.iterdir()] == ["lock"]
+
+
 def test_a_folder_takes_the_place_of_what_a_killed_writer_left(tmp_path: Path) -> None:
     for name in (".adapter.123.part", "adapter", ".other.123.part"):
         (tmp_path / name).mkdir()

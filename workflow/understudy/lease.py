@@ -27,6 +27,8 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
+from understudy import disk
+
 BEAT_SECONDS = 10.0
 SILENT_SECONDS = 75.0  # above the 60 s that an NFS client may keep a file's attributes, and several beats
 POLL_SECONDS = 1.0
@@ -44,13 +46,15 @@ def held(path: Path, *, wait: bool = True, say: Callable[[str], None] | None = N
     """Hold the lock whose file is `path`; the holder's file is named after it.
 
     With `wait` this waits for as long as somebody living holds it. Without, it raises `HeldError` as soon as that is
-    sure; where only a dead holder's file stands there, that takes `SILENT_SECONDS`, of which `say` is told.
+    sure; where only a dead holder's file stands there, that takes `SILENT_SECONDS`, of which `say` is told. Raises
+    `StorageError` naming the holder's file where the disk refuses it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as handle:
         alone = _flock(handle.fileno(), path, wait)
         holder = _Holder(path.with_name(f"{path.name}.holder"))
-        holder.take(alone, wait, say)
+        with disk.reported(holder.path):
+            holder.take(alone, wait, say)
         try:
             yield
         finally:
@@ -110,8 +114,12 @@ class _Holder:
             descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         except FileExistsError:
             return False
-        with os.fdopen(descriptor, "wb") as handle:
-            handle.write(self._text(0))
+        try:
+            with os.fdopen(descriptor, "wb") as handle:
+                handle.write(self._text(0))
+        except OSError:  # an empty one would keep the next holder waiting
+            self.path.unlink(missing_ok=True)
+            raise
         return True
 
     def _beat(self) -> None:
