@@ -44,6 +44,13 @@ def test_one_rank_that_runs_out_of_memory_before_the_first_step_speaks_for_all(
     assert Store(job.store).find(trial_digest(spec, job.inputs)) == record
 
 
+def test_a_rank_whose_last_words_the_disk_does_not_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "run_rank", training_study.run_rank_without_last_words)
+    job = make_job(tmp_path, processes=2)
+    with pytest.raises(RankError, match="a process of trial r0001 ended, and what it had to say couldn't be written"):
+        train_alone(make_spec(), job)
+
+
 def test_a_users_mistake_is_told_by_the_command(tmp_path: Path) -> None:
     job = make_job(tmp_path, "nf4", processes=2)  # found out by the ranks
     with pytest.raises(RankError, match=r"`target.method: full` trains the weights themselves"):

@@ -227,6 +227,12 @@ def run_rank_short_of_memory_in_set_up(spec: TrialSpec, job: Job) -> TrialRecord
     return run_rank_short_of_memory(spec, job, "trainable")
 
 
+def run_rank_without_last_words(spec: TrialSpec, _job: Job) -> TrialRecord:
+    """Fail where the disk takes no message."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8, 8))
+    raise ValueError(f"{spec.id} can't go on")
+
+
 def limit_memory(megabytes: int) -> None:
     """Let this process map only so much more memory."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])

@@ -5,14 +5,17 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
-from understudy import devices, interruption, process, watchdog
+from understudy import devices, disk, interruption, process, watchdog
 from understudy.errors import UnderstudyError
 from understudy.interruption import InterruptionError
 from understudy.store import Store
@@ -98,6 +101,12 @@ def train_on_ranks(spec: TrialSpec, job: Job, meeting: Meeting | None = None) ->
         raise RankError(
             f"process {rank} of {execution.world_size} of trial {spec.id} ended with exit code {failure.exitcode}: "
             f"{reason}; nothing was recorded, run the workflow again to go on from the checkpoint, if there is one"
+        ) from error
+    except (UnpicklingError, EOFError) as error:  # torch leaves a rank's last words in a file, which was cut off
+        disk.require_room(Path(tempfile.gettempdir()))
+        raise RankError(
+            f"a process of trial {spec.id} ended, and what it had to say couldn't be written; nothing was recorded, "
+            "run the workflow again to go on from the checkpoint, if there is one"
         ) from error
     except SignalException as error:
         raise RankError(f"trial {spec.id} was interrupted ({error.sigval.name}); run the workflow again") from error
