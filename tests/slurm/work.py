@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from workflow.conftest import ROOT, Study, wait_until
+from workflow.conftest import ROOT, Study, kill_group, wait_until
 
 from .cluster import Cluster, kill
 
@@ -37,6 +37,17 @@ def started(study: Study, cluster: Cluster, *options: str, **environment: str) -
         process.wait()
 
 
+@contextmanager
+def meanwhile(study: Study) -> Iterator[subprocess.Popen[str]]:
+    """The study runs on this machine, beside what is done inside."""
+    process = study.start()
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            kill_group(process)
+
+
 def output(study: Study) -> str:
     """What all runs of a study printed."""
     return (study.folder / "output.txt").read_text()
@@ -59,7 +70,7 @@ def hold(study: Study, *words: str, node: int | None = None) -> int:
             kill(pid, signal.SIGSTOP)
         return bool(found)
 
-    wait_until(stopped, 120)
+    wait_until(stopped, 300)
     return found[0]
 
 
