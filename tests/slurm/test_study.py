@@ -15,7 +15,7 @@ import pytest
 from workflow.conftest import Study, tiny, wait_until
 
 from .cluster import Cluster, Job, kill, why_not
-from .work import hold, is_told, meanwhile, output, started
+from .work import hold, is_told, output, started
 
 PLUGIN = "snakemake_executor_plugin_slurm"
 TOO_LITTLE_MB = 450  # for what imports torch, beside Snakemake twice; the second attempt has twice as much
@@ -55,11 +55,11 @@ def study_in(folder: Path, cache: Path, nodes: int, **changes: Any) -> Study:
 def test_tables_are_those_of_a_local_run_whatever_happens_on_the_cluster(cluster: Cluster, tmp_path: Path) -> None:
     """Out of memory, a requeue, USR1, a killed rank, `kill -9` of the main process, a time-out and a lost node."""
     local = study_in(tmp_path / "local", tmp_path / "cache", nodes=1)
+    done = local.run()
+    assert done.returncode == 0, done.stdout
     little = {"proxy": {"mem_mb": TOO_LITTLE_MB}}
     study = study_in(tmp_path / "slurm", tmp_path / "cache", nodes=2, resources=little)
-    with meanwhile(local) as here:
-        late, lost = run_through_faults(study, cluster)
-        assert here.wait(600) == 0, output(local)
+    late, lost = run_through_faults(study, cluster)
 
     assert_same_tables(study, local)
     assert_histories(cluster.history(), late, lost)
@@ -76,19 +76,19 @@ def run_through_faults(study: Study, cluster: Cluster) -> tuple[str, str]:
     with started(study, cluster) as first:
         put_back(study, cluster, "sobol-000")
         tell(study, cluster, "0000")
-        cluster.wait_for_job("rule_train_target_wildcards_0001", seconds=300)
+        cluster.wait_for_job("rule_train_target_wildcards_0001", seconds=600)
         kill(hold(study, "train-target", "/0001/", node=1), SIGKILL)
-        running = cluster.wait_for_job(*FINALISTS, seconds=300)
+        running = cluster.wait_for_job(*FINALISTS, seconds=600)
         hold(study, "train-finalist")
         kill(first.pid, SIGKILL)
     left = {job.id for job in cluster.jobs()}
     assert running.id in left
 
     with started(study, cluster) as second:
-        late = cluster.wait_for_job(*FINALISTS, seconds=300, besides=left)
+        late = cluster.wait_for_job(*FINALISTS, seconds=600, besides=left)
         assert left.isdisjoint(job.id for job in cluster.jobs()), "submitted before the earlier run's jobs had gone"
         run_late(study, cluster, late)
-        lost = cluster.wait_for_job(*set(FINALISTS) - {late.comment}, seconds=300)
+        lost = cluster.wait_for_job(*set(FINALISTS) - {late.comment}, seconds=600)
         lose_a_node(study, cluster, lost)
         assert second.wait(600) == 0, output(study)
     return late.comment, lost.comment
@@ -96,8 +96,8 @@ def run_through_faults(study: Study, cluster: Cluster) -> tuple[str, str]:
 
 def put_back(study: Study, cluster: Cluster, pack: str) -> None:
     """Pre-emption that puts a job back into the queue."""
-    first = cluster.wait_for_job(f"rule_train_pack_wildcards_{pack}", seconds=300)  # which runs out of memory
-    job = cluster.wait_for_job(first.comment, seconds=300, besides={first.id})
+    first = cluster.wait_for_job(f"rule_train_pack_wildcards_{pack}", seconds=600)  # which runs out of memory
+    job = cluster.wait_for_job(first.comment, seconds=600, besides={first.id})
     hold(study, "train-pack", f"/{pack}/")
     cluster.call("scontrol", "requeue", job.id)
     cluster.hurry(job)
@@ -105,13 +105,13 @@ def put_back(study: Study, cluster: Cluster, pack: str) -> None:
 
 def tell(study: Study, cluster: Cluster, trial: str) -> None:
     """What SLURM does some time before a job's time is up: it tells steps, not the command that waits for one."""
-    job = cluster.wait_for_job(f"rule_train_target_wildcards_{trial}", seconds=300)
+    job = cluster.wait_for_job(f"rule_train_target_wildcards_{trial}", seconds=600)
     rank = hold(study, "train-target", f"/{trial}/", node=1)
     cluster.call("scancel", "--signal=USR1", job.id)
     wait_until(lambda: is_told(rank, SIGUSR1), 30)
     kill(rank, SIGCONT)
     log = study.results / "logs" / "slurm" / "rule_train_target" / trial / f"{job.id}.log"
-    wait_until(lambda: "interrupted (SIGUSR1) on several nodes" in log.read_text(), 60)
+    wait_until(lambda: "interrupted (SIGUSR1) on several nodes" in log.read_text(), 120)
 
 
 def run_late(study: Study, cluster: Cluster, job: Job) -> None:
