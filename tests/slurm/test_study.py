@@ -112,6 +112,7 @@ def tell(study: Study, cluster: Cluster, trial: str) -> None:
     kill(rank, SIGCONT)
     log = study.results / "logs" / "slurm" / "rule_train_target" / trial / f"{job.id}.log"
     wait_until(lambda: "interrupted (SIGUSR1) on several nodes" in log.read_text(), 120)
+    assert "resource_tracker" not in (study.results / "logs" / "train_target" / f"{trial}.log").read_text()
 
 
 def run_late(study: Study, cluster: Cluster, job: Job) -> None:
