@@ -77,9 +77,8 @@ class Cluster:
 
     def stop(self) -> None:
         """Cancel all jobs and stop what was started, the controller's helpers last."""
-        with contextlib.suppress(subprocess.SubprocessError):
-            self.call("scancel", "--user", "root")
-            self._wait(lambda: not self.jobs(), 20, "jobs to end")
+        with contextlib.suppress(subprocess.SubprocessError, TimeoutError):
+            self.clear()
         for process in reversed(self.processes):
             process.terminate()
             try:
@@ -87,6 +86,11 @@ class Cluster:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+    def clear(self) -> None:
+        """Cancel all jobs and wait until they are gone."""
+        self.call("scancel", "--user", "root")
+        self._wait(lambda: not self.jobs(), 60, "jobs to end")
 
     def call(self, *command: str) -> str:
         """What a command of SLURM prints."""

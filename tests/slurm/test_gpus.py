@@ -86,7 +86,7 @@ def test_a_trial_gets_its_gpus_on_every_node(cluster: Cluster, tmp_path: Path, n
     """Also where nodes have less left than they could have between them."""
     study = ready_to_train(tmp_path / "study", nodes)
     taking = ["sbatch", "--parsable", "--nodes=2", "--mem=100", "--output=/dev/null", "--wrap=sleep 600"]
-    kept, freed = (cluster.call(*taking, f"--gres=gpu:{count}").strip() for count in (1, 2))
+    _, freed = (cluster.call(*taking, f"--gres=gpu:{count}").strip() for count in (1, 2))
     trial = ["--allowed-rules", "train_target", "--retries", "0", "--", "results/target/trials/0000/result.json"]
     with started(study, cluster, *trial, TMPDIR=str(tmp_path)) as process:
         cluster.wait_for_lack(TRIAL)
@@ -97,8 +97,7 @@ def test_a_trial_gets_its_gpus_on_every_node(cluster: Cluster, tmp_path: Path, n
         assert shown["GRES"].startswith("gpu:fake:2(")
         assert leased(study, cluster, job) == {name: {f"GPU-{name}-1", f"GPU-{name}-2"} for name in cluster.names(job)}
         kill(process.pid)
-    cluster.call("scancel", kept, job.id)
-    cluster.wait_for_nodes()
+    cluster.clear()
 
 
 def test_gpus_of_a_job_are_those_of_its_node(cluster: Cluster) -> None:
