@@ -77,9 +77,8 @@ class Cluster:
 
     def stop(self) -> None:
         """Cancel all jobs and stop what was started, the controller's helpers last."""
-        with contextlib.suppress(subprocess.SubprocessError):
-            self.call("scancel", "--user", "root")
-            self._wait(lambda: not self.jobs(), 20, "jobs to end")
+        with contextlib.suppress(subprocess.SubprocessError, TimeoutError):
+            self.clear()
         for process in reversed(self.processes):
             process.terminate()
             try:
@@ -87,6 +86,11 @@ class Cluster:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+    def clear(self) -> None:
+        """Cancel all jobs and wait until they are gone."""
+        self.call("scancel", "--user", "root")
+        self._wait(lambda: not self.jobs(), 60, "jobs to end")
 
     def call(self, *command: str) -> str:
         """What a command of SLURM prints."""
@@ -100,14 +104,38 @@ class Cluster:
         listed = self.call("squeue", "--noheader", "--format", "%i|%T|%j|%N|%k").splitlines()
         return [Job(*line.split("|", 4)) for line in listed]
 
-    def wait_for_job(self, comment: str, seconds: float = 120, besides: Collection[str] = ()) -> Job:
-        """Wait until a job with this comment runs, one that isn't among some ids."""
+    def wait_for_job(self, *comments: str, seconds: float = 120, besides: Collection[str] = ()) -> Job:
+        """Wait until a job with one of these comments runs, one that isn't among some ids."""
 
         def running() -> Job | None:
-            found = (job for job in self.jobs() if job.comment == comment and job.id not in besides)
+            found = (job for job in self.jobs() if job.comment in comments and job.id not in besides)
             return next((job for job in found if job.state == "RUNNING"), None)
 
-        return self._wait(running, seconds, f"{comment} to run")
+        return self._wait(running, seconds, f"{' or '.join(comments)} to run")
+
+    def wait_for_lack(self, comment: str) -> None:
+        """Wait until the controller has found that a job can't begin with what is free. Fails where it can."""
+
+        def lacks() -> bool:
+            found = next((job for job in self.jobs() if job.comment == comment), None)
+            assert found is None or found.state == "PENDING", f"{comment} began: {self.shown(found)}"
+            return found is not None and self.shown(found)["Reason"] == "Resources"
+
+        self._wait(lacks, 60, f"{comment} to find too little")
+
+    def wait_for_end(self, job: Job, seconds: float = 120) -> None:
+        """Wait until a job runs no longer: it has ended, or is back in the queue."""
+        over = ("PENDING", "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
+        self._wait(lambda: self.shown(job)["JobState"] in over, seconds, f"{job.comment} to end")
+
+    def shown(self, job: Job) -> dict[str, str]:
+        """What the controller says about a job: fields by name. The last node's share of it has names of its own."""
+        text = self.call("scontrol", "--details", "--oneliner", "show", "job", job.id)
+        return dict(part.split("=", 1) for part in text.split() if "=" in part)
+
+    def names(self, job: Job) -> list[str]:
+        """The names of a job's nodes."""
+        return self.call("scontrol", "show", "hostnames", job.node).split()
 
     def wait_for_nodes(self) -> None:
         """Wait until all nodes are idle."""
@@ -163,7 +191,7 @@ class Cluster:
         self._wait((home / "socket").exists, 20, "munged's socket")
 
     def _configure(self) -> None:
-        """The cluster's files. Job steps lose SLURM_CONF on their way, so `srun` gets it anew."""
+        """The cluster's files. Job steps lose SLURM_CONF on their way, so what they call gets it anew."""
         config = self.folder / "slurm.conf"
         ports = _free_ports(self.nodes + 1)
         host = os.uname().nodename.split(".")[0]
@@ -209,9 +237,10 @@ class Cluster:
             f"PartitionName=main Nodes={nodes} Default=YES MaxTime=INFINITE DefMemPerCPU=500",
         ]
         config.write_text("\n".join(lines) + "\n")
-        srun = self.folder / "bin" / "srun"
-        srun.write_text(f'#!/bin/sh\nSLURM_CONF={config} exec {shutil.which("srun", path=SEARCHED)} "$@"\n')
-        srun.chmod(0o755)
+        for name in ("srun", "squeue", "scontrol"):
+            wrapper = self.folder / "bin" / name
+            wrapper.write_text(f'#!/bin/sh\nSLURM_CONF={config} exec {shutil.which(name, path=SEARCHED)} "$@"\n')
+            wrapper.chmod(0o755)
 
 
 def _free_ports(count: int) -> list[int]:

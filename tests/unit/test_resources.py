@@ -130,7 +130,7 @@ def limits(config: StudyConfig, role: str, attempt: int) -> dict[str, Any]:
 def test_attempts_ask_for_more_up_to_the_limits_and_places_stand_as_given() -> None:
     asked = {"mem_mb": 1000, "max_mem_mb": 2500, "runtime": 60, "partition": "long", "constraint": "ib"}
     config = study(resources={"target": {**asked, "gpu_model": "h100"}, "account": "us"}, execution__device="cuda")
-    place = {"slurm_partition": "long", "slurm_account": "us", "constraint": "ib", "gpu_model": "h100"}
+    place = {"slurm_partition": "long", "slurm_account": "us", "constraint": "ib", "gpu_model": "h100", "nodes": 1}
     assert limits(config, "target", 1) == {"mem_mb": 1000, "runtime": 60, **place}
     assert limits(config, "target", 3) == {"mem_mb": 2500, "runtime": 180, **place}
     plain = limits(study(), "proxy", 1)
@@ -181,7 +181,7 @@ def test_a_trial_over_several_nodes_asks_for_one_task_and_its_gpus_on_each() -> 
     }
     alone = study(execution={"device": "cuda", "target": {"processes": 4}})
     assert resources.trial_limits(alone, NOWHERE)["gpu"] == 4
-    assert "nodes" not in resources.trial_limits(alone, NOWHERE)
+    assert resources.trial_limits(alone, NOWHERE)["nodes"] == 1
     cpus = resources.trial_limits(study(execution={"device": "cpu", "target": how}), NOWHERE)
     assert cpus["nodes"] == 2
     assert "gres" not in cpus

@@ -127,3 +127,19 @@ def ended(pid: int) -> bool:
     while alive(pid) and time.monotonic() < deadline:
         time.sleep(0.1)
     return not alive(pid)
+
+
+def test_a_signal_to_all_processes_leaves_the_resource_tracker_alive() -> None:
+    code = """
+import os, signal, time
+from multiprocessing import resource_tracker
+from understudy.train import launch
+launch.start_resource_tracker()
+tracker = resource_tracker._resource_tracker._pid
+for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
+    os.kill(tracker, number)
+time.sleep(0.5)
+assert os.waitpid(tracker, os.WNOHANG) == (0, 0), "the tracker has ended"
+assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()), "this process is deaf"
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

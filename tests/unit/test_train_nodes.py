@@ -11,7 +11,9 @@ from rank_study import curve
 from training_study import make_job, make_spec
 
 from understudy import process
+from understudy.cluster import ClusterError
 from understudy.errors import UserError
+from understudy.interruption import InterruptionError
 from understudy.store import Store
 from understudy.train.engine import Engine
 from understudy.train.launch import RankError, train_alone
@@ -31,7 +33,11 @@ done
 exit $code
 """
 SCONTROL = """#!/bin/bash
-[[ "$1 $2" == "show hostnames" ]] && echo localhost && echo elsewhere
+case "$*" in
+    "show hostnames node[1-2]") echo node1; echo node2;;
+    "--oneliner show node node1") echo "NodeName=node1 NodeAddr=localhost NodeHostName=elsewhere";;
+    *) echo "slurm_load_node error" >&2; exit 1;;
+esac
 """
 SPEC = make_spec(batch_size=5, stage="target")
 
@@ -67,6 +73,18 @@ def test_a_node_that_fails_ends_the_trial_with_one_message(slurm: Path, capfd: p
     with pytest.raises(RankError, match=r"on 2 nodes ended with srun's exit code 1; .* nothing was recorded"):
         train_alone(SPEC.model_copy(update={"method": "full"}), job)  # found out by the ranks
     assert "understudy, node" in capfd.readouterr().err
+
+
+def test_what_slurm_told_the_nodes_and_not_the_command_is_an_interruption(slurm: Path) -> None:
+    (slurm / "bin" / "srun").write_text("#!/bin/bash\nexit $((128 + 10))\n")
+    with pytest.raises(InterruptionError, match="SIGUSR1"):
+        train_alone(SPEC, make_job(slurm / "two", nodes=2))
+
+
+def test_a_controller_that_does_not_answer_is_one_message(slurm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "node[3-4]")
+    with pytest.raises(ClusterError, match=r"`scontrol show hostnames node\[3-4\]`: slurm_load_node error"):
+        train_alone(SPEC, make_job(slurm / "two", nodes=2))
 
 
 @pytest.mark.parametrize("given", [None, "1", "3"])

@@ -82,13 +82,17 @@ def job_limits(study: StudyConfig, role: Role, card: Path) -> dict[str, int | st
 
     `mem_mb` and `runtime` (minutes) are functions of the wildcards and the attempt, from 1: each attempt asks for
     that many times the first one's, up to the config's limits. `card` is the path of the role's `model.json`.
+
+    A job with GPUs says that it wants one node: SLURM counts them per job, and would take some from each of several.
     """
     asked = getattr(study.resources, role)
     size = model_size(getattr(study.models, role), card)
     mem_mb = estimated_mem_mb(study, role, size) if asked.mem_mb == "auto" else asked.mem_mb
     runtime = estimated_runtime(study, role, size) if asked.runtime == "auto" else asked.runtime
+    on_gpus = study.execution.device == "cuda"
     named = {
-        "gpu_model": asked.gpu_model if study.execution.device == "cuda" else None,
+        "nodes": 1 if on_gpus else None,
+        "gpu_model": asked.gpu_model if on_gpus else None,
         "slurm_partition": asked.partition,
         "slurm_account": study.resources.account,
         "constraint": asked.constraint,

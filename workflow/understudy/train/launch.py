@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import signal
 import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from multiprocessing import resource_tracker
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -69,6 +71,7 @@ def train_on_ranks(spec: TrialSpec, job: Job, meeting: Meeting | None = None) ->
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)
+    start_resource_tracker()
     execution = job.inputs.execution
     os.environ["OMP_NUM_THREADS"] = str(execution.threads)  # else torchrun sets it, and says so
     config = LaunchConfig(
@@ -114,6 +117,18 @@ def train_on_ranks(spec: TrialSpec, job: Job, meeting: Meeting | None = None) ->
     if isinstance(end, InterruptionError):
         raise end
     return end
+
+
+def start_resource_tracker() -> None:
+    """Start multiprocessing's helper so that SIGUSR1 doesn't end it; SIGTERM and SIGINT it ignores by itself.
+
+    SLURM sends the signal to all processes of a step. It stays blocked in the helper, which inherits this mask.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def out_of_memory(spec: TrialSpec, job: Job) -> TrialRecord | None:

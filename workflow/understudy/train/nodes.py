@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import shutil
 import signal
 import socket
@@ -21,6 +22,7 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from understudy import devices, interruption, process
+from understudy.cluster import ClusterError
 from understudy.errors import UnderstudyError, UserError
 from understudy.files import read_json, read_model, write_json
 from understudy.interruption import InterruptionError
@@ -31,13 +33,14 @@ from understudy.trial import TrialRecord, TrialSpec, trial_digest
 
 POLL_SECONDS = 0.5
 SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
+TOLD = 128 + signal.SIGUSR1  # what agents end with whom SLURM told: it tells steps, and this command is in none
 
 
 def train_on_nodes(spec: TrialSpec, job: Job) -> TrialRecord:
     """Start an agent on each node and wait for them.
 
-    Raises `UserError` outside of a SLURM job with as many nodes as the execution has, and `RankError` where a node
-    ends without a result.
+    Raises `UserError` outside of a SLURM job with as many nodes as the execution has, `ClusterError` where SLURM
+    doesn't answer, `RankError` where a node ends without a result, and `InterruptionError` after a signal.
     """
     nodes = job.inputs.execution.nodes
     host = _first_node(nodes)
@@ -57,8 +60,8 @@ def train_on_nodes(spec: TrialSpec, job: Job) -> TrialRecord:
         return record
     if (found := out_of_memory(spec, job)) is not None:
         return found
-    if (number := interruption.asked()) is not None:
-        raise InterruptionError(number, "on several nodes; the newest checkpoint is kept")
+    if (number := interruption.asked()) is not None or code == TOLD:
+        raise InterruptionError(number or signal.SIGUSR1, "on several nodes; the newest checkpoint is kept")
     raise RankError(
         f"trial {spec.id} on {nodes} nodes ended with srun's exit code {code}; the log has the nodes' "
         "messages; nothing was recorded, run the workflow again to go on from the checkpoint, if there is one"
@@ -78,7 +81,10 @@ def run_agent(folder: Path, endpoint: str) -> None:
 
 
 def _first_node(nodes: int) -> str:
-    """The name of the job's first node, where the ranks meet."""
+    """Where the job's first node is reached: the ranks meet there.
+
+    What SLURM calls a node needn't be a name that others know. `NodeAddr` is where its own daemons find it.
+    """
     given, names = _allocation()
     if given != str(nodes):
         here = f"this SLURM job has {given}" if given else "this isn't a SLURM job"
@@ -86,7 +92,9 @@ def _first_node(nodes: int) -> str:
             f"`execution.target.nodes` is {nodes}, but {here}; run the study with the SLURM profile, which asks for as "
             "many, or set `nodes: 1`"
         )
-    return _lines(["scontrol", "show", "hostnames", names])[0]
+    first = _lines(["scontrol", "show", "hostnames", names])[0]
+    address = re.search(r"\bNodeAddr=(\S+)", "".join(_lines(["scontrol", "--oneliner", "show", "node", first])))
+    return address.group(1) if address else first
 
 
 def _allocation() -> tuple[str | None, str]:
@@ -99,7 +107,13 @@ def _allocation() -> tuple[str | None, str]:
 
 
 def _lines(command: list[str]) -> list[str]:
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise ClusterError(
+            f"SLURM doesn't say where the job's nodes are (`{' '.join(command)}`: {done.stderr.strip()}); nothing was "
+            "recorded, run the workflow again when it does"
+        )
+    return done.stdout.splitlines()
 
 
 def _run(command: list[str]) -> int:

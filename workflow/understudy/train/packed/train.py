@@ -84,6 +84,10 @@ def train_together(
     state = checkpoint.load()
     if state is not None:
         pack.restore(state)
+        steps = [trial.history.steps for trial in pack.trials()]
+        print(
+            f"goes on after step {max(steps)}, the furthest of {len(steps)} trials, from {checkpoint.path}", flush=True
+        )
 
     def after_round() -> None:
         if (signal := interruption.asked()) is not None:

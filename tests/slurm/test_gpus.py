@@ -1,0 +1,107 @@
+"""GPUs through a real SLURM: what a trial asks for is what its job has, and what its processes lease.
+
+The GPUs are fake, so a trial comes as far as its processes' first touch of CUDA.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from training_study import make_job, make_spec
+
+from understudy.artifacts import Proposal
+from understudy.files import write_json
+from understudy.paths import StudyPaths
+from understudy.sections import RunningSection, TrainingSection
+from workflow.conftest import Study, tiny, wait_until
+
+from .cluster import Cluster, Job, kill, why_not
+from .work import environment, ranks, started
+
+PLUGIN = "snakemake_executor_plugin_slurm"
+TRIAL = "rule_train_target_wildcards_0000"
+
+pytestmark = [
+    pytest.mark.slurm,
+    pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
+    pytest.mark.skipif(find_spec(PLUGIN) is None, reason="the extra `slurm` isn't installed"),
+]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Two nodes with four GPUs each, which `nvidia-smi` names after their node."""
+    made = Cluster(tmp_path_factory.mktemp("slurm"), nodes=2, cores=4)
+    try:
+        made.start()
+        lines = "".join(f"GPU {i}: Fake (UUID: GPU-$SLURMD_NODENAME-{i})\n" for i in range(made.gpus))
+        program = made.folder / "bin" / "nvidia-smi"
+        program.write_text(f"#!/bin/sh\ncat <<END\n{lines}END\n")
+        program.chmod(0o755)
+        yield made
+    finally:
+        made.stop()
+
+
+def ready_to_train(folder: Path, nodes: int) -> Study:
+    """A study with all that its first target trial needs: two GPUs per node."""
+    execution = {"device": "cuda", "target": {"processes": 2, "nodes": nodes}}
+    study = Study(folder, tiny(execution=execution, resources={"target": {"gpu_model": "fake", "mem_mb": 3000}}))
+    job = make_job(folder / "made", device="cuda", processes=2, nodes=nodes, packing=None)
+    paths = StudyPaths(study.results)
+    write_json(paths.settings("training"), TrainingSection(training=job.inputs.training))
+    write_json(paths.settings("running"), RunningSection(running=job.running))
+    write_json(paths.manifest, job.inputs.data)
+    write_json(paths.model("target"), job.inputs.model)
+    for split, path in (("train", job.train), ("validation", job.validation)):
+        path.rename(paths.data(split))
+    proposal = Proposal(
+        number=0, spec=make_spec("t0000", stage="target"), kind="start", sampler="x", visible=(), pending=()
+    )
+    write_json(paths.execution("target"), {"role": "target", "resolved": job.inputs.execution.model_dump(mode="json")})
+    write_json(paths.proposal(0), proposal)
+    return study
+
+
+def leased(study: Study, cluster: Cluster, job: Job) -> dict[str, set[str]]:
+    """The GPUs that the processes of a running trial see, by their node."""
+    names, found = cluster.names(job), {}
+
+    def all_there() -> bool:
+        for place, name in enumerate(names):
+            for pid in ranks(study, place):
+                found.setdefault(name, set()).update(environment(pid)["CUDA_VISIBLE_DEVICES"].split(","))
+        return len(found) == len(names)
+
+    wait_until(all_there, 60)
+    return found
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_a_trial_gets_its_gpus_on_every_node(cluster: Cluster, tmp_path: Path, nodes: int) -> None:
+    """Also where nodes have less left than they could have between them."""
+    study = ready_to_train(tmp_path / "study", nodes)
+    taking = ["sbatch", "--parsable", "--nodes=2", "--mem=100", "--output=/dev/null", "--wrap=sleep 600"]
+    _, freed = (cluster.call(*taking, f"--gres=gpu:{count}").strip() for count in (1, 2))
+    trial = ["--allowed-rules", "train_target", "--retries", "0", "--", "results/target/trials/0000/result.json"]
+    with started(study, cluster, *trial, TMPDIR=str(tmp_path)) as process:
+        cluster.wait_for_lack(TRIAL)
+        cluster.call("scancel", freed)
+        job = cluster.wait_for_job(TRIAL)
+        shown = cluster.shown(job)
+        assert int(shown["NumNodes"]) == nodes
+        assert shown["GRES"].startswith("gpu:fake:2(")
+        assert leased(study, cluster, job) == {name: {f"GPU-{name}-1", f"GPU-{name}-2"} for name in cluster.names(job)}
+        kill(process.pid)
+    cluster.clear()
+
+
+def test_gpus_of_a_job_are_those_of_its_node(cluster: Cluster) -> None:
+    """The cluster's own check: what a job asks for is what it sees."""
+    command = ["srun", "--gpus=fake:2", "--mem=100", sys.executable, "-c"]
+    seen = cluster.call(*command, "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])")
+    assert seen.split() == ["0,1"]
