@@ -18,6 +18,7 @@ EXTRA := $(VENV)/.installed-
 
 .PHONY: run test check slurm faults format schema
 .DEFAULT_GOAL := run
+.SECONDARY:  # or make would remove the stamps of extras
 
 run: $(STAMP) $(if $(PROFILE),$(EXTRA)$(PROFILE))
 	@$(SNAKEMAKE) $(if $(PROFILE),--workflow-profile workflow/profiles/$(PROFILE),--cores $(CORES))

@@ -27,6 +27,7 @@ TRIAL = "rule_train_target_wildcards_0000"
 
 pytestmark = [
     pytest.mark.slurm,
+    pytest.mark.nightly,
     pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
     pytest.mark.skipif(find_spec(PLUGIN) is None, reason="the extra `slurm` isn't installed"),
 ]
