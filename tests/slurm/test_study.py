@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from signal import SIGCONT, SIGKILL, SIGUSR1
@@ -20,8 +20,8 @@ from .work import hold, is_told, output, started
 
 PLUGIN = "snakemake_executor_plugin_slurm"
 TOO_LITTLE_MB = 450  # for what imports torch, beside Snakemake twice; the second attempt has twice as much
-GO_ON = ("train_pack/sobol-000", "train_target/0000", "train_finalist/0/0", "train_finalist/1/0")
-FINALISTS = tuple(f"rule_train_finalist_wildcards_{rank}_0" for rank in (0, 1))
+PACK = "default-000"
+FINALISTS = frozenset(f"rule_train_finalist_wildcards_{rank}_0" for rank in (0, 1))
 
 pytestmark = [
     pytest.mark.slurm,
@@ -30,7 +30,7 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """One core per node, so that jobs that run at the same time are on different ones."""
     made = Cluster(tmp_path_factory.mktemp("slurm"), cores=1)
@@ -41,33 +41,43 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         made.stop()
 
 
-def study_in(folder: Path, cache: Path, nodes: int, **changes: Any) -> Study:
-    """As small as a study with every kind of job can be, but with trials that are long enough to be caught at work.
+def study_in(folder: Path, cache: Path, many: bool, **changes: Any) -> Study:
+    """As small as a study can be, but with trials that are long enough to be caught at work.
 
-    Target trials have two processes, on one node or on two. Built-in models are shared.
+    With `many` it has packs of every kind. Built-in models are shared.
     """
     small = {"target__trials": 2, "decode__trials": 0, "defaults__batch_size": 1, "defaults__num_train_epochs": 4}
     long = {"space__batch_size": [1, 2], "space__num_train_epochs": {"low": 3.0, "high": 4.0}}
-    target = {"nodes": nodes, "processes": 2 // nodes}
-    execution = {"device": "cpu", "checkpoint_minutes": 0, "target": target}
-    return Study(folder, tiny(cache=str(cache), execution=execution, **small, **long, **changes))
+    few = {} if many else {"proxy__sobol": 0, "proxy__grid": {}, "proxy__echo": False}
+    return Study(folder, tiny(cache=str(cache), **small, **few, **long, **changes))
 
 
-def test_tables_are_those_of_a_local_run_whatever_happens_on_the_cluster(cluster: Cluster, tmp_path: Path) -> None:
-    """Out of memory, a requeue, USR1, `kill -9` of the main process, a time-out and a lost node."""
-    local = study_in(tmp_path / "local", tmp_path / "cache", nodes=1)
+@pytest.mark.parametrize("nodes", [1, pytest.param(2, marks=pytest.mark.nightly)])
+def test_tables_are_those_of_a_local_run_whatever_happens_on_the_cluster(
+    cluster: Cluster, tmp_path: Path, nodes: int
+) -> None:
+    """Out of memory, a requeue, USR1 on several nodes, `kill -9` of the main process, a time-out and a lost node.
+
+    Where a target trial is on two nodes, with one process each, the local run has two processes.
+    """
+    running, many = {"device": "cpu", "checkpoint_minutes": 0}, nodes > 1
+    here, there = ({**running, "target": target} for target in ({"processes": nodes}, {"nodes": nodes}))
+    local = study_in(tmp_path / "local", tmp_path / "cache", many, execution=here)
     done = local.run()
     assert done.returncode == 0, done.stdout
     little = {"proxy": {"mem_mb": TOO_LITTLE_MB}}
-    study = study_in(tmp_path / "slurm", tmp_path / "cache", nodes=2, resources=little)
+    study = study_in(tmp_path / "slurm", tmp_path / "cache", many, execution=there, resources=little)
     for name in ("results/settings", "results/data", "results/models/proxy", ".snakemake"):  # the rest goes by jobs
         shutil.copytree(local.folder / name, study.folder / name)
     shutil.copy(local.results / "pin.json", study.results)
-    late, lost = run_through_faults(study, cluster)
+    late, lost = run_through_faults(study, cluster, nodes)
 
-    assert_same_tables(study, local)
-    assert_histories(cluster.history(), late, lost)
-    for log in GO_ON:
+    if nodes == 1:
+        assert study.tables() == local.tables()
+    else:
+        assert_same_tables(study, local)
+    assert_histories(cluster.history(), late, lost, told=many)
+    for log in (f"train_pack/{PACK}", *["train_target/0000"] * many, *(f"train_finalist/{n}/0" for n in (0, 1))):
         text = (study.results / "logs" / f"{log}.log").read_text()
         assert re.search(r"^goes on after step [1-9]", text, re.MULTILINE), f"{log} began anew:\n{text}"
     assert re.search(r"an earlier run of this study left [1-9]\d* SLURM jobs behind", output(study))
@@ -75,25 +85,46 @@ def test_tables_are_those_of_a_local_run_whatever_happens_on_the_cluster(cluster
     assert not study.processes()
 
 
-def run_through_faults(study: Study, cluster: Cluster) -> tuple[str, str]:
-    """Run a study twice, to its end. Returns which finalist's time was up, and which one lost a node."""
+def run_through_faults(study: Study, cluster: Cluster, nodes: int) -> tuple[str, str]:
+    """Run a study twice, to its end. Returns which finalist's time was up, and which one lost a node.
+
+    On one node each, both finalists train at the same time.
+    """
     with started(study, cluster) as first:
-        put_back(study, cluster, "sobol-000")
-        tell(study, cluster, "0000")
-        running = cluster.wait_for_job(*FINALISTS, seconds=600)
-        hold(study, "train-finalist")
+        put_back(study, cluster, PACK)
+        if nodes > 1:
+            tell(study, cluster, "0000")
+        left = {caught(study, cluster, nodes).id}
+        if nodes == 1:
+            left.add(caught(study, cluster, nodes, left).id)
         kill(first.pid, SIGKILL)
-    left = {job.id for job in cluster.jobs()}
-    assert running.id in left
+    left |= {job.id for job in cluster.jobs()}
 
     with started(study, cluster) as second:
-        late = cluster.wait_for_job(*FINALISTS, seconds=600, besides=left)
+        late = caught(study, cluster, nodes, left)
         assert left.isdisjoint(job.id for job in cluster.jobs()), "submitted before the earlier run's jobs had gone"
-        run_late(study, cluster, late)
-        lost = cluster.wait_for_job(*set(FINALISTS) - {late.comment}, seconds=600)
-        lose_a_node(study, cluster, lost)
+        lost = caught(study, cluster, nodes, {*left, late.id}) if nodes == 1 else None
+        cluster.call("scontrol", "update", f"JobId={late.id}", "EndTime=now")
+        cluster.wait_for_end(late)
+        lost = lost or caught(study, cluster, nodes, {*left, late.id}, FINALISTS - {late.comment})
+        node = cluster.names(lost)[-1]  # its command runs on the first
+        cluster.call("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
+        cluster.hurry(lost)
         assert second.wait(600) == 0, output(study)
     return late.comment, lost.comment
+
+
+def caught(
+    study: Study,
+    cluster: Cluster,
+    nodes: int,
+    besides: Collection[str] = (),
+    finalists: Collection[str] = FINALISTS,
+) -> Job:
+    """The next job of a finalist, stopped after a checkpoint."""
+    job = cluster.wait_for_job(*finalists, seconds=600, besides=besides)
+    hold(study, "train-finalist", f"/{job.comment.split('_')[-2]}/0/", node=1 if nodes > 1 else None)
+    return job
 
 
 def put_back(study: Study, cluster: Cluster, pack: str) -> None:
@@ -117,20 +148,6 @@ def tell(study: Study, cluster: Cluster, trial: str) -> None:
     assert "resource_tracker" not in (study.results / "logs" / "train_target" / f"{trial}.log").read_text()
 
 
-def run_late(study: Study, cluster: Cluster, job: Job) -> None:
-    """Let a job's time be up."""
-    hold(study, "train-finalist", node=1)
-    cluster.call("scontrol", "update", f"JobId={job.id}", "EndTime=now")
-    cluster.wait_for_end(job)
-
-
-def lose_a_node(study: Study, cluster: Cluster, job: Job) -> None:
-    """Set one of a job's two nodes down, not the one that its command runs on."""
-    hold(study, "train-finalist", node=1)
-    cluster.call("scontrol", "update", f"NodeName={cluster.names(job)[1]}", "State=DOWN", "Reason=test")
-    cluster.hurry(job)
-
-
 def assert_same_tables(study: Study, local: Study) -> None:
     """The bytes are the same, but for the digests of trials on two nodes, which say so."""
     found, expected = study.tables(), local.tables()
@@ -146,14 +163,15 @@ def assert_same_tables(study: Study, local: Study) -> None:
     assert trials.drop("digest").equals(others.drop("digest"))
 
 
-def assert_histories(history: dict[str, list[str]], late: str, lost: str) -> None:
-    """Each job went as it should."""
+def assert_histories(history: dict[str, list[str]], late: str, lost: str, told: bool) -> None:
+    """Each job went as it should; with `told` SIGUSR1 was sent to the first target trial."""
     once = ["FAILED", "COMPLETED"]
-    assert history["rule_train_pack_wildcards_default-000"] == once
-    assert history["rule_train_pack_wildcards_grid-000"] == once
-    assert history["rule_train_pack_wildcards_sobol-000"] == ["FAILED", "REQUEUED", "COMPLETED"]
-    assert history["rule_train_echo_wildcards_echo-000"][-1] == "COMPLETED"  # whatever the main process's end cost it
-    assert history["rule_train_target_wildcards_0000"] == once
+    assert history[f"rule_train_pack_wildcards_{PACK}"] == ["FAILED", "REQUEUED", "COMPLETED"]
+    if told:
+        assert history["rule_train_pack_wildcards_grid-000"] == once
+        assert history["rule_train_pack_wildcards_sobol-000"] == once
+        assert history["rule_train_echo_wildcards_echo-000"][-1] == "COMPLETED"  # whatever the main's end cost it
+    assert history["rule_train_target_wildcards_0000"] == (once if told else ["COMPLETED"])
     assert history["rule_train_target_wildcards_0001"] == ["COMPLETED"]
     assert history[late] == ["CANCELLED", "TIMEOUT", "COMPLETED"]
     assert history[lost] == ["CANCELLED", "REQUEUED", "COMPLETED"]
