@@ -1,12 +1,13 @@
 # run     the default study         test    the tests
 # check   everything that CI does   schema  the config's schema and reference
-# slurm   a study through a SLURM cluster that is started here (root only)
+# slurm   studies through a SLURM cluster that is started here (root only)   nightly  the tests that CI has no time for
 # `make run PROFILE=slurm` submits jobs instead of running them: see workflow/profiles/README.md
 # faults  85 seeded faults on a running study, 51 of them kills, which takes an hour; FAULTS=7-9 takes these seeds
 PYTHON ?= python3
 CORES ?= all
 WORKERS ?= 2
-MARKED ?= not slurm
+MARKED ?= not slurm and not nightly
+SLURM ?= slurm
 FAULTS ?= 0-84
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,7 +17,7 @@ STAMP := $(VENV)/.installed
 PROFILE ?=
 EXTRA := $(VENV)/.installed-
 
-.PHONY: run test check slurm faults format schema
+.PHONY: run test check slurm nightly faults format schema
 .DEFAULT_GOAL := run
 .SECONDARY:  # or make would remove the stamps of extras
 
@@ -39,7 +40,10 @@ check: $(STAMP)
 	@$(MAKE) --no-print-directory test
 
 slurm: extra-slurm
-	@$(BIN)/pytest -m slurm tests/slurm
+	@$(BIN)/pytest -m '$(SLURM)' tests/slurm
+
+nightly: $(STAMP)
+	@$(BIN)/pytest -m 'nightly and not slurm'
 
 extra-%: $(EXTRA)%
 	@:

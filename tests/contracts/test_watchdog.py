@@ -78,7 +78,8 @@ def test_nobody_is_watched_outside_or_with_zero_minutes() -> None:
 def test_nothing_that_trains_reads_the_wall_clock() -> None:
     """It may be set while a trial runs. Progress and the notes of a cluster's runs carry it, for people.
 
-    What mends files compares it with theirs, before anything runs: Snakemake would refuse those of the future.
+    What mends files compares it with theirs, before anything runs: Snakemake would refuse those of the future. What
+    sweeps half files asks how old those of other machines are.
     """
     readers = {
         str(path.relative_to(PACKAGE))
@@ -86,7 +87,7 @@ def test_nothing_that_trains_reads_the_wall_clock() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute) and ast.unparse(node) in ("time.time", "datetime.now", "time.localtime")
     }
-    assert readers == {"progress.py", "cluster.py", "mending.py"}
+    assert readers == {"progress.py", "cluster.py", "mending.py", "files.py"}
 
 
 def test_progress_bears_a_clock_that_was_set_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

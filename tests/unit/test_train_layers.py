@@ -29,6 +29,7 @@ def without_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("without_compiler")
+@pytest.mark.nightly  # the compiler takes its time
 def test_a_compiled_trial_learns_what_it_learns_otherwise(tmp_path: Path) -> None:
     spec = make_spec(batch_size=5, learning_rate=2e-3, num_train_epochs=0.4)
     plain = Engine(make_job(tmp_path / "plain", micro_batch_size=2)).train(spec)

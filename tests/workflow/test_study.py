@@ -138,6 +138,7 @@ def test_more_proxy_trials_leave_the_old_ones_alone(finished: Study, tmp_path: P
     assert new.filter(pl.col("id") != "q0002").equals(old)
 
 
+@pytest.mark.nightly
 def test_halving_in_a_study_that_has_begun(tmp_path: Path) -> None:
     """What was finished before stays; an extension fills the last bracket, which is then judged as a whole."""
     halving = {"rungs": 1, "reduction_factor": 2, "bracket": 4}
@@ -190,6 +191,7 @@ def test_transfer_settings_leave_the_proxy_stage_alone(finished: Study, tmp_path
     assert "rule collect_proxy:" not in planned
 
 
+@pytest.mark.nightly
 def test_short_runs_come_first_and_trials_that_are_not_worth_it_are_skipped(finished: Study, tmp_path: Path) -> None:
     """Nothing gains half of the loss, so everything after the default's trial is skipped, and nothing of it echoed."""
     target = {"trials": 7, "window": 1, "sampler": "two_fidelity", "stop": {"gain": 0.5}}

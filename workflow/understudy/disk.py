@@ -30,15 +30,15 @@ ADVICE = {
 PROBE_BYTES = 2**20
 
 
-def refusal(error: BaseException, path: Path | None = None) -> StorageError | None:
+def refusal(error: BaseException, path: Path | None = None, otherwise: Path | None = None) -> StorageError | None:
     """The error to report where the disk refused something, else None.
 
-    `path` is what was being written or read; without it the file that the system named, if it did.
+    `path` is what was being written or read; without it the file that the system named, if it did, else `otherwise`.
     """
     found = _system_error(error)
     if found is None or found.errno not in ADVICE:
         return None
-    name = path if path is not None else found.filename
+    name = path or found.filename or otherwise
     what = f"{name} can't be written or opened" if name else "a file can't be written"
     return StorageError(f"{what}: {os.strerror(found.errno)}; {ADVICE[found.errno]}")
 

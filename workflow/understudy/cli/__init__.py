@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UnderstudyError as error:
         return _told(parsed.command, error, terminal)
     except OSError as error:
-        if (refused := disk.refusal(error)) is None:
+        if (refused := disk.refusal(error, otherwise=parsed.log)) is None:  # the log is open, and has no name by then
             raise
         return _told(parsed.command, refused, terminal)
     return 0
