@@ -87,10 +87,8 @@ class Ordeal:
     @contextmanager
     def _started(self) -> Iterator[Running]:
         """A start of the study, of which nothing is left running afterwards."""
-        run, unnamed = (
-            Running(self.study, self.study.start()),
-            [path for path, named in self.damaged.items() if not named],
-        )
+        run = Running(self.study, self.study.start())
+        unnamed = [path for path, named in self.damaged.items() if not named]
         logs = run.logs()
         try:
             yield run

@@ -50,21 +50,23 @@ def watching(minutes: float, what: str) -> Iterator[None]:
         yield
         return
     beat()
-    _state.watched.append((what, 60.0 * minutes))
-    if _state.thread is None:
-        _state.thread = threading.Thread(target=_watch, name="watchdog", daemon=True)
-        _state.thread.start()
-    try:
+    with _limited(what, 60.0 * minutes):
+        if _state.thread is None:
+            _state.thread = threading.Thread(target=_watch, name="watchdog", daemon=True)
+            _state.thread.start()
         yield
-    finally:
-        _state.watched.pop()
-        beat()
 
 
 @contextmanager
 def patient() -> Iterator[None]:
     """What is done inside may take as long as it takes, such as weights that are written to a slow file system."""
-    _state.watched.append(("", math.inf))
+    with _limited("", math.inf):
+        yield
+
+
+@contextmanager
+def _limited(what: str, seconds: float) -> Iterator[None]:
+    _state.watched.append((what, seconds))
     try:
         yield
     finally:
