@@ -9,16 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from packed_study import Outcome, make_pack, without_cost
-from training_study import make_job, make_spec, tiny_llama
+from packed_study import without_cost
+from training_study import make_job, make_spec
 
-from understudy.errors import UnderstudyError
 from understudy.files import read_model, write_json
 from understudy.store import Store
 from understudy.train.pack import train_pack
 from understudy.train.packed import checkpoint
 from understudy.train.packed import pack as loop
-from understudy.train.packed.base import read_base
 from understudy.train.trial import Job
 from understudy.trial import Halving, Pack, PackResults, TrialRecord, TrialSpec, trial_digest
 
@@ -312,28 +310,6 @@ def test_a_score_that_comes_out_otherwise_after_an_interruption(results: PackRes
     found = fates(train_pack(halved(IDS[:9], IDS[9:]), job))
     assert found[fourth.spec.id] == ("stopped", fourth.result.steps)
     assert [found[id][0] for id in IDS[:9]].count("complete") == 1
-
-
-def test_nobody_waits_for_ever() -> None:
-    bracket = ("r0000", "r0001", "elsewhere")
-    halving = Halving(rungs=RUNGS, reduction_factor=3, metric="eval_loss", brackets=(bracket,))
-    pack = make_pack(SPECS[:2], read_base(tiny_llama(), dense=True), {}, halving=halving)
-    with pytest.raises(UnderstudyError, match="r0000, r0001 wait at a rung"):
-        pack.run()
-
-
-def test_who_waits_goes_on_when_the_last_score_comes_from_elsewhere() -> None:
-    bracket, outcomes = ("r0000", "r0001", "elsewhere"), dict[str, Outcome]()
-    halving = Halving(rungs=RUNGS, reduction_factor=3, metric="eval_loss", brackets=(bracket,))
-    pack = make_pack(SPECS[:2], read_base(tiny_llama(), dense=True), outcomes, halving=halving)
-
-    def tell() -> None:
-        if len(pack.paused) == 2:
-            for rung in range(len(RUNGS)):
-                pack.brackets.report("elsewhere", rung, None)
-
-    pack.run(tell)
-    assert sorted(outcome.status for outcome in outcomes.values()) == ["complete", "stopped"]
 
 
 @pytest.mark.parametrize("brackets", [(), (IDS[:3],)], ids=["in no bracket", "in a bracket"])
