@@ -33,7 +33,7 @@ def test_who_waits_goes_on_when_the_last_score_comes_from_elsewhere() -> None:
     def tell() -> None:
         if len(pack.paused) == 2:
             for rung in range(len(RUNGS)):
-                pack.brackets.report("elsewhere", rung, None)
+                pack.rungs.brackets.report("elsewhere", rung, None)
 
     pack.run(tell)
     assert sorted(outcome.status for outcome in outcomes.values()) == ["complete", "stopped"]

@@ -41,6 +41,14 @@ class Examples:
     validation: Sequence[Encoded]
     pad_token_id: int
 
+    def metrics(self, loss: float, correct: float, tokens: float) -> dict[str, float]:
+        """What an evaluation found, from its sums over the validation examples' completion tokens; losses in nats."""
+        return {
+            "eval_loss": loss / tokens,
+            "eval_nats_per_byte": loss / sum(example.completion_bytes for example in self.validation),
+            "eval_accuracy": correct / tokens,
+        }
+
 
 class DivergedError(Exception):
     """A loss is infinite or not a number."""
@@ -218,11 +226,7 @@ def evaluate(
     if not math.isfinite(loss):
         raise DivergedError(f"the validation loss was {loss} after step {history.steps}")
     history.evaluated_tokens += sum(len(example.input_ids) for example in examples.validation)
-    history.metrics = {
-        "eval_loss": loss / tokens,
-        "eval_nats_per_byte": loss / sum(example.completion_bytes for example in examples.validation),
-        "eval_accuracy": correct / tokens,
-    }
+    history.metrics = examples.metrics(loss, correct, tokens)
     return bool(asked > 0)
 
 

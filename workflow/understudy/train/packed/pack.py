@@ -18,11 +18,12 @@ from understudy.train.history import note, point_of
 from understudy.train.loop import Examples
 from understudy.train.packed.adapters import Stack, Weights
 from understudy.train.packed.base import Base
-from understudy.train.packed.halving import Brackets, score, stop_message
+from understudy.train.packed.halving import Brackets
 from understudy.train.packed.passes import Passes, slot_of
 from understudy.train.packed.rows import Corpus
+from understudy.train.packed.rungs import Rungs
 from understudy.train.packed.trials import Trial, choose, in_order, pieces
-from understudy.trial import CurvePoint, Packing, RungScore, Status
+from understudy.trial import Packing, Status
 
 READ_EVERY = 16  # rounds: on GPUs losses are looked at this much later, so that the device never waits for the host
 TILE = 64  # tokens: what batched products take at least from each trial
@@ -59,7 +60,7 @@ class Pack:
         batched: bool = False,
     ) -> None:
         self._batched = batched
-        self.base, self.brackets, self._ended, self._note = base, brackets, ended, note
+        self.base, self.rungs, self._ended, self._note = base, Rungs(brackets), ended, note
         self._untold: list[tuple[Trial, Status, str | None, Tensor | None]] = []
         self._clock, self._work = time.perf_counter(), Counter[str]()
         self.queue = in_order(trials)
@@ -126,10 +127,7 @@ class Pack:
         for id, trial in here.items():
             if id in state["trials"]:
                 trial.restore(state["trials"][id])
-            if self.brackets is not None:
-                self.brackets.forget(id)  # one that ended after it was saved has its later scores still to come
-                for rung, found in enumerate(trial.rung_scores):
-                    self.brackets.report(id, rung, found.score)
+        self.rungs.remember(here.values())
         seats = {id: slot for id, slot in state["seats"].items() if id in here}
         self.paused = [here[id] for id in state["paused"] if id in here]
         self.queue = in_order(trial for id, trial in here.items() if id not in state["paused"])
@@ -226,22 +224,16 @@ class Pack:
 
     def _is_due(self, trial: Trial) -> bool:
         """Whether a trial is evaluated before its next step."""
-        return self._evaluates(trial) or self._stands_at_rung(trial)
+        return self._evaluates(trial) or self.rungs.has(trial)
 
     def _evaluates(self, trial: Trial) -> bool:
         """Whether the learning curve gets a point here that it doesn't have yet."""
         return trial.looked_at < trial.history.steps and trial.history.steps in trial.evaluate_after
 
-    def _stands_at_rung(self, trial: Trial) -> bool:
-        if self.brackets is None:
-            return False
-        return self.brackets.stands_at_rung(trial.rung, trial.history.steps, trial.steps)
-
     def _look(self, trial: Trial) -> None:
         """Evaluate a trial, and decide what becomes of it."""
-        on_curve, at_rung = self._evaluates(trial), self._stands_at_rung(trial)
+        on_curve, pauses = self._evaluates(trial), self.rungs.holds(trial)
         train_loss, loss = _train_loss(trial), self._evaluate(trial)
-        pauses = at_rung and self.brackets is not None and trial.spec.id in self.brackets
         # what memory may run out for comes before what can't be done twice
         held = self.stack.copy(slot_of(trial)) if pauses or trial.left == 0 else None
         self._share_time()
@@ -253,37 +245,14 @@ class Pack:
         point = point_of(history, train_loss, rate) if math.isfinite(loss) else None
         if on_curve:
             note(history, trial.since_evaluation, rate)
-        if at_rung:
-            self._reach_rungs(trial, self._score(trial, train_loss), point)
+        found = self.rungs.score(trial, train_loss)
+        self.rungs.reach(trial, found, point)
         if held is None:
             return
         if trial.left == 0:
-            self._end(trial, "complete", None, self._score(trial, train_loss), held.values)
+            self._end(trial, "complete", None, found, held.values)
         else:
             self._pause(trial, held)
-
-    def _score(self, trial: Trial, train_loss: float) -> float:
-        if self.brackets is None:
-            return math.inf
-        return score(self.brackets.halving.metric, {**trial.history.metrics, "train_loss": train_loss})
-
-    def _reach_rungs(self, trial: Trial, found: float, point: CurvePoint | None) -> None:
-        """Write down what a trial has at the rungs where it stands. Outside of brackets it has passed them then."""
-        assert self.brackets is not None
-        halving, steps = self.brackets.halving, trial.history.steps
-        while self._stands_at_rung(trial):
-            own = RungScore(
-                share=halving.rungs[trial.rung],
-                metric=halving.metric,
-                score=found if math.isfinite(found) else None,
-                step=steps,
-                point=point,
-            )
-            trial.rung_scores.append(own)
-            if trial.spec.id in self.brackets:
-                self.brackets.report(trial.spec.id, trial.rung, own.score)
-                return
-            trial.rung += 1
 
     def _pause(self, trial: Trial, held: Weights) -> None:
         """Let a trial wait until its bracket can be judged."""
@@ -296,21 +265,15 @@ class Pack:
 
     def _judge(self) -> None:
         """Let the paused trials whose brackets can be judged go on, or stop them."""
-        if self.brackets is None:
-            return
         for trial in list(self.paused):
-            going_on = self.brackets.survivors(trial.spec.id, trial.rung)
-            if going_on is None:
+            verdict = self.rungs.verdict(trial)
+            if verdict is None:
                 continue
             self.paused.remove(trial)
-            if trial.spec.id in going_on:
-                trial.rung += 1
+            if verdict is True:
                 self.queue.append(trial)
-                continue
-            point = trial.rung_scores[-1].point
-            if point is not None and trial.history.steps not in trial.evaluate_after:
-                trial.history.curve.append(point)
-            self._untold.append((trial, "stopped", stop_message(self.brackets.halving, trial.rung), None))
+            else:
+                self._untold.append((trial, "stopped", verdict, None))
         self.queue = in_order(self.queue)
 
     def _evaluate(self, trial: Trial) -> float:
@@ -320,11 +283,7 @@ class Pack:
         tokens, through = corpus.completion_tokens(range(len(corpus.lengths))), int(corpus.lengths.sum())
         self._work[trial.spec.id] += through
         trial.history.evaluated_tokens += through
-        trial.history.metrics = {
-            "eval_loss": loss / tokens,
-            "eval_nats_per_byte": loss / sum(example.completion_bytes for example in self._examples.validation),
-            "eval_accuracy": hits / tokens,
-        }
+        trial.history.metrics = self._examples.metrics(loss, hits, tokens)
         return loss
 
     def _seat(self, trial: Trial, slot: int) -> None:
@@ -350,12 +309,7 @@ class Pack:
             self.stack.empty(trial.slot)
             del self.active[trial.slot]
             trial.slot = None
-        if self.brackets is not None:
-            found = last_score if math.isfinite(last_score) else None
-            for rung in range(trial.rung, len(self.brackets.halving.rungs)):
-                share, metric = self.brackets.halving.rungs[rung], self.brackets.halving.metric
-                trial.rung_scores.append(RungScore(share=share, metric=metric, score=found))
-                self.brackets.report(trial.spec.id, rung, found)
+        self.rungs.leave(trial, last_score)
         self._untold.append((trial, status, message, values))
         self._judge()
 
