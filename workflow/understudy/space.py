@@ -10,6 +10,7 @@ configurations that differ in nothing else are the same.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Mapping
@@ -43,6 +44,13 @@ class _Parameter(_Frozen):
     )
 
 
+@functools.lru_cache(maxsize=256)
+def _ends(low: float, high: float, log: bool, integer: bool) -> tuple[float, float]:
+    pad = 0.5 if integer else 0.0
+    low, high = low - pad, high + pad
+    return (math.log(low), math.log(high)) if log else (low, high)
+
+
 class Range(_Parameter):
     """All numbers from `low` to `high`; whole numbers where the hyperparameter is one (`integer`)."""
 
@@ -67,9 +75,7 @@ class Range(_Parameter):
 
     def _ends(self) -> tuple[float, float]:
         """The range of the continuous coordinate: half a unit wider on each side for whole numbers."""
-        pad = 0.5 if self.integer else 0.0
-        low, high = self.low - pad, self.high + pad
-        return (math.log(low), math.log(high)) if self.log else (low, high)
+        return _ends(self.low, self.high, self.log, self.integer)
 
     @property
     def decades(self) -> float | None:

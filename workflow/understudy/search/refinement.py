@@ -143,13 +143,14 @@ class TwoFidelitySampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         if known_only:
             drawn = list(self._hints)
         found = worth(drawn)
+        taken |= {identity(values) for values in drawn}
         for _ in range(0 if known_only else ROUNDS):  # around the best, then around the best of these
             centres = _first(drawn, found) + _first(tried, -f)
             near = np.concatenate([self._around(centre, radius) for centre in centres for radius in RADII])
-            new = self._distinct(near, taken | {identity(values) for values in drawn})
-            new = self._below(new, failed, running)
+            new = self._below(self._distinct(near, taken), failed, running)
             if new:
                 drawn, found = drawn + new, np.concatenate([found, worth(new)])
+                taken |= {identity(values) for values in new}
         shift, decade = told.shift()[0], self._axis[1]
         self.outlook = Outlook(
             trust=float(rounded(told.trust())),

@@ -237,10 +237,11 @@ def _covariance(
 ) -> Array:
     """Of f at two sets of points, each with the surface's mean m and which are truncated; c, ρ and δ are in it."""
     (m_a, short_a), (m_b, short_b) = a, b
-    offset = OFFSET_SPREAD**2 * (short_a[:, None] == short_b)
-    scale = _scale_variance(point) * np.outer(m_a, m_b)
-    shared = np.where(short_a[:, None] | short_b, point.shared, 1.0)
-    return np.asarray(offset + scale + point.amplitude**2 * shared * correlation)
+    covariance = _scale_variance(point) * np.outer(m_a, m_b)
+    covariance += OFFSET_SPREAD**2 * (short_a[:, None] == short_b)
+    shared = np.where(short_a[:, None] | short_b, point.shared, 1.0) if point.shared < 1 else 1.0
+    covariance += point.amplitude**2 * shared * correlation
+    return np.asarray(covariance)
 
 
 def _grid(surface: Posterior, axis: int | None, decade: float, shares: tuple[float, ...]) -> list[Hypothesis]:
