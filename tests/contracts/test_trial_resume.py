@@ -21,6 +21,7 @@ from interruptions import Plan, always_saved, exit_code, said, steps_of
 from training_study import make_job, make_spec, target_words
 
 from understudy.artifacts import Proposal
+from understudy.errors import StorageError
 from understudy.files import write_json
 from understudy.store import Store
 from understudy.train import saving
@@ -110,6 +111,18 @@ def test_a_signal_in_the_last_evaluation_comes_too_late(whole: dict[str, Any], t
     assert outcome(train_alone(LORA, job), job) == whole["lora"]
 
 
+def test_a_checkpoint_that_stands_is_not_written_again(whole: dict[str, Any], tmp_path: Path) -> None:
+    """A signal comes in the evaluation after a step that is saved: to write it again could only lose it."""
+    job = job_of(tmp_path)
+    exit_code(interruptions.trained, LORA, job, Plan("evaluation", 2, signal.SIGKILL))
+    (path,) = job.store.glob("*/checkpoint/step-*/rank-0.pt")
+    before = path.stat()
+    assert exit_code(interruptions.trained, LORA, job, Plan("evaluation", 1, signal.SIGTERM)) == 143
+    assert said(job) == "interrupted (SIGTERM) in step 6 of 12; the checkpoint is kept; start again to go on"
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert outcome(train_alone(LORA, job), job) == whole["lora"]
+
+
 def test_seconds_of_all_attempts_are_counted(tmp_path: Path) -> None:
     job = job_of(tmp_path)
     exit_code(interruptions.trained, LORA, job, Plan("step", 8, signal.SIGKILL))
@@ -191,6 +204,28 @@ def test_the_checkpoint_is_used_where_nothing_is_wrong_with_it(
 ) -> None:
     job = replace(interrupted, store=tmp_path / "store")
     shutil.copytree(interrupted.store, job.store)
+    assert outcome(train_alone(LORA, job), job) == whole["lora"]
+    assert "goes on after step 7" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("error", [OSError(116, "Stale file handle"), MemoryError("no memory")])
+def test_a_checkpoint_that_cannot_be_read_now_is_kept(
+    error: Exception,
+    interrupted: Job,
+    whole: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise error
+
+    job = replace(interrupted, store=tmp_path / "store")
+    shutil.copytree(interrupted.store, job.store)
+    with monkeypatch.context() as patch:
+        patch.setattr(saving.torch, "load", refuse)
+        with pytest.raises(StorageError, match=r"rank-0.pt can't be read \(.*it is kept: start again"):
+            train_alone(LORA, job)
     assert outcome(train_alone(LORA, job), job) == whole["lora"]
     assert "goes on after step 7" in capsys.readouterr().out
 

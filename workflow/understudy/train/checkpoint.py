@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from understudy import watchdog
 from understudy.errors import CorruptFileError, StorageError
 from understudy.files import read_json, write_json
 from understudy.train import memory
@@ -51,7 +52,7 @@ class Checkpoint:
 
     def __init__(self, folder: Path, trial: str, ranks: Ranks, device: torch.device, seconds: float) -> None:
         self._folder, self._trial, self._ranks, self._device = folder, trial, ranks, device
-        self._pace = Pace(seconds)
+        self._pace, self._held = Pace(seconds), 0  # the step of the checkpoint that stands
         self._began, self._seconds_before, self._peak_before = time.perf_counter(), 0.0, 0
 
     @property
@@ -74,19 +75,21 @@ class Checkpoint:
         step = self._ranks.largest(own, self._device)
         if step == 0:
             return
-        try:
-            main, mine = self._read(step)
-        except CorruptFileError as error:
-            print(f"{error}; the trial begins anew", flush=True)
-            mine = None
-        if self._ranks.largest(int(mine is None), self._device):
+        with watchdog.patient():  # files may be large, and ranks wait for each other
+            try:
+                main, mine = self._read(step)
+            except CorruptFileError as error:
+                print(f"{error}; the trial begins anew", flush=True)
+                mine = None
+            anew = self._ranks.largest(int(mine is None), self._device)
+        if anew:
             if self._ranks.index == 0:
                 shutil.rmtree(self._folder, ignore_errors=True)
             return
         assert mine is not None
         _restore(position, main, mine if mine["weights"] is not None else main)
         set_random_state(mine["random"])
-        self._seconds_before, self._peak_before = main["seconds"], mine["peak_bytes"]
+        self._held, self._seconds_before, self._peak_before = step, main["seconds"], mine["peak_bytes"]
         if self._ranks.index == 0:
             print(f"goes on after step {step} from {self._path(step)}", flush=True)
 
@@ -94,16 +97,22 @@ class Checkpoint:
         """Save all ranks' states of this step; whether that worked. Then older ones go.
 
         `sound`: this rank's state is what it should be after the step. Where a rank has none, or a disk is full, the
-        last checkpoint stays and a sentence says so.
+        last checkpoint stays and a sentence says so. One of this step that stands already stays as it is: to write it
+        again could only lose it.
         """
         step = position.history.steps
+        if step == self._held:
+            return True
         with self._pace.saving():
             found = self._ranks.gather(self._write(position) if sound else bytes(32), self._device)
             failed = not all(map(any, found))
             if self._ranks.index == 0:
                 failed = failed or not self._complete(step, [own.hex() for own in found])
                 self._keep_only(max(self._whole_steps(), default=0) if failed else step)
-            return not self._ranks.largest(int(failed), self._device)
+            if self._ranks.largest(int(failed), self._device):
+                return False
+        self._held = step
+        return True
 
     def _write(self, position: Position) -> bytes:
         """Write this rank's file; return its digest, or zeros where that failed."""
@@ -164,7 +173,7 @@ class Checkpoint:
 
 def _load(path: Path, expected: str) -> dict[str, Any]:
     try:
-        found = load_sealed(path)
+        found = load_sealed(path, mapped=True)
     except FileNotFoundError:
         found = None
     if found is None or found[0] != expected:
@@ -191,7 +200,7 @@ def _restore(position: Position, main: dict[str, Any], holder: dict[str, Any]) -
     with torch.no_grad():
         for name, saved in holder["weights"].items():
             local(trained[name]).copy_(saved)
-    position.optimizer.load_state_dict(holder["optimizer"])
+    position.optimizer.load_state_dict(_copied(holder["optimizer"]))
     _shard_optimizer(position.optimizer)
     position.schedule.load_state_dict(main["schedule"])
     position.history.restore(main["history"])
@@ -223,23 +232,24 @@ def _local_values(value: Any) -> Any:
     return [_local_values(item) for item in value] if isinstance(value, list) else value
 
 
+def _copied(value: Any) -> Any:
+    """Nested dictionaries and lists with tensors in memory of their own: those of a file may be mapped from it."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    return [_copied(item) for item in value] if isinstance(value, list) else value
+
+
 def _shard_optimizer(optimizer: torch.optim.Optimizer) -> None:
     """Make the moments of sharded parameters sharded as these are, out of this rank's parts."""
     for parameter, state in optimizer.state.items():
         if not is_sharded(parameter):
             continue
-        from torch.distributed.tensor import DTensor
-
-        sharded: Any = parameter
         for name, value in state.items():
             if isinstance(value, Tensor) and value.dim() and not is_sharded(value):
-                state[name] = DTensor.from_local(
-                    value,
-                    sharded.device_mesh,
-                    sharded.placements,
-                    shape=sharded.shape,
-                    stride=sharded.stride(),
-                )
+                state[name] = torch.zeros_like(parameter)  # where the parameter is, also where that is on the host
+                local(state[name]).copy_(value)
 
 
 def random_state() -> dict[str, Tensor]:

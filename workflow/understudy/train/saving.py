@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,9 @@ import torch
 from torch import Tensor
 
 from understudy import watchdog
+from understudy.errors import StorageError
 from understudy.files import written_whole
+from understudy.train.memory import is_out_of_memory
 
 SHARE = 20  # work goes on for at least so many times as long as it took to save it
 
@@ -34,9 +37,9 @@ class Pace:
         """Save inside: it is timed."""
         began = time.monotonic()
         try:
-            yield
+            with watchdog.patient():  # files may be large, and ranks wait for each other
+                yield
         finally:
-            watchdog.beat()
             self._last = time.monotonic()
             self._took = self._last - began
 
@@ -49,19 +52,33 @@ def save_sealed(path: Path, state: Mapping[str, Any]) -> str:
     return found
 
 
-def load_sealed(path: Path) -> tuple[str, dict[str, Any]] | None:
-    """The digest and the state, on the host. None where the file can't be read, or isn't what was written.
+def load_sealed(path: Path, mapped: bool = False) -> tuple[str, dict[str, Any]] | None:
+    """The digest and the state, on the host. None where the file isn't what was written.
 
-    Torch by itself doesn't check the bytes of tensors. Raises `FileNotFoundError`.
+    Torch by itself doesn't check the bytes of tensors. With `mapped` they aren't read into memory but mapped from the
+    file. Raises `FileNotFoundError`, and `StorageError` where the reason lies outside of the file, such as a network
+    file system that doesn't answer or too little memory: it may be read another time.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         state: dict[str, Any] = content["state"]
         return (found, state) if (found := seal(state)) == content["seal"] else None
     except FileNotFoundError:
         raise
-    except Exception:  # cut off or altered: whatever the unpickler makes of it
+    except Exception as error:  # cut off or altered: whatever the unpickler makes of it
+        if isinstance(error, OSError) or (is_out_of_memory(error) and _is_whole(path)):
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise StorageError(f"the checkpoint {path} can't be read ({reason}); it is kept: start again") from error
         return None
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a zip archive of torch has the bytes that were written. Damaged ones may ask for any memory."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):
+        return False
 
 
 def seal(state: Any) -> str:
