@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -293,14 +291,7 @@ def command(root: Path, plan: Plan | None) -> subprocess.CompletedProcess[str]:
     job = job_of(root, processes=2)
     proposal = Proposal(number=3, spec=TWO, kind="start", sampler="transfer", visible=(), pending=())
     running = {"running": {"checkpoint_minutes": 0, "watchdog_minutes": 2}}
-    words = target_words(root, job, proposal, running=running)
-    path = os.pathsep.join([str(Path(interruptions.__file__).parent), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path}
-    if plan is not None:
-        environment[interruptions.PLAN] = json.dumps(vars(plan))
-    module = Path(interruptions.__file__)
-    whole = [sys.executable, str(module), *words]
-    return subprocess.run(whole, env=environment, capture_output=True, text=True, start_new_session=True)
+    return interruptions.command(target_words(root, job, proposal, running=running), plan)
 
 
 def result(root: Path) -> Any:

@@ -31,6 +31,7 @@ class Ordeal:
     story: list[str] = field(default_factory=list)
     struck: list[Fault] = field(default_factory=list)
     damaged: dict[Path, bool] = field(default_factory=dict)  # and whether any command has named it since
+    said: str = ""  # by the last start
     _records: dict[str, int] = field(default_factory=dict)
     _excused: set[str] = field(default_factory=set)  # store entries that were damaged
     _again: Counter[str] = field(default_factory=Counter)  # how often a trial was damaged there
@@ -77,7 +78,7 @@ class Ordeal:
 
     def printed(self) -> str:
         """The story, and what the last start printed."""
-        return "\n".join(self.story) + "\n" + (self.study.folder / "output.txt").read_text(errors="replace")
+        return "\n".join(self.story) + "\n" + self.said
 
     def tell(self, text: str) -> None:
         """Add to the story, and show it."""
@@ -87,15 +88,17 @@ class Ordeal:
     @contextmanager
     def _started(self) -> Iterator[Running]:
         """A start of the study, of which nothing is left running afterwards."""
-        run = Running(self.study, self.study.start())
+        run = Running(self.study)
         unnamed = [path for path, named in self.damaged.items() if not named]
         logs = run.logs()
         try:
             yield run
         except subprocess.TimeoutExpired as error:
+            self.said = run.text
             raise AssertionError(f"it hangs:\n{self.printed()}") from error
         finally:
             run.cut_power()
+            self.said = run.text
             fresh = [text for path, text in run.logs().items() if text != logs.get(path)]
             self._listen([line for text in (run.text, *fresh) for line in text.splitlines()], unnamed)
 
@@ -106,7 +109,7 @@ class Ordeal:
         self.tell(f"  {fault} at job {fault.job} + {fault.delay:.1f} s, {done} trials in the store: {blow.what}")
         for line in run.complaints():
             self.tell(f"    said: {line}")
-        assert "Traceback" not in run.text, self.printed()
+        assert "Traceback" not in run.text, f"{self.printed()}\n{run.text}"
         if blow.path is not None:
             self.damaged[blow.path] = False
             if "store" in blow.path.parts:

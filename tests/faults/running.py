@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import subprocess
+import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -25,11 +26,32 @@ COMPLAINT = re.compile(r"understudy|Error in (local)?rule |.*died with <Signals"
 
 @dataclass
 class Running:
-    """A snakemake on a study. `began`: when each of its commands was first seen."""
+    """A snakemake on a study, begun here. `began`: when each of its commands was first seen.
+
+    What it says goes through a pipe: a file would be too large for some faults, or its disk too full.
+    """
 
     study: Study
-    process: subprocess.Popen[str]
     began: dict[int, float] = field(default_factory=dict)
+    _lines: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        command = self.study.command()
+        self.process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self._lines.append(line)
 
     @property
     def ended(self) -> bool:
@@ -38,7 +60,7 @@ class Running:
     @property
     def text(self) -> str:
         """What it has printed so far."""
-        return (self.study.folder / "output.txt").read_text(errors="replace")
+        return "".join(self._lines)
 
     def complaints(self) -> list[str]:
         """What it has said of commands that failed: our messages, and Snakemake's where a command could say nothing."""
@@ -59,6 +81,7 @@ class Running:
         """Wait for its end and for that of all its processes; return the exit code."""
         code = self.process.wait(END_SECONDS)
         wait_until(lambda: not self.study.processes(), GONE_SECONDS)
+        self._reader.join(GONE_SECONDS)
         return code
 
     def goes_on_after(self, command: int) -> bool:

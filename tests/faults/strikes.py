@@ -132,7 +132,7 @@ def read_only(run: Running, _: Fault) -> Blow | None:
     mount("--bind", results, results)
     try:
         mount("-o", "remount,bind,ro", results)
-        refused = Running(run.study, run.study.start())
+        refused = Running(run.study)
         while not refused.ended:
             refused.look()
             time.sleep(POLL_SECONDS)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from signal import SIGKILL
 from typing import Any
 
+import interruptions
 import pytest
 import torch
+from interruptions import Plan, always_saved, steps_of
 from rank_study import curve
-from training_study import make_job, make_spec
+from training_study import make_job, make_spec, target_words
 
+from understudy.artifacts import Proposal
 from understudy.train.launch import train_alone
-from understudy.trial import TrialRecord
+from understudy.trial import TrialRecord, TrialSpec
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
@@ -30,9 +35,12 @@ FLASH = {**CUDA, "dtype": "bfloat16", "attention": "flash_attention_2", "padding
 needs_flash = pytest.mark.skipif(find_spec("flash_attn") is None, reason="needs flash-attn")
 
 
+def a_spec(method: Any = "lora") -> TrialSpec:
+    return make_spec(method=method, learning_rate=2e-3, num_train_epochs=2)
+
+
 def trained(root: Path, method: Any = "lora", quantization: Any = "none", **execution: Any) -> TrialRecord:
-    spec = make_spec(method=method, learning_rate=2e-3, num_train_epochs=2)
-    record = train_alone(spec, make_job(root, quantization, **execution))
+    record = train_alone(a_spec(method), make_job(root, quantization, **execution))
     assert record.result.status == "complete", record.result.message
     return record
 
@@ -67,8 +75,22 @@ def test_what_rounds_stays_near(quantization: str, how: dict[str, Any], tmp_path
     assert found.result.objective == pytest.approx(exact.result.objective, rel=0.02)
 
 
+def test_a_killed_trial_goes_on_where_it_was(tmp_path: Path, give_back: Callable[[], None]) -> None:
+    """With shards, optimizer moments and random numbers on both sides of the bus."""
+    whole = trained(tmp_path / "whole", **SHARDED)
+    give_back()
+    job = always_saved(make_job(tmp_path / "cut", **SHARDED))
+    proposal = Proposal(number=3, spec=a_spec(), kind="start", sampler="transfer", visible=(), pending=())
+    words = target_words(tmp_path / "cut", job, proposal, running={"running": {"checkpoint_minutes": 0}})
+    assert interruptions.command(words, Plan("step", 4, SIGKILL)).returncode != 0
+    assert steps_of(job.store) == [3]
+    assert curve(train_alone(a_spec(), job)) == pytest.approx(curve(whole), rel=1e-3)
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_gpus_learn_what_one_learns(strategy: str, tmp_path: Path) -> None:
-    one, two = trained(tmp_path / "one", **CUDA), trained(tmp_path / "two", **CUDA, processes=2, strategy=strategy)
+def test_two_gpus_learn_what_one_learns(strategy: str, tmp_path: Path, give_back: Callable[[], None]) -> None:
+    one = trained(tmp_path / "one", **CUDA)
+    give_back()
+    two = trained(tmp_path / "two", **CUDA, processes=2, strategy=strategy)
     assert curve(two) == pytest.approx(curve(one), rel=1e-3)

@@ -6,9 +6,10 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,16 @@ def trained(spec: TrialSpec, job: Job, plan: Plan | None) -> None:
 def trained_pack(plan_of_pack: Any, job: Job, plan: Plan | None) -> None:
     """The same with a pack."""
     _as_a_command(plan, job, lambda: pack.train_pack(plan_of_pack, job))
+
+
+def command(words: Sequence[str], plan: Plan | None) -> subprocess.CompletedProcess[str]:
+    """A command of the program to its end, whose ranks follow the plan."""
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path}
+    if plan is not None:
+        environment[PLAN] = json.dumps(vars(plan))
+    whole = [sys.executable, __file__, *words]
+    return subprocess.run(whole, env=environment, capture_output=True, text=True, start_new_session=True)
 
 
 def said(job: Job) -> str:

@@ -15,7 +15,9 @@ from understudy import devices
 
 CODE = """
 import os, sys
+from pathlib import Path
 from understudy import devices
+devices.FOLDER = Path(os.environ["LOCKS"])
 from understudy.trial import ResolvedExecution
 devices.lease(ResolvedExecution(
     device="cuda", threads=1, processes=int(sys.argv[1]), micro_batch_size=1, dtype="float32",
@@ -32,7 +34,7 @@ def machine(tmp_path: Path) -> dict[str, str]:
     program = tmp_path / "bin" / "nvidia-smi"
     program.parent.mkdir()
     list_devices(program, *(f"GPU {i}: NVIDIA H100 80GB HBM3 (UUID: GPU-{name})" for i, name in enumerate("abc")))
-    return {**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}", "TMPDIR": str(tmp_path)}
+    return {**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}", "LOCKS": str(tmp_path / "locks")}
 
 
 def list_devices(program: Path, *lines: str) -> None:
@@ -64,6 +66,21 @@ def test_no_two_trials_share_a_gpu_and_a_killed_one_gives_its_own_back(machine: 
         with trial(1, machine) as third:
             first.kill()
             assert leased(third) in taken[0].split(",")
+
+
+def test_users_with_temporary_folders_and_masks_of_their_own_share_the_locks(
+    machine: dict[str, str], tmp_path: Path
+) -> None:
+    careful = {**machine, "TMPDIR": str(tmp_path)}
+    before = os.umask(0o077)
+    try:
+        with trial(2, careful) as first, trial(1, machine) as second:
+            assert len({*leased(first).split(","), leased(second)}) == 3
+    finally:
+        os.umask(before)
+    folder = tmp_path / "locks"
+    assert folder.stat().st_mode & 0o7777 == 0o1777
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o644}
 
 
 def test_only_what_the_scheduler_allotted_is_leased(machine: dict[str, str]) -> None:
@@ -102,6 +119,15 @@ def test_instances_of_a_split_gpu_count_and_names_may_be_short(
     if allotted is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", allotted)
     assert devices.visible() == expected
+
+
+def test_where_nvidia_smi_lists_nothing_torch_is_asked(
+    machine: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    list_devices(tmp_path / "bin" / "nvidia-smi", "Failed to initialize NVML: Driver/library version mismatch")
+    monkeypatch.setenv("PATH", machine["PATH"])
+    monkeypatch.setattr(devices, "ASK_TORCH", "print('GPU-x'); print('GPU-y')")
+    assert devices.visible() == ["GPU-x", "GPU-y"]
 
 
 def test_without_gpus_nothing_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:

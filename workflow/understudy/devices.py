@@ -1,7 +1,7 @@
 """GPUs are leased: two trials on one machine never share one, whatever the scheduler counted.
 
-A lease is an exclusive lock on a file per device, named by its UUID, so that it holds across studies, users' processes
-and containers of one machine that share the folder, and dies with its holder. Snakemake's `gpu` resource only counts.
+A lease is an exclusive lock on a file per device, named by its UUID, so that it holds across studies, users and those
+containers of one machine that share `FOLDER`, and dies with its holder. Snakemake's `gpu` resource only counts.
 """
 
 from __future__ import annotations
@@ -11,16 +11,22 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
+import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TextIO
 
 from understudy.errors import UserError
 from understudy.trial import ResolvedExecution
 
+FOLDER = Path("/tmp/understudy-gpus")  # one for all users, whatever TMPDIR says
 WAIT_SECONDS = 0.5
+ASK_TORCH = """
+import torch
+for index in range(torch.cuda.device_count()):
+    print(f"GPU-{torch.cuda.get_device_properties(index).uuid}")
+"""
 
 _held: list[TextIO] = []  # kept open for as long as this process lives
 
@@ -31,19 +37,15 @@ def lease(execution: ResolvedExecution) -> None:
     Call it before CUDA is initialised. On CPUs, and where this process has its lease already, nothing happens.
     Raises `UserError` where fewer devices are visible than are needed.
     """
-    if execution.device == "cpu" or _held:
+    if execution.device == "cpu" or len(_held) >= execution.processes:
         return
     devices = visible()
-    if not devices:  # no nvidia-smi: then whoever started us has to keep trials apart
-        return
     if len(devices) < execution.processes:
         raise UserError(
             f"the trial needs {execution.processes} GPUs, one per process, but only {len(devices)} are visible here; "
             "lower `processes` or ask the scheduler for more"
         )
-    folder = Path(tempfile.gettempdir()) / f"understudy-gpus-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    while not (leased := _try(devices, execution.processes, folder)):
+    while not (leased := _try(devices, execution.processes)):
         time.sleep(WAIT_SECONDS)
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(leased)
 
@@ -52,11 +54,12 @@ def visible() -> list[str]:
     """UUIDs of the GPUs that this process may use, in the order of CUDA_VISIBLE_DEVICES where it is set.
 
     Its indices are taken in PCI order, which is CUDA's own order where all GPUs of a machine are of one kind, and its
-    UUIDs may be cut short, as CUDA has it. Of a GPU that is split (MIG) the instances count, one by one.
+    UUIDs may be cut short, as CUDA has it. Of a GPU that is split (MIG) the instances count, one by one. Where
+    nvidia-smi lists nothing, as in a container that has CUDA alone, torch is asked.
     """
-    if shutil.which("nvidia-smi") is None:
-        return []
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
+    listed = _told("nvidia-smi", "-L") if shutil.which("nvidia-smi") else ""
+    if "UUID" not in listed:
+        return _told(sys.executable, "-c", ASK_TORCH).split()
     gpus: list[list[str]] = []  # of each, itself or its instances
     for kind, uuid in re.findall(r"^(GPU|\s+MIG) .*\(UUID: ([^)\s]+)\)", listed, re.MULTILINE):
         if kind == "GPU":
@@ -71,19 +74,23 @@ def visible() -> list[str]:
     return [gpus[int(name)][0] if name.isdigit() and int(name) < len(gpus) else _whole(name, every) for name in names]
 
 
+def _told(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+
+
 def _whole(name: str, every: list[str]) -> str:
     """A UUID that may be cut short; what fits none or several stays as it is."""
     fitting = [uuid for uuid in every if uuid.startswith(name)]
     return fitting[0] if len(fitting) == 1 else name
 
 
-def _try(devices: list[str], count: int, folder: Path) -> list[str]:
+def _try(devices: list[str], count: int) -> list[str]:
     """Lock `count` free devices, or none. One process at a time looks, so that two can't hold half each."""
-    with (folder / "looking").open("w") as looking, ExitStack() as stack:
+    with _opened("looking") as looking, ExitStack() as stack:
         fcntl.flock(looking, fcntl.LOCK_EX)
         leased: list[str] = []
         for device in devices:
-            handle = stack.enter_context((folder / device.replace("/", "_")).open("w"))
+            handle = stack.enter_context(_opened(device.replace("/", "_")))
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -95,3 +102,15 @@ def _try(devices: list[str], count: int, folder: Path) -> list[str]:
                 return leased
         _held.clear()
     return []
+
+
+def _opened(name: str) -> TextIO:
+    """A file of all users' that is only locked. To open another user's for writing may be forbidden."""
+    with suppress(FileExistsError):
+        FOLDER.mkdir()
+        FOLDER.chmod(0o1777)  # what mkdir is told is cut by the process's mask
+    path = FOLDER / name
+    with suppress(FileExistsError):
+        path.touch(exist_ok=False)
+        path.chmod(0o644)
+    return path.open()
