@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 from contextlib import suppress
@@ -12,12 +13,13 @@ import pytest
 from test_store import record
 
 from understudy import checksums, progress
+from understudy.cli import collect_proxy
 from understudy.data.files import SCHEMA, read_split
 from understudy.errors import CorruptFileError
 from understudy.files import file_sha256, read_json, write_json
 from understudy.models.cache import kept
 from understudy.store import Store
-from understudy.trial import CurvePoint, TrialRecord
+from understudy.trial import CurvePoint, PackResults, TrialRecord
 
 
 def full_record(digest: str) -> TrialRecord:
@@ -135,3 +137,23 @@ def test_a_cached_model_is_made_once_and_anew_when_it_was_altered(tmp_path: Path
     (folder / checksums.LIST).unlink()  # as an earlier version made it
     kept(folder, make)
     assert len(made) == 2
+
+
+def test_a_table_whose_writer_was_killed_before_the_list_is_not_called_altered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    pack = tmp_path / "results.json"
+    write_json(pack, PackResults(id="random-000", records=(full_record("d1"),)))
+    table = tmp_path / "proxy" / "trials.parquet"
+    words = argparse.Namespace(packs=[pack], output=table)
+    collect_proxy.run(words)
+    assert (table.parent / checksums.LIST).exists()
+    write_json(pack, PackResults(id="random-000", records=(full_record("d2"),)))
+    with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+        patch.setattr(checksums, "write_list", killed)
+        collect_proxy.run(words)
+    assert pl.read_parquet(table)["digest"].to_list() == ["d2"]
+    assert checksums.altered(table.parent) == []

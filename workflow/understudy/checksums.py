@@ -22,6 +22,11 @@ def write_list(folder: Path, paths: Iterable[Path] | None = None) -> None:
     write_text(folder / LIST, "".join(f"{file_sha256(folder / name)}  {name}\n" for name in names))
 
 
+def forget(folder: Path) -> None:
+    """Remove a list before its files are written anew: killed in between, they would look altered."""
+    (folder / LIST).unlink(missing_ok=True)
+
+
 def _counts(path: Path) -> bool:
     return path.name != LIST and not path.name.startswith(".") and not path.name.endswith(ASIDE)
 

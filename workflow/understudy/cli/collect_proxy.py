@@ -20,5 +20,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Read, gather, write."""
     records = [record for path in arguments.packs for record in read_model(path, PackResults).records]
+    checksums.forget(arguments.output.parent)
     write_parquet(trials_frame(records), arguments.output)
     checksums.write_list(arguments.output.parent, [arguments.output])

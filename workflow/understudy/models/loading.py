@@ -54,7 +54,8 @@ def load_base(
 
     For LoRA nothing in it requires a gradient. Weights that aren't quantized are float32 on CPUs and for full
     fine-tuning; a frozen base on a GPU has the execution's dtype. The GPU is torch's current one. Raises `ModelError`
-    where full fine-tuning of a quantized model is asked for, and where there is no checkpoint.
+    where full fine-tuning of a quantized model is asked for, where there is no checkpoint, and where a quantized model
+    is to be spread over GPUs that are too small for it.
     """
     if method == "full" and card.quantization != "none":
         raise ModelError(
@@ -71,14 +72,22 @@ def load_base(
     device = torch.device("cpu")
     if execution.device == "cuda" and where == "device":
         device = torch.device("cuda", torch.cuda.current_device())
-    model = AutoModelForCausalLM.from_pretrained(
-        checkpoint_folder(card),
-        dtype=dtype,
-        device_map="auto" if where == "spread" else {"": device},
-        quantization_config=quantization_config(card.quantization, dtype),
-        local_files_only=True,
-        **({"attn_implementation": execution.attention} if execution.attention else {}),
-    )
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            checkpoint_folder(card),
+            dtype=dtype,
+            device_map="auto" if where == "spread" else {"": device},
+            quantization_config=quantization_config(card.quantization, dtype),
+            local_files_only=True,
+            **({"attn_implementation": execution.attention} if execution.attention else {}),
+        )
+    except ValueError as error:
+        if "dispatched on the CPU" not in str(error):
+            raise
+        raise ModelError(
+            f"the {card.role}, quantized to {card.quantization}, doesn't fit into the memory of this job's GPUs, and "
+            f"can't lie on the host in part; set `execution.{card.role}.processes` to more GPUs"
+        ) from error
     if card.quantization == "nf4":
         keep_weights_unpacked(model)
     if method == "lora":

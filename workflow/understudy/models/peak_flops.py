@@ -13,6 +13,7 @@ from typing import Literal
 # what torch calls a device contains the words -> (bfloat16, float32); None: it has none, or it isn't published. The
 # first that fits counts, so the more special names come first.
 PEAKS: dict[tuple[str, ...], tuple[float | None, float | None]] = {
+    ("H200", "NVL"): (835e12, 60e12),
     ("H200",): (989e12, 67e12),
     ("H100", "PCIe"): (756e12, 51e12),
     ("H100", "NVL"): (835e12, 60e12),
@@ -31,11 +32,13 @@ PEAKS: dict[tuple[str, ...], tuple[float | None, float | None]] = {
     ("V100", "PCIE"): (None, 14e12),
 }
 
+OTHERS = {"MIG", "Laptop", "Mobile", "D", "Ti", "SUPER", "Max"}  # a part of a GPU, or another one of that name
+
 
 def peak_flops(device_name: str | None, dtype: Literal["float32", "bfloat16"]) -> float | None:
     """FLOPs per second of a GPU that torch calls so; None on CPUs, for parts of a GPU (MIG) and where none is known."""
     words = (device_name or "").replace("-", " ").split()
-    if "MIG" in words:
+    if OTHERS.intersection(words):
         return None
     for name, (bfloat16, float32) in PEAKS.items():
         if set(name) <= set(words):

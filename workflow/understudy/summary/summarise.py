@@ -70,6 +70,7 @@ def write_summary(
         "early_stopping": early,
         "pack_notes": pl.DataFrame(sorted(evidence.pack_notes), {"pack": pl.String, "note": pl.String}, orient="row"),
     }
+    checksums.forget(folder)
     for name, table in parquet.items():
         write_parquet(table, folder / f"{name}.parquet")
     for name, table in csv.items():

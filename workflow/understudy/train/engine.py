@@ -246,6 +246,7 @@ def prepare_torch(execution: ResolvedExecution) -> None:
     """Threads and deterministic kernels. On GPUs an operation that has none warns; on CPUs all have one."""
     if execution.device == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS sums in a fixed order with it
+        os.environ.setdefault("FLASH_ATTENTION_DETERMINISTIC", "1")  # as transformers hands it on to flash-attn
     process.set_threads(execution.threads)
     torch.use_deterministic_algorithms(True, warn_only=execution.device == "cuda")
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time, and nothing here reads such memory

@@ -189,14 +189,16 @@ def _train_as_rank(spec: TrialSpec, job: Job) -> TrialRecord:
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=LONGEST_WAIT)
+    engine = Engine(job, Ranks(distributed.get_rank(), distributed.get_world_size()))
     try:
-        engine = Engine(job, Ranks(distributed.get_rank(), distributed.get_world_size()))
         record = engine.train(spec)
-        if engine.speaks_for_all:
-            os._exit(1)  # the others wait for this rank; that it is gone ends them
-        return record
-    finally:
-        distributed.destroy_process_group()
+    except InterruptionError:
+        distributed.destroy_process_group()  # every rank does; one that fails alone would wait for the others here
+        raise
+    if engine.speaks_for_all:
+        os._exit(1)  # the others wait for this rank; that it is gone ends them
+    distributed.destroy_process_group()
+    return record
 
 
 def _hung(job: Job) -> str:

@@ -59,6 +59,7 @@ def train_on_nodes(spec: TrialSpec, job: Job) -> TrialRecord:
         shutil.rmtree(folder, ignore_errors=True)
         return record
     if (found := out_of_memory(spec, job)) is not None:
+        shutil.rmtree(folder, ignore_errors=True)
         return found
     if (number := interruption.asked()) is not None or code == TOLD:
         raise InterruptionError(number or signal.SIGUSR1, "on several nodes; the newest checkpoint is kept")
