@@ -133,7 +133,7 @@ def test_packs_on_a_cpu() -> None:
         "pack_tokens",
         "pack_trials",
     ]
-    assert "4 jobs of 1 of 4 cores" in notes[2]
+    assert "4 jobs of one core each" in notes[2]
     assert packing(TINY, CPU, length=8192)[0].tokens == 8192
     assert packing(llama(0.5, 896, 24), CPU)[0].dense is False
 

@@ -58,8 +58,12 @@ class DataSettings(Section):
     train_examples: int = Field(default=512, ge=1, description="examples in the subset that a trial trains on")
     validation_examples: int = Field(default=256, ge=2, description="validation examples that a trial is judged on")
     test_examples: int | None = Field(default=None, ge=2, description="test examples of the final test; all if absent")
-    validation_share: float = Field(default=0.1, gt=0, lt=0.5, description="share of a split that is cut off")
-    test_share: float = Field(default=0.1, gt=0, lt=0.5, description="share of a split that is cut off")
+    validation_share: float = Field(
+        default=0.1, gt=0, lt=0.5, description="share of the examples that becomes the validation split without a file"
+    )
+    test_share: float = Field(
+        default=0.1, gt=0, lt=0.5, description="share of the examples that becomes the test split without a file"
+    )
 
     @model_validator(mode="after")
     def _files_go_with_the_task(self) -> DataSettings:
@@ -171,6 +175,7 @@ class StageExecution(Section):
 class ProxyExecution(StageExecution):
     """How the proxy's trials run; the packed ones share a base, each as if it were alone."""
 
+    processes: int = Field(default=1, ge=1, le=1, description="always 1: a pack runs on one device")
     packed: bool = Field(default=True, description="train many trials at the same time on one base, where that can be")
     pack_trials: int | Literal["auto"] = Field(
         default="auto", description="trials in training at the same time; `auto` takes what memory holds, at most 64"
@@ -235,12 +240,6 @@ class ExecutionSettings(Section):
     proxy: ProxyExecution = Field(default=ProxyExecution(), description="the proxy's trials")
     target: TargetExecution = Field(default=TargetExecution(), description="the target's trials")
 
-    @model_validator(mode="after")
-    def _proxy_is_one_process(self) -> ExecutionSettings:
-        if self.proxy.processes != 1:
-            raise ValueError(f"`proxy.processes` must be 1: packs run on one device, but got {self.proxy.processes}")
-        return self
-
 
 class RunningSettings(Section):
     """How running trials are kept safe: nothing that can change a number, so it is part of no digest."""
@@ -255,7 +254,7 @@ class RunningSettings(Section):
         default=30,
         ge=0,
         allow_inf_nan=False,
-        description="who trains or tests without progress for so long ends, so that a retry can go on; 0 is off",
+        description="a worker without progress for so long ends itself, so that a retry can go on; 0 switches that off",
     )
 
 

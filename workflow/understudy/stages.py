@@ -33,7 +33,7 @@ class HalvingSettings(Section):
     reduction_factor: int = Field(
         default=3,
         ge=2,
-        description="one of so many trials goes on, and each rung has so many times the last one's steps",
+        description="at a rung one trial in this many goes on; the next rung comes after this many times the steps",
     )
     metric: HalvingMetric = Field(default="eval_loss", description="what trials are compared by")
     bracket: int | None = Field(
@@ -168,7 +168,7 @@ class StopSettings(Section):
 class TruncatedSettings(Section):
     """Short runs of the target itself before its trials: a fidelity between proxy and target; `{}` turns them on."""
 
-    trials: int = Field(default=8, ge=1, description="how many configurations are run so")
+    trials: int = Field(default=8, ge=1, description="configurations that get a short run first")
     fidelity: float = Field(default=0.25, gt=0, lt=1, description="share of a trial's steps that they last")
 
 

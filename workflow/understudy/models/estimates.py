@@ -37,9 +37,9 @@ def estimate(
 ) -> tuple[int, str]:
     """Rows per forward pass that a GPU's memory is likely to hold, a power of two, and why.
 
-    `taken`: the bytes that a strategy takes beside activations, where that has been estimated. Else the
-    States: 16 bytes per parameter for full fine-tuning with AdamW in float32 (weights, gradients, two moments), where
-    that leaves half of the memory; else a frozen base. Not verified beyond a few models: a trial that still runs out
+    `taken`: the bytes that a strategy takes beside activations, where that has been estimated. Without it, 16 bytes per
+    parameter for full fine-tuning with AdamW in float32 (weights, gradients, two moments), where that leaves half of
+    the memory; else those of a frozen base. Not verified beyond a few models: a trial that still runs out
     of memory says so in its status.
     """
     usable = USABLE_SHARE * memory_bytes
@@ -154,7 +154,8 @@ def _room(threads: int, device: Literal["cpu", "cuda"], hardware: Hardware) -> _
         return _Room(usable, f"{in_gib(usable)} usable")
     jobs = max(1, hardware.cores // threads)
     usable = USABLE_SHARE * hardware.host_bytes / jobs - PROCESS_BYTES
-    beside = f", shared by {jobs} jobs of {threads} of {hardware.cores} cores" if jobs > 1 else ""
+    each = "one core" if threads == 1 else f"{threads} cores"
+    beside = f", shared by {jobs} jobs of {each} each" if jobs > 1 else ""
     return _Room(
         usable,
         f"{in_gib(max(usable, 0))} usable (the machine's {in_gib(hardware.host_bytes)}{beside}, less the program)",
