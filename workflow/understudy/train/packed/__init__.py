@@ -18,6 +18,7 @@ From the bottom up:
     trials      what a trial has done and does next, and which trials go through the base together
     passes      what goes through the base at once: a step of some trials, an evaluation of one
     halving     who goes on at a rung
+    rungs       what trials have there, and what becomes of them
     pack        the loop, and what happens when memory runs out
     checkpoint  a pack's state in a file
     train       from specs to records
