@@ -11,7 +11,8 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from importlib.util import find_spec
 from typing import Any
 
@@ -30,6 +31,7 @@ from understudy.train.ranks import Ranks
 from understudy.trial import ModelCard, ResolvedExecution, TrialSpec
 
 IGNORED = -100  # a label that has no loss
+Contender = Callable[[int], AbstractContextManager[Callable[[], float]]]  # of so many steps, ready to train
 
 
 def main() -> None:
@@ -52,14 +54,15 @@ def main() -> None:
         torch.use_deterministic_algorithms(False)
     base = load_base(card_of(shape, order), execution, "lora")
     examples = random_examples(shape, ragged=True)
-    train: Callable[[int], float] = {"understudy": ours, "trainer": theirs, "trl": trl}[name](base, examples, execution)
+    contender: Contender = {"understudy": ours, "trainer": theirs, "trl": trl}[name](base, examples, execution)
 
-    train(2)
+    with contender(2) as train:
+        train()
     memory.reset_peak()
-    steps = EXAMPLES // shape.rows
-    started = time.perf_counter()
-    loss = train(steps)
-    seconds = time.perf_counter() - started
+    with contender(EXAMPLES // shape.rows) as train:
+        started = time.perf_counter()
+        loss = train()
+        seconds = time.perf_counter() - started
 
     if not math.isfinite(loss):
         raise ValueError(f"the loss is {loss}")
@@ -106,26 +109,32 @@ def spec_for(steps: int, batch_size: int) -> TrialSpec:
     return spec_of(task, 0)
 
 
-def ours(base: Any, examples: loop.Examples, execution: ResolvedExecution) -> Callable[[int], float]:
+def ours(base: Any, examples: loop.Examples, execution: ResolvedExecution) -> Contender:
     """The program's own loop, with one evaluation on one example at its end."""
     batch_size = Shape(**json.loads(sys.argv[2])["shape"]).rows
 
-    def train(steps: int) -> float:
+    @contextmanager
+    def ready(steps: int) -> Iterator[Callable[[], float]]:
         spec, history = spec_for(steps, batch_size), History()
-        with trainable(base, spec, execution) as model:
+
+        def train() -> float:
             loop.train(model, spec, examples, execution, TrainingSettings(evaluations=1), Ranks(), history)
-        return float(history.metrics["train_loss"])
+            return float(history.metrics["train_loss"])
 
-    return train
+        with trainable(base, spec, execution) as model:
+            yield train
+
+    return ready
 
 
-def theirs(base: Any, examples: loop.Examples, execution: ResolvedExecution) -> Callable[[int], float]:
+def theirs(base: Any, examples: loop.Examples, execution: ResolvedExecution) -> Contender:
     """transformers' Trainer on peft's model: fused AdamW, rows sorted by length, rows padded to the longest."""
     from transformers import Trainer, TrainingArguments
 
     rows = [{"input_ids": each.input_ids, "labels": labels_of(each)} for each in examples.train]
 
-    def train(steps: int) -> float:
+    @contextmanager
+    def ready(steps: int) -> Iterator[Callable[[], float]]:
         with tempfile.TemporaryDirectory() as folder, fresh_adapter(base, spec_for(steps, 1)) as model:
             settings = TrainingArguments(
                 **common(folder, steps, execution),
@@ -133,15 +142,16 @@ def theirs(base: Any, examples: loop.Examples, execution: ResolvedExecution) -> 
                 remove_unused_columns=False,
             )
             trainer = Trainer(model=model, args=settings, train_dataset=rows, data_collator=Padded(execution.device))
-            return float(trainer.train().training_loss)
+            yield lambda: float(trainer.train().training_loss)
 
-    return train
+    return ready
 
 
-def trl(base: Any, examples: loop.Examples, execution: ResolvedExecution) -> Callable[[int], float]:
+def trl(base: Any, examples: loop.Examples, execution: ResolvedExecution) -> Contender:
     """TRL's SFTTrainer: rows packed to the full length, its fused kernels and FlashAttention where they are installed.
 
-    An epoch is as many packs as the examples fill, so it takes fewer steps; the tokens are the same.
+    An epoch is as many packs as the examples fill, so it takes fewer steps; the tokens are the same. Rows are packed
+    before the clock starts.
     """
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
@@ -152,18 +162,23 @@ def trl(base: Any, examples: loop.Examples, execution: ResolvedExecution) -> Cal
     )
     packing = find_spec("flash_attn") is not None  # else packed rows would see each other
 
-    def train(steps: int) -> float:
+    @contextmanager
+    def ready(steps: int) -> Iterator[Callable[[], float]]:
         with tempfile.TemporaryDirectory() as folder, fresh_adapter(base, spec_for(steps, 1)) as model:
             limits = common(folder, steps, execution)
             if steps > 2:
                 limits |= {"max_steps": -1, "num_train_epochs": 1}
             settings = SFTConfig(
-                **limits, packing=packing, max_length=longest, use_liger_kernel=find_spec("liger_kernel") is not None
+                **limits,
+                packing=packing,
+                max_length=longest,
+                completion_only_loss=True,
+                use_liger_kernel=find_spec("liger_kernel") is not None,
             )
             trainer = SFTTrainer(model=model, args=settings, train_dataset=data)
-            return float(trainer.train().training_loss)
+            yield lambda: float(trainer.train().training_loss)
 
-    return train
+    return ready
 
 
 def common(folder: str, steps: int, execution: ResolvedExecution) -> dict[str, Any]:
