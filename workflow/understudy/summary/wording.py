@@ -12,7 +12,7 @@ from understudy.summary.style import flop_unit
 
 # A convention of this program's, not a standard one: from which rank correlation on each word is used.
 ENOUGH_PAIRS = 10  # below, a resampled rank correlation says next to nothing
-ENOUGH_SEEDS = 3  # below, resampled seeds hardly show how much they differ
+ENOUGH_SEEDS = 5  # below, resampled seeds hardly show how much they differ: intervals come out a tenth too narrow
 FOLLOWED, DOUBTED = 0.9, 0.5  # least trust in the proxy to be called so
 ALIKE = 0.5  # least rank correlation to be called roughly alike
 WORDS = ((0.8, "much"), (ALIKE, "roughly"), (0.2, "only faintly"))
@@ -90,7 +90,7 @@ def verdict(gain: Interval | None, winner_is_default: bool) -> str:
 
 
 def few_seeds_text(seeds: int) -> str | None:
-    """What to add to intervals over seeds that are too few to show how much they differ; None from three on."""
+    """What to add to intervals over seeds that are too few to show how much they differ; None from `ENOUGH_SEEDS` on."""
     if seeds >= ENOUGH_SEEDS:
         return None
     return (
