@@ -90,7 +90,7 @@ def verdict(gain: Interval | None, winner_is_default: bool) -> str:
 
 
 def few_seeds_text(seeds: int) -> str | None:
-    """What to add to intervals over seeds that are too few to show how much they differ; None from `ENOUGH_SEEDS` on."""
+    """What to add to intervals over seeds that are too few to show how much they differ; None from five on."""
     if seeds >= ENOUGH_SEEDS:
         return None
     return (
