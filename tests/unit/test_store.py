@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -108,6 +109,16 @@ def test_the_store_returns_what_was_saved_and_refuses_what_is_broken(tmp_path: P
     write_json(store.entry("d1") / "record.json", record("d2"))
     with pytest.raises(CorruptFileError, match="d2"):
         store.find("d1")
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_save(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    left = store.entry("d1") / ".record.json.123.part"
+    left.parent.mkdir()
+    left.touch()
+    os.utime(left, (0, 0))
+    store.save(record("d1"))
+    assert [path.name for path in store.entry("d1").iterdir()] == ["record.json"]
 
 
 def test_the_digest_covers_what_changes_numbers_and_nothing_else() -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from understudy import lease
 from understudy.errors import CorruptFileError
-from understudy.files import read_model, write_json
+from understudy.files import read_model, sweep, write_json
 from understudy.trial import TrialRecord
 
 
@@ -64,7 +64,9 @@ class Store:
 
     def save(self, record: TrialRecord) -> None:
         """Keep a finished trial. Its adapter, if any, must already be in place."""
-        write_json(self.entry(record.result.digest) / "record.json", record)
+        path = self.entry(record.result.digest) / "record.json"
+        sweep(path)  # what a writer that was killed has left
+        write_json(path, record)
 
     def keep(self, record: TrialRecord) -> TrialRecord:
         """Save a finished trial unless somebody else has in the meantime; return the record that is kept."""
