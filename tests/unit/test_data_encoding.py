@@ -69,6 +69,8 @@ def test_every_example_fits_and_keeps_its_completion(
             assert len(kept) == max_length - 1
             assert kept == whole[: len(kept)]
         assert before == whole_prompt[len(whole_prompt) - len(before) :] or (before == [END] and not whole_prompt)
+        expected = "nothing" if before == (whole_prompt or [END]) else "prompt"
+        assert example.cut == (expected if kept == whole else "completion")
         if len(whole_prompt) + len(whole) <= max_length:
             assert before == (whole_prompt or [END])
         else:
@@ -154,3 +156,36 @@ def test_a_tokenizer_without_a_template_is_refused(with_start: Any, tmp_path: Pa
     with_start.name_or_path = str(tmp_path)
     with pytest.raises(DataError, match="no chat template"):
         encode(frame((json.dumps(TURNS), "Bye."), chat=True), with_start, 80)
+
+
+REFUSING = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{{ m.content + '<|endoftext|>' }}{% endfor %}"
+)
+
+
+def test_a_chat_that_the_template_refuses_is_named(tokenizer: Any, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(REFUSING, encoding="utf-8")
+    refusing = AutoTokenizer.from_pretrained(tmp_path)
+    system = json.dumps([{"role": "system", "content": "Be brief."}, TURNS[0]])
+    rows = frame((json.dumps(TURNS), "Bye."), (system, "3"), chat=True)
+    assert len(encode(rows[:1], refusing, 80)) == 1
+    words = r"(?s)refuses the example `1` \(roles: system, user\): System role not supported; change such chats"
+    with pytest.raises(DataError, match=words) as raised:
+        encode(rows, refusing, 80)
+    assert str(tmp_path) in str(raised.value)
+    with pytest.raises(DataError, match="refuses the example `dev:3`"):
+        encode_prompt(system, True, refusing, 80, "dev:3")
+
+
+def test_a_template_s_own_mistake_is_told_as_well(tokenizer: Any) -> None:
+    template = tokenizer.chat_template
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content + m.name }}{% endfor %}"
+    try:
+        with pytest.raises(DataError, match=r"refuses the example `0`.*'dict object' has no attribute 'name'"):
+            encode(frame((json.dumps(TURNS), "Bye."), chat=True), tokenizer, 80)
+    finally:
+        tokenizer.chat_template = template

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,13 @@ import polars as pl
 import pytest
 from test_data_stdlib import prepare, rows
 
+from understudy import progress
+from understudy.cli import main
 from understudy.errors import DataError
+from understudy.files import read_model, write_json
+from understudy.sections import DataSection
+from understudy.settings import DataSettings
+from understudy.trial import DataManifest
 
 PAIRS = [{"prompt": f"Question {i}, with a comma\nand a line?", "completion": f"Änswer {i}"} for i in range(40)]
 SIZES = {"train_examples": 4, "validation_examples": 2, "test_examples": 2}
@@ -156,6 +163,16 @@ def test_a_csv_row_with_a_bad_quote_is_listed_beside_the_others(
         ([{"role": "user", "content": None}], "turn 1 needs a text `content`"),
         ([{"role": "user", "content": "a"}], "has no answer"),
         ([{"role": "assistant", "content": "a"}], "has no answer of the assistant to something"),
+        (
+            [{"role": "user", "content": "a"}, {"role": "assistant", "content": "", "tool_calls": [{"id": 1}]}],
+            "turn 2 has `tool_calls`, and tool calls aren't supported",
+        ),
+        (
+            [{"role": "assistant", "content": None, "function_call": {"name": "f"}}],
+            "turn 1 has `function_call`, and tool calls aren't supported",
+        ),
+        ([{"role": "function", "content": "a"}], "`role: 'function'`, and tool calls aren't supported"),
+        ([{"role": ["user"], "content": "a"}], "`role: ['user']`, but it must be one of"),
     ],
 )
 def test_bad_chats(turns: Any, problem: str, tmp_path: Path) -> None:
@@ -251,3 +268,98 @@ def test_files_that_cannot_be_read(name: str, content: str | bytes | None, probl
         (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(DataError, match=problem):
         prepare(tmp_path, **given(tmp_path / name))
+
+
+def first_prompt(tmp_path: Path, row: dict[str, Any], data_format: str) -> tuple[str, dict[str, int]]:
+    """What becomes of a row's prompt, and the manifest's counts; twenty others stand beside it."""
+    text = json.dumps(row)
+    others = [json.loads(text.replace("Zwei", f"Zwei {i}").replace("Two", f"{i} two")) for i in range(20)]
+    manifest = prepare(tmp_path, **given(write(tmp_path / "d.jsonl", [row, *others]), format=data_format))
+    return rows(tmp_path).filter(pl.col("completion") == "Zwei.")["prompt"].item(), manifest.counts
+
+
+def test_an_alpaca_row_s_system_message_and_history_stand_in_the_prompt(tmp_path: Path) -> None:
+    row = {"instruction": "Two?", "input": "", "output": "Zwei.", "system": "Speak German."}
+    prompt, counts = first_prompt(tmp_path / "a", {**row, "history": [["One?", "Eins."]]}, "alpaca")
+    assert prompt == (
+        "Speak German.\n\n### Instruction:\nOne?\n\n### Response:\nEins.\n\n### Instruction:\nTwo?\n\n### Response:\n"
+    )
+    assert counts["earlier_answers_as_context"] == 21
+    assert not [name for name in counts if name.startswith("ignored_key")]
+    prompt, _ = first_prompt(tmp_path / "b", {**row, "system": " ", "history": []}, "alpaca")
+    assert prompt.startswith("Below is an instruction that describes a task. Write")
+    write(tmp_path / "d.jsonl", [{**row, "history": ["One?", "Eins."]}])
+    with pytest.raises(DataError, match="`history` must be a list of pairs"):
+        prepare(tmp_path, **given(tmp_path / "d.jsonl", format="alpaca"))
+
+
+SAID = [{"from": "human", "value": "Two?"}, {"from": "gpt", "value": "Zwei."}]
+
+
+def test_a_chat_s_system_key_becomes_its_first_turn(tmp_path: Path) -> None:
+    system = {"role": "system", "content": "Speak German."}
+    prompt, counts = first_prompt(tmp_path / "a", {"conversations": SAID, "system": "Speak German."}, "sharegpt")
+    assert json.loads(prompt)[0] == system
+    assert "ignored_key_system" not in counts
+    messages = [system, {"role": "user", "content": "Two?"}, {"role": "assistant", "content": "Zwei."}]
+    prompt, counts = first_prompt(tmp_path / "b", {"messages": messages, "system": "Be brief."}, "messages")
+    assert json.loads(prompt) == messages[:2]
+    assert counts["ignored_key_system"] == 21
+
+
+def test_an_answer_of_weight_0_is_not_learnt(tmp_path: Path) -> None:
+    turns = [
+        {"role": "user", "content": "One?"},
+        {"role": "assistant", "content": "Eins.", "weight": 0},
+        {"role": "user", "content": "Two?"},
+        {"role": "assistant", "content": "Zwei.", "weight": 1},
+        {"role": "user", "content": "Three?"},
+        {"role": "assistant", "content": "Drei.", "weight": 0},
+    ]
+    prompt, counts = first_prompt(tmp_path / "a", {"messages": turns}, "messages")
+    assert [turn["content"] for turn in json.loads(prompt)] == ["One?", "Eins.", "Two?"]
+    assert (counts["ignored_turns_after_the_last_answer"], counts["earlier_answers_as_context"]) == (42, 21)
+    assert "ignored_key_weight" not in counts
+    write(tmp_path / "d.jsonl", [{"messages": turns[:2]}])
+    with pytest.raises(DataError, match="no answer to learn: each has `weight: 0`"):
+        prepare(tmp_path, **given(tmp_path / "d.jsonl", format="messages"))
+
+
+def test_keys_that_nothing_reads_are_counted_and_told(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "_terminal", sys.stderr)
+    chats = [
+        {
+            "id": i,
+            "tools": [{"name": "add"}] if i < 7 else [],
+            "messages": [
+                {"role": "user", "content": f"{i}?", "name": None},
+                {"role": "assistant", "content": "Yes.", "reasoning_content": "Hm." if i else ""},
+                {"role": "user", "content": "Sure?"},
+                {"role": "assistant", "content": f"Yes, {i}."},
+                {"role": "user", "content": "Thanks."},
+            ],
+        }
+        for i in range(30)
+    ]
+    section = DataSection(
+        seed=1,
+        cache="",
+        data=DataSettings.model_validate(given(write(tmp_path / "d.jsonl", chats), format="messages")),
+    )
+    write_json(tmp_path / "section.json", section)
+    outputs = [f"--{name}={tmp_path / name}" for name in ("train", "validation", "test", "manifest")]
+    assert main(["prepare-data", f"--settings={tmp_path / 'section.json'}", *outputs]) == 0
+    counts = read_model(tmp_path / "manifest", DataManifest).counts
+    ignored = {name: count for name, count in counts.items() if name.startswith("ignored_key")}
+    assert ignored == {"ignored_key_id": 30, "ignored_key_reasoning_content": 29, "ignored_key_tools": 7}
+    said = capfd.readouterr()
+    assert said.err.splitlines() == [
+        "data: 29 of 30 rows have the key `reasoning_content`, which isn't read",
+        "data: 7 of 30 rows have the key `tools`, which isn't read",
+        "data: 30 earlier answers of chats are context and aren't learnt (only the last one is; for more, give one row "
+        "per answer)",
+        "data: 30 turns stand after the last answer and are left out",
+    ]
+    assert "further keys that aren't read, and in how many rows: `id` (30)" in said.out

@@ -331,3 +331,10 @@ def test_trust_in_words() -> None:
         assert sentence is not None
         assert word in sentence
         assert f"{trust:.2f}" in sentence
+
+
+def test_what_was_cut_off_the_data_stands_beside_the_models(study: synthetic_study.Study, tmp_path: Path) -> None:
+    note = "3 of 512 training examples are longer than data.max_length (128) and lose the beginning of their prompt"
+    cards = [study.cards[0].model_copy(update={"notes": (note,)}), study.cards[1]]
+    paths = synthetic_files.reported(dataclasses.replace(study, cards=cards), tmp_path)
+    assert f"<li>proxy: {note}</li>" in paths.report.read_text(encoding="utf-8")

@@ -207,6 +207,13 @@ class ModelCard(_Frozen):
     vocab_size: int
     parameters: int
     quantization: Quantization
+    notes: tuple[str, ...] = Field(default=(), description="what its tokenizer, or `data.max_length`, does to the data")
+
+    @model_serializer(mode="wrap")
+    def _without_empty_notes(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Cards that have nothing to say stay as they were before there were notes."""
+        values: dict[str, Any] = serialize(self)
+        return {name: value for name, value in values.items() if name != "notes" or value}
 
 
 class Packing(_Frozen):

@@ -43,8 +43,8 @@ def run(arguments: argparse.Namespace) -> None:
     tokenizer = load_tokenizer(card)
     frame = read_split(arguments.validation, section.decode.examples, manifest.splits["validation"].sha256)
     prompts = [
-        encode_prompt(prompt, chat, tokenizer, manifest.max_length)
-        for prompt, chat in frame.select("prompt", "chat").iter_rows()
+        encode_prompt(prompt, chat, tokenizer, manifest.max_length, example)
+        for prompt, chat, example in frame.select("prompt", "chat", "id").iter_rows()
     ]
     references = [completion.strip() for completion in frame["completion"]]
     with watchdog.watching(read_running(arguments).watchdog_minutes, "the decoding search"):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from understudy import progress
+from understudy.data import notices
 from understudy.data.prepare import prepare_data
 from understudy.files import read_model
 from understudy.sections import DataSection
@@ -23,3 +25,7 @@ def run(arguments: argparse.Namespace) -> None:
     manifest = prepare_data(section, {split: getattr(arguments, split) for split in SPLITS}, arguments.manifest)
     sizes = ", ".join(f"{manifest.splits[split].examples} {split}" for split in SPLITS)
     print(f"{manifest.counts['kept']} examples of {manifest.counts['found']}: {sizes}")
+    for note in notices.of_rows(manifest.counts):
+        progress.tell(f"data: {note}")
+    for note in notices.of_columns(manifest.counts):
+        print(note)

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from understudy import progress
 from understudy.data import pin, stdlib
 from understudy.data.corpus import training_corpus
 from understudy.files import read_model, write_json
@@ -24,6 +25,8 @@ def run(arguments: argparse.Namespace) -> None:
     section = read_model(arguments.settings, ModelSection)
     manifest = read_model(arguments.manifest, DataManifest)
     set_threads(section.threads)
+    from understudy.data.fit import notes_on_fit
+    from understudy.models.loading import load_tokenizer
     from understudy.models.prepare import prepare_model
 
     def corpus() -> Sequence[str]:
@@ -31,5 +34,8 @@ def run(arguments: argparse.Namespace) -> None:
         return training_corpus(manifest, arguments.manifest.with_name("train.parquet"))
 
     card = prepare_model(section, corpus, manifest.source.get("format"))
-    write_json(arguments.output, card)
+    notes = notes_on_fit(manifest, arguments.manifest.parent, load_tokenizer(card))
+    for note in notes:
+        progress.tell(f"{card.role}: {note}")
+    write_json(arguments.output, card.model_copy(update={"notes": notes}))
     print(f"{card.name}: {card.parameters:,} parameters, {card.quantization}, in {card.path}")

@@ -7,4 +7,5 @@
 - `prepare`: all of it, from the settings to three parquet files and a manifest
 - `pin`: the interpreter that a study was made with; `corpus`: what the built-in models are pretrained on
 - `files`: reading a split back; `encoding`: from texts to tokens
+- `fit`: whether a tokenizer takes the data, and what is cut; `notices`: what isn't learnt, in words
 """

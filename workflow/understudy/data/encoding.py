@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
+from jinja2 import TemplateError
 
 from understudy.errors import DataError
+
+Cut = Literal["nothing", "prompt", "completion"]
 
 
 @dataclass(frozen=True)
@@ -16,12 +19,14 @@ class Encoded:
     """One example as tokens. Tokens from `completion_start` (at least 1) on are the completion.
 
     The end-of-sequence token belongs to the completion, unless the completion had to be cut. `completion_bytes` is
-    the UTF-8 length of the completion's text as far as it is kept.
+    the UTF-8 length of the completion's text as far as it is kept. `cut` says what is missing of an example that was
+    too long: the prompt's beginning, or the completion's end, which leaves no room for the prompt.
     """
 
     input_ids: list[int]
     completion_start: int
     completion_bytes: int
+    cut: Cut = "nothing"
 
 
 def encode(frame: pl.DataFrame, tokenizer: Any, max_length: int) -> list[Encoded]:
@@ -31,7 +36,8 @@ def encode(frame: pl.DataFrame, tokenizer: Any, max_length: int) -> list[Encoded
     Where an example is too long the prompt is cut from the left; only where the completion alone is too long it is
     cut from the right. One token before the completion always stays, since nothing predicts a first token: the
     beginning-of-sequence token where the tokenizer uses one, else the prompt's last token, else the
-    end-of-sequence token. Raises `DataError` for chats where the tokenizer has no chat template.
+    end-of-sequence token. Raises `DataError` for chats where the tokenizer has no chat template or its template
+    refuses one.
     """
     plain = [_Texts(row["prompt"], row["completion"], False) for row in frame.iter_rows(named=True) if not row["chat"]]
     chats = [_chat_texts(row, tokenizer) for row in frame.iter_rows(named=True) if row["chat"]]
@@ -40,9 +46,12 @@ def encode(frame: pl.DataFrame, tokenizer: Any, max_length: int) -> list[Encoded
     return [next(chats_encoded if is_chat else plain_encoded) for is_chat in frame["chat"]]
 
 
-def encode_prompt(prompt: str, chat: bool, tokenizer: Any, max_length: int) -> list[int]:
-    """A prompt's tokens as a model sees them before it generates: the last `max_length` of them."""
-    text = _prompt_text(prompt, tokenizer) if chat else prompt
+def encode_prompt(prompt: str, chat: bool, tokenizer: Any, max_length: int, example: str = "prompt") -> list[int]:
+    """A prompt's tokens as a model sees them before it generates: the last `max_length` of them.
+
+    `example` is what an error calls it. Raises `DataError` as `encode` does.
+    """
+    text = _in_template(json.loads(prompt), tokenizer, example, answer_next=True) if chat else prompt
     start = [] if chat else _start(tokenizer)
     tokens = _ids([text], tokenizer)[0]
     return (start + tokens[-(max_length - len(start)) :]) or [tokenizer.eos_token_id]
@@ -68,9 +77,12 @@ def _encode_texts(texts: list[_Texts], tokenizer: Any, max_length: int) -> list[
         kept = ended[: max_length - max(len(start), 1)]
         room = max_length - len(start) - len(kept)
         before = start + prompt[len(prompt) - min(room, len(prompt)) :] or [eos]
-        cut = len(kept) < len(ended)
-        length = _byte_length(tokenizer, kept) if cut or text.complete else len(text.completion.encode())
-        encoded.append(Encoded(before + kept, len(before), length))
+        cut: Cut = "prompt" if room < len(prompt) else "nothing"
+        if len(kept) < len(ended):
+            cut = "completion"
+        as_written = cut != "completion" and not text.complete
+        length = len(text.completion.encode()) if as_written else _byte_length(tokenizer, kept)
+        encoded.append(Encoded(before + kept, len(before), length, cut))
     return encoded
 
 
@@ -91,22 +103,32 @@ def _byte_length(tokenizer: Any, tokens: list[int]) -> int:
     return len(text.encode())
 
 
-def _prompt_text(prompt: str, tokenizer: Any) -> str:
-    """A chat's turns in the tokenizer's template, up to where the assistant begins to speak."""
+def _in_template(turns: list[dict[str, str]], tokenizer: Any, example: str, answer_next: bool) -> str:
+    """A chat's turns in the tokenizer's template; with `answer_next` up to where the assistant begins to speak."""
     if tokenizer.chat_template is None:
         raise DataError(
             f"the data are chats, but the tokenizer of {tokenizer.name_or_path} has no chat template; "
             "take a model that was made for chats, or data in the format prompt_completion"
         )
-    text: str = tokenizer.apply_chat_template(json.loads(prompt), tokenize=False, add_generation_prompt=True)
+    try:
+        text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer_next)
+    except (TemplateError, TypeError, ValueError) as error:  # a template raises the first on purpose, others by mistake
+        said = " ".join(str(error).split()) or type(error).__name__
+        roles = ", ".join(turn["role"] for turn in turns)
+        raise DataError(
+            f"the chat template of {tokenizer.name_or_path} refuses the example `{example}` (roles: {roles}): "
+            f"{said[:300]}; change such chats in the data (a system message can go into the user's first turn), or "
+            "take a model whose template takes them"
+        ) from error
     return text
 
 
 def _chat_texts(row: dict[str, Any], tokenizer: Any) -> _Texts:
     """Prompt and completion of a chat; the completion includes the template's end of turn."""
-    prompt = _prompt_text(row["prompt"], tokenizer)
-    turns = [*json.loads(row["prompt"]), {"role": "assistant", "content": row["completion"]}]
-    whole: str = tokenizer.apply_chat_template(turns, tokenize=False)
+    turns = json.loads(row["prompt"])
+    prompt = _in_template(turns, tokenizer, row["id"], answer_next=True)
+    answer = {"role": "assistant", "content": row["completion"]}
+    whole = _in_template([*turns, answer], tokenizer, row["id"], answer_next=False)
     # some templates rewrite earlier turns once an answer follows; then the answer goes after the prompt as it is
     completion = whole[len(prompt) :] if whole.startswith(prompt) else row["completion"]
     stripped = completion.rstrip()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from understudy.data.examples import Example, Found, without_repeats
 from understudy.data.formats import parse
+from understudy.data.notices import EARLIER_ANSWERS, IGNORED_KEY, IGNORED_TURNS
 from understudy.data.readers import Failure, read_rows, where
 from understudy.data.splits import HELD_OUT, cut_off
 from understudy.errors import DataError
@@ -61,7 +62,10 @@ def _read(path: Path, split: Split, data_format: DataFormat, counts: Counter[str
         except ValueError as error:
             failures.append(Failure(number, str(error)))
             continue
-        counts["ignored_turns_after_the_last_answer"] += parsed.ignored_turns
+        counts[IGNORED_TURNS] += parsed.ignored_turns
+        if parsed.earlier_answers:
+            counts[EARLIER_ANSWERS] += parsed.earlier_answers
+        counts.update(f"{IGNORED_KEY}{key}" for key in parsed.ignored_keys)
         examples.append(Example(f"{split}:{number}", path.name, parsed.prompt, parsed.completion, parsed.chat))
     if failures:
         raise _bad_rows(path, sorted(failures, key=lambda failure: failure.number), len(rows), data_format)

@@ -1,0 +1,87 @@
+"""How the data fit a tokenizer: told by `prepare-model`, once for each model, before anything is trained."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_data_files import SIZES, write
+from tiny_models import llama_config, save
+
+from understudy import progress
+from understudy.cli import main
+from understudy.data.encoding import Encoded
+from understudy.data.notices import of_lengths
+from understudy.data.prepare import prepare_data
+from understudy.files import read_model, write_json
+from understudy.sections import DataSection, ModelSection
+from understudy.settings import DataSettings, ModelSettings
+from understudy.trial import ModelCard
+
+
+def test_what_is_cut_is_counted_in_words() -> None:
+    whole, short = Encoded([1, 2], 1, 1), Encoded([1, 2], 1, 1, "completion")
+    headless = Encoded([1, 2], 1, 1, "prompt")
+    assert of_lengths([whole] * 3, "training examples", 64) == []
+    assert of_lengths([whole] * 3688 + [headless] * 312, "training examples", 1024) == [
+        "312 of 4,000 training examples are longer than data.max_length (1024) and lose the beginning of their prompt"
+    ]
+    assert of_lengths([whole, headless, short], "validation examples", 64) == [
+        "1 of 3 validation examples is longer than data.max_length (64) and loses the beginning of its prompt",
+        "1 of 3 validation examples has an answer longer than data.max_length (64) and loses its end and the prompt",
+    ]
+
+
+def prepared(tmp_path: Path, items: list[Any], data_format: str) -> list[str]:
+    """The arguments of `prepare-model` for a study on these rows and a tiny model in `tmp_path/model`."""
+    files = {"train": str(write(tmp_path / "d.jsonl", items))}
+    settings = DataSettings.model_validate(
+        {"task": "files", "files": files, "format": data_format, "max_length": 24, **SIZES, "train_examples": 12}
+    )
+    folder = tmp_path / "data"
+    outputs = {split: folder / f"{split}.parquet" for split in ("train", "validation", "test")}
+    folder.mkdir()
+    prepare_data(DataSection(seed=1, cache="", data=settings), outputs, folder / "manifest.json")
+    model = ModelSettings(model_name_or_path=str(save(tmp_path / "model", llama_config())))
+    section = ModelSection(seed=1, cache="", role="proxy", model=model, threads=1)
+    write_json(tmp_path / "settings.json", section)
+    paths = {"settings": tmp_path / "settings.json", "manifest": folder / "manifest.json", "output": tmp_path / "card"}
+    return ["prepare-model", *(f"--{name}={path}" for name, path in paths.items())]
+
+
+def test_what_is_cut_is_told_and_noted(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "_terminal", sys.stderr)
+    items = [{"prompt": f"{i} " + "xyz " * 40, "completion": "Yes."} for i in range(40)]
+    assert main(prepared(tmp_path, items, "prompt_completion")) == 0
+    notes = read_model(tmp_path / "card", ModelCard).notes
+    assert notes == (
+        "12 of 12 training examples are longer than data.max_length (24) and lose the beginning of their prompt",
+        "2 of 2 validation examples are longer than data.max_length (24) and lose the beginning of their prompt",
+    )
+    assert [line for line in capfd.readouterr().err.splitlines() if "max_length" in line] == [
+        f"proxy: {note}" for note in notes
+    ]
+
+
+def test_a_card_without_notes_says_nothing_of_them(tmp_path: Path) -> None:
+    items = [{"prompt": f"{i}", "completion": "Yes."} for i in range(40)]
+    assert main(prepared(tmp_path, items, "prompt_completion")) == 0
+    assert read_model(tmp_path / "card", ModelCard).notes == ()
+    assert '"notes"' not in (tmp_path / "card").read_text(encoding="utf-8")
+
+
+def test_chats_that_the_template_refuses_stop_the_study_before_it_trains(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    said = [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Hi."}]
+    items = [{"messages": [{**said[0], "content": f"{i}?"}, said[1]], "system": "Be brief."} for i in range(40)]
+    arguments = prepared(tmp_path, items, "messages")
+    refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    (tmp_path / "model" / "chat_template.jinja").write_text(refusing, encoding="utf-8")
+    assert main(arguments) == 2
+    assert "System role not supported" in capfd.readouterr().err
+    assert not (tmp_path / "card").exists()
