@@ -5,15 +5,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import synthetic_files
 import synthetic_study
+import torch
 import yaml
 
 from understudy.cli import main
+from understudy.models.quantization import quantization_config
 from understudy.paths import StudyPaths
+from understudy.settings import DataSettings
 from understudy.summary import export
 from understudy.trial import ResolvedExecution
 
@@ -170,3 +175,42 @@ def test_a_fractional_alpha_is_rounded_and_said(
     assert "rounded from 23.7" in text
     assert "label_smoothing_factor 0.1" in text
     assert json.loads((folder / "transformers.json").read_text())["lora_config"]["lora_alpha"] == 23.7
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_transformers_arguments_load_a_quantized_base_as_the_study_did(
+    best: export.Best, quantization: Any, device: Any, tmp_path: Path
+) -> None:
+    from transformers import BitsAndBytesConfig, TrainingArguments
+
+    execution = best.execution.model_copy(
+        update={"device": device, "dtype": "bfloat16", "gradient_checkpointing": True}
+    )
+    card = best.card.model_copy(update={"quantization": quantization})
+    exported = export.transformers_arguments(dataclasses.replace(best, card=card, execution=execution))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the newest transformers have another name for it as well
+        arguments = TrainingArguments(output_dir=str(tmp_path), **{**exported["training_arguments"], "bf16": False})
+    assert arguments.gradient_checkpointing
+    taken = torch.bfloat16 if device == "cuda" else torch.float32  # as in `load_base`
+    assert (
+        BitsAndBytesConfig(**json.loads(json.dumps(exported["bits_and_bytes_config"]))).to_dict()
+        == quantization_config(quantization, taken).to_dict()
+    )
+    assert "gradient_checkpointing" not in export.transformers_arguments(best)["training_arguments"]
+    assert "bits_and_bytes_config" not in export.transformers_arguments(best)
+
+
+@pytest.mark.parametrize("data_format", ["messages", "alpaca", "prompt_completion", None])
+def test_exports_say_what_an_epoch_was_and_which_answers_were_learnt(
+    data_format: str | None, study: synthetic_study.Study, tmp_path: Path
+) -> None:
+    files = {"task": "files", "files": {"train": "d.jsonl"}, "format": data_format} if data_format else {}
+    config = study.config.model_copy(update={"data": DataSettings.model_validate(files)})
+    folder = synthetic_files.reported(dataclasses.replace(study, config=config), tmp_path).best_config.parent
+    axolotl, factory = ((folder / name).read_text(encoding="utf-8") for name in ("axolotl.yaml", "llamafactory.yaml"))
+    for text in (axolotl, factory):
+        assert f"# An epoch of the study was one pass over {study.manifest.train_examples} training examples." in text
+    assert yaml.safe_load(factory).get("mask_history", False) == (data_format in ("messages", "alpaca"))
+    assert ("# `roles_to_train: []` and `message_field_training: training`." in axolotl) == (data_format == "messages")

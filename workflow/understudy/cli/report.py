@@ -10,7 +10,8 @@ from understudy.artifacts import DecodeResults, Regions, TestResult, Winner
 from understudy.files import read_json, read_model, write_text
 from understudy.sections import SummarySection
 from understudy.store import Store
-from understudy.summary.export import Best, write_best
+from understudy.summary.best import Best
+from understudy.summary.export import write_best
 from understudy.summary.report import Findings, render
 from understudy.trial import DataManifest, Execution, ModelCard
 

@@ -12,5 +12,7 @@ headline     the text that the workflow prints at the end
 summarise    all of the above below `results/summary/`
 captions     what each figure shows
 report       the one HTML file, from the template report.html
-export       the best configuration for the user's own trainer
+best         what the report and the exports are made from
+trainers     the best configuration in the words of other trainers
+export       the best configuration for the user's own trainer, as files
 """

@@ -20,8 +20,9 @@ from understudy.artifacts import Box, Regions
 from understudy.hyperparameters import Value
 from understudy.settings import Role
 from understudy.summary import wording
+from understudy.summary.best import Best
 from understudy.summary.captions import CAPTIONS
-from understudy.summary.export import Best, wanted_yaml
+from understudy.summary.export import wanted_yaml
 from understudy.summary.headline import STAGE_NAMES, agreement_lines
 from understudy.summary.panels import MODEL_ROWS
 from understudy.trial import Execution, ModelCard

@@ -1,0 +1,170 @@
+"""The best configuration in the words of other trainers: Axolotl, LLaMA-Factory, transformers with peft."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from understudy.hyperparameters import ALL_LINEAR, target_modules
+from understudy.settings import Quantization
+from understudy.summary.best import Best, plain_values
+from understudy.trial import ResolvedExecution
+
+CHATS = ("sharegpt", "messages")
+SHARED = (  # named alike in transformers and LLaMA-Factory
+    "learning_rate",
+    "num_train_epochs",
+    "weight_decay",
+    "lr_scheduler_type",
+    "max_grad_norm",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "label_smoothing_factor",
+)
+AXOLOTL = {
+    "learning_rate": "learning_rate",
+    "num_train_epochs": "num_epochs",
+    "weight_decay": "weight_decay",
+    "warmup_ratio": "warmup_ratio",
+    "lr_scheduler_type": "lr_scheduler",
+    "max_grad_norm": "max_grad_norm",
+    "adam_beta1": "adam_beta1",
+    "adam_beta2": "adam_beta2",
+    "adam_epsilon": "adam_epsilon",
+}
+AXOLOTL_CHATS = (  # read in `ChatTemplateStrategy` of its prompt strategies, not run
+    "Of a chat the study learnt the last answer alone; Axolotl's `chat_template` learns every answer.\n"
+    "For the same, give each row's last answer the key `training: true`, and the entry in `datasets`\n"
+    "`roles_to_train: []` and `message_field_training: training`."
+)
+
+
+def batching(batch_size: int, execution: ResolvedExecution) -> tuple[int, int, int]:
+    """Processes, examples per process and forward pass, and accumulated passes, whose product is `batch_size`.
+
+    The processes are those of the study where they divide the batch, else one.
+    """
+    processes = execution.processes if batch_size % execution.processes == 0 else 1
+    rows = batch_size // processes
+    per_device = max(size for size in range(1, min(rows, execution.micro_batch_size) + 1) if rows % size == 0)
+    return processes, per_device, rows // per_device
+
+
+def axolotl(best: Best) -> dict[str, Any]:
+    """An Axolotl config without `datasets` and `output_dir`; LoRA's alpha is rounded, since Axolotl wants it whole."""
+    values = plain_values(best.winner.hyperparameters)
+    _, per_device, accumulated = batching(values["batch_size"], best.execution)
+    config: dict[str, Any] = {"base_model": best.base_model}
+    if best.card.revision:
+        config["revision_of_model"] = best.card.revision
+    config |= _axolotl_loading(best.card.quantization)
+    if best.lora:
+        modules = target_modules(values["lora_target_modules"])
+        config |= {"adapter": "qlora" if best.card.quantization == "nf4" else "lora"}
+        config |= {"lora_r": values["lora_r"], "lora_alpha": _whole(values["lora_alpha"])}
+        config |= {"lora_dropout": values["lora_dropout"]}
+        config |= {"lora_target_linear": True} if modules == ALL_LINEAR else {"lora_target_modules": modules}
+        config |= {"peft_use_rslora": values["use_rslora"]}
+    return config | {
+        "overrides_of_model_config": {"attention_dropout": values["attention_dropout"]},
+        "sequence_len": best.manifest.max_length,
+        "sample_packing": False,
+        "train_on_inputs": False,
+        "micro_batch_size": per_device,
+        "gradient_accumulation_steps": accumulated,
+        "optimizer": "adamw_torch",
+        **{theirs: values[ours] for ours, theirs in AXOLOTL.items()},
+        "bf16": best.execution.dtype == "bfloat16",
+        "gradient_checkpointing": best.execution.gradient_checkpointing,
+    }
+
+
+def llamafactory(best: Best) -> dict[str, Any]:
+    """A LLaMA-Factory config without `dataset`, `template` and `output_dir`; LoRA's alpha is rounded, as it must be.
+
+    It has no key for the dropout on attention weights.
+    """
+    values = plain_values(best.winner.hyperparameters)
+    _, per_device, accumulated = batching(values["batch_size"], best.execution)
+    config: dict[str, Any] = {"model_name_or_path": best.base_model}
+    if best.card.revision:
+        config["model_revision"] = best.card.revision
+    config |= {"stage": "sft", "do_train": True, "finetuning_type": "lora" if best.lora else "full"}
+    if best.lora:
+        modules = values["lora_target_modules"]
+        config |= {
+            "lora_rank": values["lora_r"],
+            "lora_alpha": _whole(values["lora_alpha"]),
+            "lora_dropout": values["lora_dropout"],
+            "lora_target": "all" if modules == ALL_LINEAR else modules,
+            "use_rslora": values["use_rslora"],
+        }
+    if best.card.quantization != "none":
+        config["quantization_bit"] = 4 if best.card.quantization == "nf4" else 8
+    if best.data_format in ("alpaca", *CHATS):  # its `alpaca` rows may have a history
+        config["mask_history"] = True
+    return config | {
+        "cutoff_len": best.manifest.max_length,
+        "per_device_train_batch_size": per_device,
+        "gradient_accumulation_steps": accumulated,
+        **{name: values[name] for name in SHARED},
+        "warmup_ratio": values["warmup_ratio"],
+        "optim": "adamw_torch",
+        "bf16": best.execution.dtype == "bfloat16",
+    }
+
+
+def transformers_arguments(best: Best) -> dict[str, Any]:
+    """Keyword arguments of transformers 5's `TrainingArguments` and `AutoConfig.from_pretrained`, peft's `LoraConfig`.
+
+    A quantized target has those of `BitsAndBytesConfig`, too. In transformers 5 a `warmup_steps` below 1 is the share
+    of the steps; a share of 1 is given as 0.999999.
+    """
+    values = plain_values(best.winner.hyperparameters)
+    _, per_device, accumulated = batching(values["batch_size"], best.execution)
+    arguments: dict[str, Any] = {
+        "training_arguments": {
+            "per_device_train_batch_size": per_device,
+            "gradient_accumulation_steps": accumulated,
+            **{name: values[name] for name in SHARED},
+            "warmup_steps": min(values["warmup_ratio"], 0.999999),
+            "optim": "adamw_torch",
+            "bf16": best.execution.dtype == "bfloat16",
+            # the name that all of transformers 5 takes; where the study had none, neither has the default
+            **({"gradient_checkpointing": True} if best.execution.gradient_checkpointing else {}),
+        },
+        "auto_config": {"attention_dropout": values["attention_dropout"]},
+    }
+    if best.card.quantization != "none":
+        arguments["bits_and_bytes_config"] = _bits_and_bytes(best)
+    if best.lora:
+        arguments["lora_config"] = {
+            "task_type": "CAUSAL_LM",
+            "r": values["lora_r"],
+            "lora_alpha": values["lora_alpha"],
+            "lora_dropout": values["lora_dropout"],
+            "use_rslora": values["use_rslora"],
+            "target_modules": target_modules(values["lora_target_modules"]),
+        }
+    return arguments
+
+
+def _axolotl_loading(quantization: Quantization) -> dict[str, bool]:
+    return {"load_in_4bit": quantization == "nf4", "load_in_8bit": quantization == "int8"}
+
+
+def _bits_and_bytes(best: Best) -> dict[str, Any]:
+    """How the study's base was quantized; products are in bfloat16 on GPUs that have it."""
+    if best.card.quantization == "int8":
+        return {"load_in_8bit": True, "llm_int8_threshold": 0.0}
+    on_gpu = best.execution.device == "cuda"
+    return {
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True,
+        "bnb_4bit_compute_dtype": best.execution.dtype if on_gpu else "float32",
+    }
+
+
+def _whole(alpha: float) -> int:
+    return max(1, round(alpha))
