@@ -117,6 +117,27 @@ def test_missing_shards_adapters_and_quantized_checkpoints_are_named(llama: Path
     assert "this is an adapter; merge it" in error()
 
 
+def test_shards_without_an_index_and_half_files_are_named(llama: Path, tmp_path: Path) -> None:
+    def error() -> str:
+        with pytest.raises(ModelError) as raised:
+            prepare_model(section(tmp_path, model_name_or_path=str(llama)), no_corpus, None)
+        return str(raised.value)
+
+    whole = (llama / "model.safetensors").read_bytes()
+    lone = (llama / "model.safetensors").rename(llama / "model-00001-of-00009.safetensors")
+    shards = ", ".join(f"model-0000{number}-of-00009.safetensors" for number in range(2, 7))
+    assert f"lacks the shards {shards} and 3 more, the index model.safetensors.index.json; is the download" in error()
+    lone.rename(llama / "model-00001-of-00001.safetensors")
+    assert "lacks the index model.safetensors.index.json; is the download complete?" in error()
+    (llama / "model-00001-of-00001.safetensors").rename(llama / "model.safetensors")
+    (llama / "model-00002-of-00002.safetensors").write_bytes(whole)  # left over; transformers takes the single file
+    prepare_model(section(tmp_path, model_name_or_path=str(llama)), no_corpus, None)
+    for length in (0, 100, len(whole) - 1):
+        (llama / "model.safetensors").write_bytes(whole[:length])
+        assert "model.safetensors isn't a whole file of weights" in (said := error())
+        assert f"it has {length:,} bytes); is the download complete?" in said
+
+
 def test_chat_data_need_a_chat_template(llama: Path, tmp_path: Path) -> None:
     made = section(tmp_path, model_name_or_path=str(llama))
     prepare_model(made, no_corpus, "messages")

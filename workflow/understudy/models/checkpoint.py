@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,9 @@ OTHER_FILES = (
 )
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")  # in the order in which transformers looks for them
 
+SHARD = re.compile(r"(?P<start>.+)-\d{5}-of-(?P<count>\d{5})(?P<end>\.safetensors|\.bin)")
+SHOWN = 5  # missing shards that an error names
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -52,6 +56,7 @@ def inspect(folder: Path) -> Checkpoint:
     """
     weights = _weights(folder)
     _check_complete(folder, weights)
+    _check_whole(weights)
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
@@ -110,21 +115,61 @@ def _check_complete(folder: Path, weights: list[Path]) -> None:
         missing.append(f"weights ({' or '.join(WEIGHTS)})")
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         missing.append(f"a tokenizer ({', '.join(TOKENIZER_FILES)})")
-    missing += [f"the shard {name}" for name in _missing_shards(folder, weights)]
+    incomplete = _missing_shards(folder, weights)
+    missing += incomplete
     if missing:
         raise ModelError(
-            f"the model folder {folder} lacks {', '.join(missing)}; give a folder as `save_pretrained` writes it"
+            f"the model folder {folder} lacks {', '.join(missing)}; "
+            + ("is the download complete? Give" if incomplete else "give")
+            + " a folder as `save_pretrained` writes it"
         )
 
 
 def _missing_shards(folder: Path, weights: list[Path]) -> list[str]:
+    """What is missing of weights in several files, in words.
+
+    These are shards that the index names; without an index, it, and those that the names of the others promise.
+    """
     if not weights:
         return []
-    index = folder / f"{'model.safetensors' if weights[0].suffix == '.safetensors' else 'pytorch_model.bin'}.index.json"
-    if not index.is_file():
+    single = "model.safetensors" if weights[0].suffix == ".safetensors" else "pytorch_model.bin"
+    index = folder / f"{single}.index.json"
+    there = {path.name for path in weights}
+    if index.is_file():
+        return _shards(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) - there)
+    parts = [match for name in there if (match := SHARD.fullmatch(name))]
+    if single in there or not parts:  # transformers takes the single file then, and looks for no others
         return []
-    shards: set[str] = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    return sorted(name for name in shards if not (folder / name).is_file())
+    promised = {
+        f"{part['start']}-{number:05}-of-{part['count']}{part['end']}"
+        for part in parts
+        for number in range(1, int(part["count"]) + 1)
+    }
+    return [*_shards(promised - there), f"the index {index.name}"]
+
+
+def _shards(names: set[str]) -> list[str]:
+    if not names:
+        return []
+    shown = ", ".join(sorted(names)[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+    return [f"the {'shard' if len(names) == 1 else 'shards'} {shown}"]
+
+
+def _check_whole(weights: list[Path]) -> None:
+    """Raise `ModelError` for a file in safetensors whose header doesn't fit its length, as when it was cut off."""
+    from safetensors import SafetensorError, safe_open
+
+    for path in weights:
+        if path.suffix != ".safetensors":
+            continue
+        try:
+            with safe_open(path, framework="numpy"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise ModelError(
+                f"{path} isn't a whole file of weights ({' '.join(str(error).split())[:200]}; it has "
+                f"{path.stat().st_size:,} bytes); is the download complete? Fetch this file again"
+            ) from error
 
 
 def _sha256(folder: Path, weights: list[Path]) -> str:
