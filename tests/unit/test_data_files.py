@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,7 @@ def test_every_bad_line_is_listed_with_its_number(tmp_path: Path) -> None:
     with pytest.raises(DataError) as raised:
         prepare(tmp_path, **given(tmp_path / "d.jsonl"))
     lines = str(raised.value).splitlines()
-    assert "d.jsonl has 6 rows that can't be used" in lines[0]
+    assert "d.jsonl: 6 of its 8 rows can't be used as `data.format: prompt_completion`:" in lines[0]
     expected = {
         2: "isn't valid JSON",
         3: "must be an object",
@@ -123,11 +124,26 @@ def test_every_bad_line_is_listed_with_its_number(tmp_path: Path) -> None:
         assert problem in line
 
 
-def test_only_the_first_bad_lines_are_shown_and_all_counted(tmp_path: Path) -> None:
-    write(tmp_path / "d.jsonl", [*PAIRS, *({"prompt": str(i)} for i in range(25))])
-    with pytest.raises(DataError, match=r"(?s)has 25 rows.*line 41: .*line 50: .*and 15 more") as raised:
+def test_only_the_first_problems_are_shown_and_all_rows_counted(tmp_path: Path) -> None:
+    write(tmp_path / "d.jsonl", [*PAIRS, *({"prompt": "a", "completion": i} for i in range(25))])
+    with pytest.raises(
+        DataError, match=r"(?s)25 of its 65 rows.*line 41: .*line 50: .*and 15 more, with other problems"
+    ) as raised:
         prepare(tmp_path, **given(tmp_path / "d.jsonl"))
     assert "line 51" not in str(raised.value)
+
+
+def test_one_problem_of_many_rows_is_one_line(tmp_path: Path) -> None:
+    bare = [{"prompt": str(i)} for i in range(48)]
+    write(tmp_path / "d.jsonl", [*bare, {"prompt": "a", "completion": " "}, {"prompt": "b", "completion": ""}])
+    with pytest.raises(DataError) as raised:
+        prepare(tmp_path, **given(tmp_path / "d.jsonl"))
+    assert [line.strip() for line in str(raised.value).splitlines()] == [
+        f"{tmp_path / 'd.jsonl'}: 50 of its 50 rows can't be used as `data.format: prompt_completion`:",
+        "lines 1, 2, 3 and 45 more: has no key `completion` (keys: prompt)",
+        "lines 49, 50: has an empty completion",
+        "mend or remove them, or set another `data.format`",
+    ]
 
 
 def test_a_csv_row_is_known_by_its_first_line(tmp_path: Path) -> None:
@@ -258,7 +274,9 @@ def test_the_cut_does_not_depend_on_the_order_of_lines(tmp_path: Path) -> None:
         ("missing.jsonl", None, r"there is no file .*missing\.jsonl"),
         ("d.jsnl", "", r"has the ending `\.jsnl`, but data files may be .*did you mean `\.jsonl`\?"),
         ("d.json", '{"a": 1}', "must be a list of examples, but is a dict"),
-        ("d.json", "[1,", r"can't be read as \.json"),
+        ("d.json", "[1,", r"can't be read as \.json: Expecting value"),
+        ("d.json", '{"a": 1}\n{"a": 2}\n', r"one object per line wants the ending \.jsonl: rename it to d\.jsonl"),
+        ("data", "", r"data has no ending, but data files may be \.jsonl"),
         ("d.parquet", "no parquet", r"can't be read as \.parquet"),
         ("d.jsonl", b"\xff\xfe\x00", r"can't be read as \.jsonl"),
     ],
@@ -268,6 +286,17 @@ def test_files_that_cannot_be_read(name: str, content: str | bytes | None, probl
         (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(DataError, match=problem):
         prepare(tmp_path, **given(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["tatsu-lab/alpaca", "org/data-1.1"])
+def test_a_data_set_of_the_hub_has_to_be_exported(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = rf'looks like a data set on the .* hub: export it .*load_dataset\("{re.escape(name)}", split="train"\)'
+    with pytest.raises(DataError, match=words):
+        prepare(tmp_path, **given(Path(name)))
+    write(tmp_path / "org" / "rows.jsnl", [])
+    with pytest.raises(DataError, match=r"has the ending `\.jsnl`"):
+        prepare(tmp_path, **given(Path("org/rows.jsnl")))
 
 
 def first_prompt(tmp_path: Path, row: dict[str, Any], data_format: str) -> tuple[str, dict[str, int]]:

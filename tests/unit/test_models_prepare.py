@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -150,6 +151,8 @@ def test_chat_data_need_a_chat_template(llama: Path, tmp_path: Path) -> None:
 def test_a_folder_that_is_not_there(tmp_path: Path, llama: Path) -> None:
     with pytest.raises(ModelError, match="there is no model folder"):
         prepare_model(section(tmp_path, model_name_or_path=str(tmp_path / "nothing")), no_corpus, None)
+    with pytest.raises(ModelError, match=r"an id on the hub has its owner .*`openai-community/gpt2`.*`OWNER/gpt2`"):
+        prepare_model(section(tmp_path, model_name_or_path="gpt2"), no_corpus, None)
     with pytest.raises(ModelError, match="`revision: main` goes with hub models"):
         prepare_model(section(tmp_path, model_name_or_path=str(llama), revision="main"), no_corpus, None)
 
@@ -163,6 +166,26 @@ def test_the_hub_that_cannot_be_reached() -> None:
     environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": "/nonexistent", "PATH": ""}
     shown = subprocess.run([sys.executable, "-c", code], check=True, env=environment, capture_output=True, text=True)
     assert "the hub can't be reached to fetch `nobody/nothing`" in shown.stdout
+
+
+def test_who_has_no_access_is_told_how_to_log_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    answer = SimpleNamespace(headers={}, request=None)
+    for kind, words in (
+        (
+            GatedRepoError,
+            r"ask for it on https://huggingface\.co/meta/llama, and log in with `hf auth login`, .* HF_TOKEN",
+        ),
+        (RepositoryNotFoundError, r"no model `meta/llama` on the hub.* for a private one log in with `hf auth login`"),
+    ):
+
+        def refuse(*_: object, kind: type[Exception] = kind, **__: object) -> None:
+            raise kind("no", response=answer)  # type: ignore[call-arg]
+
+        monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+        with pytest.raises(ModelError, match=words):
+            hub.fetch("meta/llama", None)
 
 
 def test_the_hub_gives_the_files_that_are_needed(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ import polars as pl
 from polars.exceptions import PolarsError
 
 from understudy.errors import DataError, nearest
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -33,10 +36,7 @@ def read_rows(path: Path) -> tuple[list[Row], list[Failure]]:
     """
     reader = READERS.get(path.suffix.lower())
     if reader is None:
-        raise DataError(
-            f"{path} has the ending `{path.suffix}`, but data files may be "
-            f"{', '.join(READERS)}{nearest(path.suffix.lower(), READERS)}"
-        )
+        raise _other_kind(path)
     if not path.is_file():
         raise DataError(f"there is no file {path} (given in `data.files`); relative paths start where the study is run")
     rows: list[Row] = []
@@ -50,6 +50,20 @@ def read_rows(path: Path) -> tuple[list[Row], list[Failure]]:
     except (OSError, ValueError, PolarsError) as error:
         raise DataError(f"{path} can't be read as {path.suffix.lower()}: {' '.join(str(error).split())}") from error
     return rows, failures
+
+
+def _other_kind(path: Path) -> DataError:
+    """The error about a path whose ending is none of a data file's."""
+    version = path.suffix[1:].isdigit()  # `org/data-1.1`
+    if HUB_ID.fullmatch(str(path)) and (version or not path.suffix) and not path.exists():
+        return DataError(
+            f"there is no file {path} (given in `data.files`); it looks like a data set on the Hugging Face hub: "
+            f'export it to a file first, as with `datasets.load_dataset("{path}", split="train").to_json("train.jsonl")`'
+        )
+    ending = f"the ending `{path.suffix}`" if path.suffix else "no ending"
+    return DataError(
+        f"{path} has {ending}, but data files may be {', '.join(READERS)}{nearest(path.suffix.lower(), READERS)}"
+    )
 
 
 def where(path: Path) -> str:
@@ -69,7 +83,15 @@ def _jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
 
 
 def _json(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    items = json.loads(path.read_text(encoding="utf-8-sig"))
+    try:
+        items = json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        if error.msg != "Extra data":
+            raise
+        raise ValueError(
+            f"after the first value there is more in line {error.lineno}; a file with one object per line wants the "
+            f"ending .jsonl: rename it to {path.with_suffix('.jsonl').name}"
+        ) from error
     if not isinstance(items, list):
         raise ValueError(f"must be a list of examples, but is a {type(items).__name__}")
     for number, item in enumerate(items, start=1):

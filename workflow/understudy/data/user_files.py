@@ -14,7 +14,7 @@ from understudy.errors import DataError
 from understudy.files import file_sha256
 from understudy.settings import DataFiles, DataFormat, DataSettings, Split
 
-SHOWN = 10  # bad rows that an error lists
+SHOWN = 10  # problems of bad rows that an error lists
 
 
 def find(settings: DataSettings, seed: int) -> Found:
@@ -55,6 +55,7 @@ def _sha256(path: Path) -> str:
 
 def _read(path: Path, split: Split, data_format: DataFormat, counts: Counter[str]) -> list[Example]:
     rows, failures = read_rows(path)
+    total = len(rows) + len(failures)
     examples = []
     for number, row in rows:
         try:
@@ -68,16 +69,27 @@ def _read(path: Path, split: Split, data_format: DataFormat, counts: Counter[str
         counts.update(f"{IGNORED_KEY}{key}" for key in parsed.ignored_keys)
         examples.append(Example(f"{split}:{number}", path.name, parsed.prompt, parsed.completion, parsed.chat))
     if failures:
-        raise _bad_rows(path, sorted(failures, key=lambda failure: failure.number), len(rows), data_format)
+        raise _bad_rows(path, sorted(failures, key=lambda failure: failure.number), total, data_format)
     counts["found"] += len(examples)
     return examples
 
 
-def _bad_rows(path: Path, failures: list[Failure], readable: int, data_format: DataFormat) -> DataError:
-    many = "1 row" if len(failures) == 1 else f"{len(failures)} rows"
-    lines = [f"{path} has {many} that can't be used as `data.format: {data_format}` ({readable} could be parsed):"]
-    lines += [f"{where(path)} {failure.number}: {failure.problem}" for failure in failures[:SHOWN]]
-    if len(failures) > SHOWN:
-        lines.append(f"and {len(failures) - SHOWN} more")
+def _bad_rows(path: Path, failures: list[Failure], total: int, data_format: DataFormat) -> DataError:
+    rows = "its only row" if total == 1 else f"{len(failures):,} of its {total:,} rows"
+    lines = [f"{path}: {rows} can't be used as `data.format: {data_format}`:"]
+    numbers: dict[str, list[int]] = {}  # by problem, in the order of the file
+    for failure in failures:
+        numbers.setdefault(failure.problem, []).append(failure.number)
+    shown = list(numbers)[:SHOWN]
+    lines += [f"{_places(path, numbers[problem])}: {problem}" for problem in shown]
+    if others := sum(len(numbers[problem]) for problem in numbers.keys() - set(shown)):
+        lines.append(f"and {others:,} more, with other problems")
     lines.append("mend or remove them, or set another `data.format`")
     return DataError("\n  ".join(lines))
+
+
+def _places(path: Path, numbers: list[int]) -> str:
+    """Where one problem is: `line 3`, `lines 3, 5`, or the first three and how many more."""
+    first, more = numbers[:3], len(numbers) - 3
+    listed = ", ".join(map(str, first)) + (f" and {more:,} more" if more > 0 else "")
+    return f"{where(path)}{'' if len(numbers) == 1 else 's'} {listed}"

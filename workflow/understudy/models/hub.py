@@ -7,6 +7,8 @@ from pathlib import Path
 from understudy.errors import ModelError
 from understudy.models.checkpoint import OTHER_FILES, TOKENIZER_FILES, WEIGHTS
 
+LOG_IN = "log in with `hf auth login`, or set the environment variable HF_TOKEN to a token of yours"
+
 
 def fetch(name: str, revision: str | None) -> Path:
     """The local folder of a hub model's config, tokenizer and weights, named by its commit; fetched where need be.
@@ -31,10 +33,13 @@ def fetch(name: str, revision: str | None) -> Path:
             if any(folder.glob(pattern)):
                 break
     except GatedRepoError as error:
-        raise ModelError(f"the hub doesn't give access to {described}; ask for it there and log in") from error
+        raise ModelError(
+            f"the hub doesn't give access to {described}; ask for it on https://huggingface.co/{name}, and {LOG_IN}"
+        ) from error
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
         raise ModelError(
-            f"there is no folder {name}, and no model {described} on the hub; give a folder, or the id of a model"
+            f"there is no folder {name}, and no model {described} on the hub; give a folder, or the id of a model; for "
+            f"a private one {LOG_IN}"
         ) from error
     except LocalEntryNotFoundError as error:
         raise ModelError(_unreachable(name, described)) from error

@@ -53,6 +53,11 @@ def _given(settings: ModelSettings) -> tuple[Path, str, str | None]:
                 f"`revision: {settings.revision}` goes with hub models, but {folder} is a folder; leave it out"
             )
         return folder.resolve(), "local", None
+    if "/" not in name and not name.startswith((".", "~")):
+        raise ModelError(
+            f"there is no model folder {folder} (relative paths start where the study is run), and an id on the hub "
+            f"has its owner in front, as `openai-community/gpt2` has; give the folder, or `OWNER/{name}`"
+        )
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise ModelError(f"there is no model folder {folder}; relative paths start where the study is run")
     fetched = hub.fetch(name, settings.revision)
