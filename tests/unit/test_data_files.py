@@ -291,7 +291,7 @@ def test_files_that_cannot_be_read(name: str, content: str | bytes | None, probl
 @pytest.mark.parametrize("name", ["tatsu-lab/alpaca", "org/data-1.1"])
 def test_a_data_set_of_the_hub_has_to_be_exported(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    words = rf'looks like a data set on the .* hub: export it .*load_dataset\("{re.escape(name)}", split="train"\)'
+    words = rf'looks like a data set on the .* hub: export it to a file, .*load_dataset\("{re.escape(name)}", split='
     with pytest.raises(DataError, match=words):
         prepare(tmp_path, **given(Path(name)))
     write(tmp_path / "org" / "rows.jsnl", [])

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,27 @@ def test_every_dependency_is_pinned_and_the_conda_environment_has_the_same_pins(
     conda = pins(next(item["pip"] for item in environment["dependencies"] if isinstance(item, dict)))
     assert conda == {name: constraints[name] for name in conda}, "envs/understudy.yaml must repeat constraints.txt"
     assert named - conda.keys() == {"snakemake"}, "Snakemake itself stands outside of its environments"
+
+
+def declared() -> dict[str, str]:
+    """The project's dependencies: what each is called in lower case, and the version that it wants."""
+    texts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    parts = (re.fullmatch(r"([\w-]+)(.*)", text) for text in texts)
+    return {re.sub(r"[-_.]+", "-", part[1]).lower(): part[2] for part in parts if part}
+
+
+def test_what_is_imported_is_declared() -> None:
+    imported = {name.split(".")[0] for path in MODULES for name in imports_of(path)} - sys.stdlib_module_names
+    owners = packages_distributions()
+    for name in imported - {"understudy"}:
+        known = {re.sub(r"[-_.]+", "-", owner).lower() for owner in owners.get(name, [])}
+        assert known & declared().keys(), f"{name} is imported, but pyproject.toml doesn't name its package {known}"
+
+
+def test_the_least_snakemake_is_the_snakefile_s() -> None:
+    least = re.search(r'min_version\("([\d.]+)"\)', (ROOT / "workflow" / "Snakefile").read_text())
+    assert least
+    assert declared()["snakemake"] == f">={least[1]}"
 
 
 def test_every_command_has_a_module() -> None:

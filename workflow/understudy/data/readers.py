@@ -58,7 +58,7 @@ def _other_kind(path: Path) -> DataError:
     if HUB_ID.fullmatch(str(path)) and (version or not path.suffix) and not path.exists():
         return DataError(
             f"there is no file {path} (given in `data.files`); it looks like a data set on the Hugging Face hub: "
-            f'export it to a file first, as with `datasets.load_dataset("{path}", split="train").to_json("train.jsonl")`'
+            f'export it to a file, as with `datasets.load_dataset("{path}", split="train").to_json("train.jsonl")`'
         )
     ending = f"the ending `{path.suffix}`" if path.suffix else "no ending"
     return DataError(
