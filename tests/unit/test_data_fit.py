@@ -24,13 +24,15 @@ from understudy.trial import ModelCard
 def test_what_is_cut_is_counted_in_words() -> None:
     whole, short = Encoded([1, 2], 1, 1), Encoded([1, 2], 1, 1, "completion")
     headless = Encoded([1, 2], 1, 1, "prompt")
-    assert of_lengths([whole] * 3, "training examples", 64) == []
-    assert of_lengths([whole] * 3688 + [headless] * 312, "training examples", 1024) == [
+    assert of_lengths({"training": [whole] * 3}, 64) == []
+    assert of_lengths({"training": [whole] * 3688 + [headless] * 312, "validation": [whole]}, 1024) == [
         "312 of 4,000 training examples are longer than data.max_length (1024) and lose the beginning of their prompt"
     ]
-    assert of_lengths([whole, headless, short], "validation examples", 64) == [
-        "1 of 3 validation examples is longer than data.max_length (64) and loses the beginning of its prompt",
-        "1 of 3 validation examples has an answer longer than data.max_length (64) and loses its end and the prompt",
+    assert of_lengths({"training": [whole, headless, short], "validation": [headless]}, 64) == [
+        "1 of 3 training and 1 of 1 validation examples are longer than data.max_length (64) and lose the beginning of "
+        "their prompt",
+        "1 of 3 training examples are longer than data.max_length (64) by their completion alone and lose its end and "
+        "the prompt",
     ]
 
 
@@ -59,8 +61,8 @@ def test_what_is_cut_is_told_and_noted(
     assert main(prepared(tmp_path, items, "prompt_completion")) == 0
     notes = read_model(tmp_path / "card", ModelCard).notes
     assert notes == (
-        "12 of 12 training examples are longer than data.max_length (24) and lose the beginning of their prompt",
-        "2 of 2 validation examples are longer than data.max_length (24) and lose the beginning of their prompt",
+        "12 of 12 training and 2 of 2 validation examples are longer than data.max_length (24) and lose the beginning "
+        "of their prompt",
     )
     assert [line for line in capfd.readouterr().err.splitlines() if "max_length" in line] == [
         f"proxy: {note}" for note in notes

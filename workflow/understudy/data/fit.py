@@ -18,12 +18,12 @@ def notes_on_fit(manifest: DataManifest, folder: Path, tokenizer: Any) -> tuple[
     `folder` is where the manifest and its splits are. Raises `DataError` where the tokenizer's chat template refuses
     one of the chats. The test split isn't read.
     """
-    used: dict[Split, tuple[str, int]] = {
-        "train": ("training examples", manifest.train_examples),
-        "validation": ("validation examples", manifest.validation_examples),
+    parts: dict[str, tuple[Split, int]] = {
+        "training": ("train", manifest.train_examples),
+        "validation": ("validation", manifest.validation_examples),
     }
-    notes: list[str] = []
-    for split, (what, limit) in used.items():
+    encoded = {}
+    for name, (split, limit) in parts.items():
         frame = read_split(folder / f"{split}.parquet", limit, manifest.splits[split].sha256)
-        notes += of_lengths(encode(frame, tokenizer, manifest.max_length), what, manifest.max_length)
-    return tuple(notes)
+        encoded[name] = encode(frame, tokenizer, manifest.max_length)
+    return tuple(of_lengths(encoded, manifest.max_length))
