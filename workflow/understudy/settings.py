@@ -54,7 +54,9 @@ class DataSettings(Section):
     )
     files: DataFiles | None = Field(default=None, description="your files, for `task: files`")
     format: DataFormat = Field(default="prompt_completion", description="how an example is written in your files")
-    max_length: int = Field(default=128, ge=8, description="tokens of prompt and completion; longer examples are cut")
+    max_length: int = Field(
+        default=128, ge=8, description="tokens of prompt and completion; longer ones lose the prompt's beginning"
+    )
     train_examples: int = Field(default=512, ge=1, description="examples in the subset that a trial trains on")
     validation_examples: int = Field(default=256, ge=2, description="validation examples that a trial is judged on")
     test_examples: int | None = Field(default=None, ge=2, description="test examples of the final test; all if absent")
