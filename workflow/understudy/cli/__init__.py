@@ -10,6 +10,7 @@ import argparse
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -66,11 +67,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except UnderstudyError as error:
         return _told(parsed.command, error, terminal)
-    except OSError as error:
-        if (refused := disk.refusal(error, otherwise=parsed.log)) is None:  # the log is open, and has no name by then
-            raise
-        return _told(parsed.command, refused, terminal)
+    except Exception as error:
+        if isinstance(error, OSError) and (refused := disk.refusal(error, otherwise=parsed.log)):  # of the open log
+            return _told(parsed.command, refused, terminal)
+        with suppress(OSError):
+            traceback.print_exc()  # into the log, where there is one
+        return _told(parsed.command, _unexpected(error, parsed.log), terminal)
     return 0
+
+
+def _unexpected(error: Exception, log: Path | None) -> UnderstudyError:
+    """What to say of an exception that nobody foresaw: its first line, and where the rest is."""
+    said = next((line.strip() for line in str(error).splitlines() if line.strip()), "it says nothing more")
+    place = f"in {log}" if log is not None else "above"
+    return UnderstudyError(f"unexpected {type(error).__name__}: {said}; the traceback is {place}")
 
 
 def _told(command: str, error: UnderstudyError, terminal: TextIO) -> int:

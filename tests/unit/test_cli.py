@@ -1,0 +1,58 @@
+"""What every command does with what goes wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+RAISING = """
+import sys
+from understudy.cli import main, write_settings
+def run(arguments):
+    raise {raised}
+write_settings.run = run
+print("returned", main(["write-settings", "--content", "{{}}", *sys.argv[1:]]))
+"""
+
+
+def run(raised: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Call a command in which this is raised, in a process of its own."""
+    command = [sys.executable, "-c", RAISING.format(raised=raised), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_what_nobody_foresaw_is_one_line_on_the_terminal_and_a_traceback_in_the_log(tmp_path: Path) -> None:
+    log = tmp_path / "logs" / "it's.log"
+    done = run("ValueError('\\n the header is cut off\\nand so on')", "--output", "x", "--log", str(log))
+    said = f"understudy write-settings: unexpected ValueError: the header is cut off; the traceback is in {log}\n"
+    assert (done.returncode, done.stderr) == (0, said)
+    text = log.read_text()
+    assert text.startswith("Traceback")
+    assert text.endswith(f"and so on\n{said}returned 1\n")
+
+
+def test_without_a_log_the_traceback_stands_above_the_line() -> None:
+    done = run("OSError('no errno')", "--output", "x")
+    assert done.stdout == "returned 1\n"
+    assert done.stderr.startswith("Traceback")
+    assert done.stderr.endswith("understudy write-settings: unexpected OSError: no errno; the traceback is above\n")
+
+
+def test_an_exception_without_a_text() -> None:
+    assert "unexpected AssertionError: it says nothing more; the" in run("AssertionError", "--output", "x").stderr
+
+
+@pytest.mark.parametrize(("raised", "code"), [("KeyboardInterrupt", -2), ("SystemExit(7)", 7)])
+def test_what_ends_a_process_on_purpose_ends_it(raised: str, code: int, tmp_path: Path) -> None:
+    done = run(raised, "--output", "x", "--log", str(tmp_path / "a.log"))
+    assert done.returncode == code
+    assert "unexpected" not in done.stderr + (tmp_path / "a.log").read_text()
+
+
+def test_an_interruption_has_its_own_exit_code() -> None:
+    done = run("__import__('understudy.interruption').interruption.InterruptionError(15, 'in step 3')", "--output", "x")
+    assert done.stdout == "returned 143\n"
+    assert done.stderr == "understudy write-settings: interrupted (SIGTERM) in step 3; start again to go on\n"
