@@ -9,7 +9,7 @@ from snakemake.logging import logger
 
 sys.path.insert(0, workflow.basedir)
 
-from understudy import cluster, disk, graph, lock, mending, process, progress, resources
+from understudy import abreast, chatter, cluster, devices, disk, graph, lock, mending, process, progress, resources
 from understudy.config import parse as parse_study
 from understudy.data.pin import check_interpreter
 from understudy.errors import StorageError, UnderstudyError
@@ -17,10 +17,17 @@ from understudy.paths import StudyPaths
 from understudy.sections import sections
 from understudy.shell import braced
 
+
+def refuse(error):
+    """End with a message and the exit code that goes with it. Snakemake ends with 1 whatever it catches, and not this."""
+    print(f"understudy: {error}", file=sys.stderr, flush=True)
+    sys.exit(error.exit_code)
+
+
 try:
     STUDY = parse_study(config, " + ".join(map(str, workflow.configfiles)) or "the config")
 except UnderstudyError as error:
-    sys.exit(f"understudy: {error}")
+    refuse(error)
 
 PATHS = StudyPaths(Path(STUDY.results))
 SETTINGS = sections(STUDY)
@@ -56,11 +63,34 @@ def mended(wildcards):
     """No input at all, but the place where files are mended: for a real run, before Snakemake looks at any of them.
 
     Settings are part of every study, and input functions are the first code to be called once it is known what kind of
-    run it is.
+    run it is. A dry run mends nothing and says what the study is.
     """
-    if workflow.executor_plugin and workflow.is_main_process and not workflow.dryrun and not workflow.touch:
-        mend_study()
+    if workflow.executor_plugin and workflow.is_main_process and not workflow.touch:
+        show_plan() if workflow.dryrun else mend_study()
     return []
+
+
+@cache
+def show_plan():
+    """Show the study as a whole in a dry run, and its table of jobs."""
+    room = run_room()
+    logger.info(graph.plan(STUDY, abreast.side_by_side(STUDY, room)["target"]))
+    for line in abreast.narrow(STUDY, room):
+        logger.warning(line)
+    chatter.show_table(logger)
+
+
+@cache
+def run_room():
+    """What this run may use. GPUs are those of the `gpu` resource, else of this machine."""
+    jobs = workflow.resource_settings.nodes
+    if jobs:
+        return abreast.Room(cores=None, jobs=jobs)
+    gpus = None
+    if STUDY.execution.device != "cpu":
+        asked = workflow.global_resources.get("gpu")
+        gpus = len(devices.visible()) if asked is None or asked.value is None else asked.value
+    return abreast.Room(workflow.resource_settings.cores or 1, gpus or None)
 
 
 @cache
@@ -90,17 +120,19 @@ def begin_run():
         cluster.clear(PATHS, STUDY.resources.left_behind, logger.warning)
     except UnderstudyError as error:
         raise WorkflowError(str(error)) from None
-    nodes, own_cores = workflow.resource_settings.nodes, workflow.resource_settings.cores or 1
-    workers = min(nodes, STUDY.target.window) if nodes else max(1, own_cores // cores("target"))
-    progress.start(PATHS.progress, graph.totals(STUDY), workers)
-    progress.hush(logger)
-    if nodes:
+    room = run_room()
+    side_by_side = abreast.side_by_side(STUDY, room)
+    progress.start(
+        PATHS.progress, graph.totals(STUDY), side_by_side["target"], side_by_side, abreast.costs(STUDY, room)
+    )
+    chatter.hush(logger)
+    if room.jobs:
         cluster.mark_jobs(
             workflow.scheduler._executor, PATHS, own_logs=not getattr(workflow.executor_settings, "logdir", None)
         )
         progress.follow(PATHS.progress)
     else:
-        for line in resources.crowded(STUDY, own_cores):
+        for line in [*resources.crowded(STUDY, room.cores), *abreast.narrow(STUDY, room)]:
             logger.warning(line)
 
 
@@ -112,6 +144,9 @@ def show_headline():
 
 def explain_failure():
     """Say what is safe and what to do."""
+    if chatter.interrupted():
+        print("\nInterrupted. Nothing that has finished is lost: the same command goes on.", flush=True)
+        return
     print(
         f"\nThe study stopped before its end. Messages above and in {PATHS.root / 'logs'} say why."
         "\nNothing that has finished is lost: mend the cause and start again with the same command.",
@@ -132,10 +167,27 @@ def inputs_of_training(role):
     }
 
 
-def own_data():
-    """The user's data files, so that a changed one is noticed. A missing one is the command's to report."""
-    files = STUDY.data.files.model_dump() if STUDY.data.files else {}
-    return [path for path in files.values() if path and Path(path).exists()]
+def own_data(wildcards):
+    """The user's data files, so that a changed one is noticed. A missing one is the command's to report.
+
+    In a dry run no command does. What was made of a file before may still be all that is needed.
+    """
+    if STUDY.data.files is None:
+        return []
+    if workflow.dryrun and not PATHS.manifest.exists():
+        require_data()
+    paths = [Path(path).expanduser() for path in STUDY.data.files.model_dump().values() if path]
+    return [path for path in paths if path.exists()]
+
+
+def require_data():
+    """End with what the command would say of a missing file."""
+    from understudy.data.user_files import require
+
+    try:
+        require(STUDY.data.files)
+    except UnderstudyError as error:
+        refuse(error)
 
 
 def own_checkpoint(wildcards):

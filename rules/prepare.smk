@@ -27,7 +27,7 @@ rule write_settings:
 
 rule prepare_data:
     input:
-        own_data(),
+        own_data,
         settings=PATHS.settings("data"),
     output:
         train=PATHS.data("train"),

@@ -94,17 +94,19 @@ def test_progress_bears_a_clock_that_was_set_back(tmp_path: Path, monkeypatch: p
     """What belongs to this run shows in the order of lines, and no time is negative."""
     path = tmp_path / "progress.jsonl"
     steps = [
-        (5000.0, lambda: progress.start(path, {"proxy": 3}, workers=1)),
+        (5000.0, lambda: progress.start(path, {"proxy": 5}, workers=1)),
         (6000.0, lambda: progress.finished(path, record("r0001"), reused=False)),
-        (100.0, lambda: progress.start(path, {"proxy": 3}, workers=1)),  # the clock was set back since
+        (100.0, lambda: progress.start(path, {"proxy": 5}, workers=1)),  # the clock was set back since
         (160.0, lambda: progress.finished(path, record("r0002"), reused=False)),
+        (161.0, lambda: progress.finished(path, record("r0003"), reused=False)),
+        (162.0, lambda: progress.finished(path, record("r0004"), reused=False)),
     ]
     for now, step in steps:
         monkeypatch.setattr(time, "time", lambda now=now: now)
         step()
     monkeypatch.setattr(time, "time", lambda: 40.0)
     found = progress.state(path)
-    assert found.seconds_left() == pytest.approx(10.0)  # one more trial, of which this run's only one took 10 s
+    assert found.seconds_left() == pytest.approx(10.0)  # one more trial, of which this run's took 10 s each
     assert "· 0:00 passed" in found.line("proxy")
 
 

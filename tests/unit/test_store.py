@@ -197,9 +197,9 @@ def _alive(pid: int) -> bool:
 
 def test_progress_counts_a_trial_once_and_survives_a_line_cut_off_by_a_kill(tmp_path: Path) -> None:
     path = tmp_path / "progress.jsonl"
-    progress.start(path, {"proxy": 4, "target": 2, "finalist": 0}, workers=2)
+    progress.start(path, {"proxy": 4, "target": 0, "finalist": 0}, workers=2)
     cost = Cost(wall_seconds=2.0)
-    for objective in (3.0, 2.5):
+    for objective in (3.0, 2.7, 2.5):
         result = TrialResult(digest="d", status="complete", objective=objective, cost=cost)
         progress.finished(path, TrialRecord(spec=SPEC, result=result), reused=False)
     with path.open("a") as handle:
@@ -208,7 +208,7 @@ def test_progress_counts_a_trial_once_and_survives_a_line_cut_off_by_a_kill(tmp_
     line = state.line("proxy")
     assert "1 of 4 trials ·" in line
     assert "best 2.5000 (r0001)" in line
-    assert "left" in line
+    assert "about 0:03 left" in line  # three more, two at a time
 
 
 def test_progress_names_stopped_trials(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ from .conftest import Study, tiny
 pytestmark = pytest.mark.workflow
 
 
-def refused(study: Study, *words: str, target: str | None = None) -> str:
-    done = study.run(*([target] if target else []))
-    assert done.returncode != 0
+def refused(study: Study, *words: str, target: str | None = None, dry: bool = False, code: int = 1) -> str:
+    done = study.run(*([target] if target else []), *(["--dry-run"] if dry else []))
+    assert done.returncode == code
     assert "Traceback" not in done.stdout
     for word in words:
         assert word in done.stdout
@@ -24,14 +24,14 @@ def refused(study: Study, *words: str, target: str | None = None) -> str:
 
 def test_all_mistakes_of_a_config_at_once(tmp_path: Path) -> None:
     study = Study(tmp_path, tiny(target__trails=3, space__lora_r=[], seed="one"))
-    refused(study, "3 problems", "target.trails: unknown key; did you mean `trials`?", "space.lora_r", "seed")
+    refused(study, "3 problems", "target.trails: unknown key; did you mean `trials`?", "space.lora_r", "seed", code=2)
     assert not study.results.exists()
 
 
 def test_a_wrong_config_touches_nothing_of_a_finished_study(finished: Study) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.results.rglob("*") if path.is_file()}
     wrong = Study(finished.folder, tiny(proxy__grid={"lora_rr": [4]}))
-    refused(wrong, "proxy.grid.lora_rr: not in `space`; did you mean `lora_r`?")
+    refused(wrong, "proxy.grid.lora_rr: not in `space`; did you mean `lora_r`?", code=2)
     assert {path: path.stat().st_mtime_ns for path in finished.results.rglob("*") if path.is_file()} == before
 
 
@@ -43,7 +43,21 @@ def own_data(tmp_path: Path, rows: list[Any], **changes: Any) -> Study:
 
 def test_a_missing_data_file(tmp_path: Path) -> None:
     study = Study(tmp_path, tiny(data__task="files", data__files={"train": "nowhere.jsonl"}))
-    refused(study, "nowhere.jsonl", target="results/data/manifest.json")
+    words = "understudy{}: there is no file nowhere.jsonl (given in `data.files`)"
+    refused(study, words.format(" prepare-data"), target="results/data/manifest.json")
+    refused(study, words.format(""), dry=True, code=2)
+
+
+def test_a_dry_run_shows_the_whole_study_and_touches_nothing(tmp_path: Path) -> None:
+    study = Study(tmp_path, tiny(target__trials=8))
+    said = study.run("--dry-run").stdout
+    whole = (
+        "15 proxy trials in 5 packs (8 repeat target trials), 8 target trials (up to 1 side by side), 2 finalist trials"
+    )
+    assert said.count(f"the whole study: {whole}") == 1
+    assert "2 cores, but `target.window` (1) lets 1 target trial run side by side" in said
+    assert [line.split() for line in said.splitlines() if line.startswith("train_target ")] == [["train_target", "8"]]
+    assert not study.results.exists()
 
 
 def test_bad_rows_are_named_by_line(tmp_path: Path) -> None:

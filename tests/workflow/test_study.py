@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import warnings
@@ -112,6 +114,19 @@ def test_a_killed_study_goes_on_where_it_was_also_on_one_core_and_in_a_folder_wi
     after = study.trained()
     assert {name: after[name] for name in seen} == seen, "a finished trial was trained again"
     assert study.tables() == finished.tables()
+
+
+def test_ctrl_c_while_a_model_is_prepared_is_said_in_a_few_words(tmp_path: Path) -> None:
+    study = Study(tmp_path, tiny(models__target__pretrain__steps=100_000))
+    process = study.start("results/models/target/model.json")
+    wait_until((study.results / "logs" / "prepare_model" / "target.log").exists, 60)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(60) == 1
+    said = (study.folder / "output.txt").read_text()
+    assert "understudy prepare-model: interrupted (SIGINT)" in said
+    assert "Interrupted. Nothing that has finished is lost: the same command goes on." in said
+    for word in ("RuleException", "Traceback", "mend the cause", "exec python"):
+        assert word not in said
 
 
 def test_more_trials_train_only_the_new_ones(finished: Study, tmp_path: Path) -> None:

@@ -82,6 +82,20 @@ def totals(config: StudyConfig) -> dict[str, int]:
     return dict(zip(STAGES, counts, strict=True))
 
 
+def plan(config: StudyConfig, side_by_side: int) -> str:
+    """The whole study in one line. `side_by_side`: target trials that can run at the same time."""
+    count, echoes = totals(config), sum(pack.count for pack in echo_packs(config).values())
+    packs = len(proxy_packs(config)) + len(echo_packs(config))
+    parts = [
+        f"{count['proxy']} proxy trials in {packs} packs" + (f" ({echoes} repeat target trials)" if echoes else ""),
+        f"{count['truncated']} short runs of the target" if count["truncated"] else "",
+        f"{count['target']} target trials (up to {side_by_side} side by side)",
+        f"{count['finalist']} finalist trials",
+        f"{config.decode.trials} decoding configurations" if config.decode.trials else "",
+    ]
+    return "the whole study: " + ", ".join(part for part in parts if part)
+
+
 def _split(origin: str, count: int, size: int) -> dict[str, PackRange]:
     """Packs of `size` of an origin, the last one maybe smaller. More trials change none before the last block."""
     packs: dict[str, PackRange] = {}

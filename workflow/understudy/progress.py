@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import logging
 import math
 import os
 import sys
@@ -18,11 +17,14 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from understudy import disk
-from understudy.trial import TrialRecord
+from understudy.errors import UnderstudyError
+from understudy.files import read_model
+from understudy.pace import Outlook, Pace
+from understudy.paths import StudyPaths
+from understudy.trial import ModelCard, TrialRecord
 
 STAGES = ("proxy", "truncated", "target", "finalist")
 FOLLOW_SECONDS = 2.0
-TARGET_GUESS = 5.0  # proxy trials that a target trial is taken to last, until one has finished
 
 START_LINE: dict[str, Any] = {"time": float, "totals": dict, "workers": int}
 TRIAL_LINE: dict[str, Any] = {
@@ -44,31 +46,30 @@ def set_terminal(stream: TextIO) -> None:
     _terminal = stream
 
 
+def terminal() -> TextIO:
+    """Where progress is shown."""
+    return _terminal
+
+
 def tell(text: str) -> None:
     """Print a sentence on the terminal, and in the log where there is one."""
     for stream in {_terminal, sys.stderr}:
         print(text, file=stream, flush=True)
 
 
-def hush(logger: logging.Logger) -> None:
-    """Drop Snakemake's lines that would bury the commands' own.
+def start(
+    path: Path,
+    totals: dict[str, int],
+    workers: int,
+    side_by_side: dict[str, int] | None = None,
+    costs: dict[str, float] | None = None,
+) -> None:
+    """Note that a run of the workflow begins, how many trials each stage has in all, and how many run side by side.
 
-    These are two lines per job, and the call of a command that failed with a message (exit codes 1 and 2). A command
-    that was killed has said nothing, so there Snakemake's words stay.
+    `workers` goes for stages that `side_by_side` leaves out; `costs` are as in `abreast.costs`.
     """
-    lines = ("Select jobs to execute", "Execute ")
-
-    def is_news(record: logging.LogRecord) -> bool:
-        text = str(record.msg)
-        explained = "RuleException" in text and "returned non-zero exit status" in text
-        return not (text.startswith(lines) or explained)
-
-    logger.addFilter(is_news)
-
-
-def start(path: Path, totals: dict[str, int], workers: int) -> None:
-    """Note that a run of the workflow begins, how many trials each stage has in all, and how many run side by side."""
-    _append(path, {"event": "start", "time": time.time(), "totals": totals, "workers": workers})
+    begun = {"event": "start", "time": time.time(), "totals": totals, "workers": workers}
+    _append(path, {**begun, "side_by_side": side_by_side or {}, "costs": costs or {}})
 
 
 def finished(path: Path, record: TrialRecord, reused: bool) -> None:
@@ -117,26 +118,6 @@ def _stages(text: bytes) -> Iterator[str]:
 
 
 @dataclass
-class Pace:
-    """How fast this run's trials of a stage came."""
-
-    trials: int = 0
-    work: float = 0.0  # seconds that they took, summed
-    first: float = math.inf  # when the first one ended
-    last: float = -math.inf
-
-    def __add__(self, other: Pace) -> Pace:
-        first, last = min(self.first, other.first), max(self.last, other.last)
-        return Pace(self.trials + other.trials, self.work + other.work, first, last)
-
-    def seconds(self, workers: int) -> float:
-        """From one finished trial to the next, start-up of processes included; at first a guess."""
-        if self.trials < 3:
-            return self.work / self.trials / workers
-        return (self.last - self.first) / (self.trials - 1)
-
-
-@dataclass
 class Stage:
     """A stage's finished trials. What they add up to is kept, so that a further one costs the same in large studies."""
 
@@ -149,7 +130,7 @@ class Stage:
         """Count a trial; the last line of an id counts, but each of this run's towards the pace."""
         id, found = line["id"], (line["objective"], line["status"])
         if not line["reused"]:
-            self.pace += Pace(1, line["wall_seconds"], line["time"], line["time"])
+            self.pace.add(line["wall_seconds"], line["time"])
         if id in self.trials and self.trials[id] != found:
             self.trials[id] = found
             self.best = min(((loss, id) for id, (loss, _) in self.trials.items() if loss is not None), default=None)
@@ -166,14 +147,19 @@ class State:
     """The progress of a study, read from its log."""
 
     totals: dict[str, int] = field(default_factory=dict)
-    workers: int = 1
+    side_by_side: dict[str, int] = field(default_factory=dict)
+    costs: dict[str, float] = field(default_factory=dict)
+    size_ratio: float | None = None  # the target's parameters per one of the proxy's, once both models are prepared
     started: float = 0.0
     now: float = 0.0
     stages: dict[str, Stage] = field(default_factory=lambda: defaultdict(Stage))
 
     def begin(self, line: dict[str, Any]) -> None:
         """A run of the workflow begins; what was finished before says nothing of its pace."""
-        self.started, self.totals, self.workers = line["time"], line["totals"], line["workers"]
+        self.started, self.totals = line["time"], line["totals"]
+        known = _numbers(line.get("side_by_side"))  # a program of another version left none
+        self.side_by_side = {stage: max(1, int(known.get(stage, line["workers"]))) for stage in STAGES}
+        self.costs = {stage: cost for stage, cost in _numbers(line.get("costs")).items() if cost > 0}
         for stage in self.stages.values():
             stage.pace = Pace()
 
@@ -191,17 +177,10 @@ class State:
         return f"{stage:<9} {done} · {best_text:<22}{passed}{left_text}"
 
     def seconds_left(self) -> float | None:
-        """An estimate from the pace of this run's trials, in each stage for itself."""
-        known = {name: stage.pace.seconds(self.workers) for name, stage in self.stages.items() if stage.pace.trials}
-        if not known:
-            return None
-        every = sum((stage.pace for stage in self.stages.values()), Pace())
-        proxy = known.get("proxy") or every.seconds(self.workers)
-        target = known.get("target") or known.get("finalist") or TARGET_GUESS * proxy
-        paces = {"proxy": proxy, "truncated": target, "target": target, "finalist": target, **known}
-        return sum(
-            max(self.totals.get(name, 0) - len(self.stages[name].trials), 0) * pace for name, pace in paces.items()
-        )
+        """An estimate from the pace of this run's trials, in each stage for itself; None while too little is known."""
+        left = {name: max(0, self.totals.get(name, 0) - len(self.stages[name].trials)) for name in STAGES}
+        outlook = Outlook(self.side_by_side, self.costs, self.size_ratio)
+        return outlook.seconds_left(left, {name: self.stages[name].pace for name in STAGES})
 
 
 def state(path: Path) -> State:
@@ -228,6 +207,8 @@ class _Reader:
                 self._offset += len(whole) + 1
                 self._add(whole.decode("utf-8", errors="replace").splitlines())
         self._state.now = time.time()
+        if self._state.size_ratio is None:
+            self._state.size_ratio = _size_ratio(StudyPaths(self._path.parent))
         return self._state
 
     def _add(self, lines: list[str]) -> None:
@@ -241,6 +222,22 @@ class _Reader:
                 found.begin(line)
             elif _fits(line, TRIAL_LINE):
                 found.stages[line["stage"]].add(line)
+
+
+def _size_ratio(paths: StudyPaths) -> float | None:
+    """The target's parameters per one of the proxy's; None until both models are prepared."""
+    try:
+        proxy, target = (read_model(paths.model(role), ModelCard).parameters for role in ("proxy", "target"))
+    except (UnderstudyError, OSError):  # not there yet, or not to be read just now
+        return None
+    return target / proxy if proxy and target else None
+
+
+def _numbers(found: Any) -> dict[str, float]:
+    """The numbers of a mapping that a file held; none of anything else."""
+    if not isinstance(found, dict):
+        return {}
+    return {name: value for name, value in found.items() if isinstance(value, int | float) and math.isfinite(value)}
 
 
 @functools.cache

@@ -200,7 +200,12 @@ class TargetSettings(Section):
     """The target stage."""
 
     trials: int = Field(default=16, ge=1, description="full-size trials")
-    window: int = Field(default=4, ge=1, description="proposal n sees the results of trials 0 to n - window")
+    window: int = Field(
+        default=4,
+        ge=1,
+        description="proposal n sees the results of trials 0 to n - window, so that as many trials can run side by side; "
+        "at most a quarter of `trials`",
+    )
     starts: int = Field(
         default=6,
         ge=1,

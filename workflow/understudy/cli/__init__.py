@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from typing import TextIO
 
 from understudy import disk, process
 from understudy.errors import UnderstudyError
+from understudy.interruption import InterruptionError
 
 COMMANDS = {
     "write-settings": "write one slice of the config",
@@ -46,6 +48,16 @@ COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the process's exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _run(words)
+    except KeyboardInterrupt:  # of a command that doesn't listen for signals, or not yet
+        from understudy import progress
+
+        stopped = InterruptionError(signal.SIGINT, "while nothing was in training; what has finished is kept")
+        return _told(" ".join(words[:1]), stopped, progress.terminal())
+
+
+def _run(words: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="understudy", description=__doc__.splitlines()[0] if __doc__ else None)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in COMMANDS.items():

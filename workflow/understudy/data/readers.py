@@ -29,20 +29,24 @@ class Failure:
 Row = tuple[int, dict[str, Any]]
 
 
+def require_file(path: Path) -> None:
+    """Raise `DataError` where there is no such file, or it is of a kind that isn't read."""
+    if path.suffix.lower() not in READERS:
+        raise _other_kind(path)
+    if not path.is_file():
+        raise DataError(f"there is no file {path} (given in `data.files`); relative paths start where the study is run")
+
+
 def read_rows(path: Path) -> tuple[list[Row], list[Failure]]:
     """The rows of a .jsonl, .json, .csv or .parquet file with their numbers from 1, and those that can't be read.
 
     Raises `DataError` where there is no such file, it is of another kind, or it can't be read as a whole.
     """
-    reader = READERS.get(path.suffix.lower())
-    if reader is None:
-        raise _other_kind(path)
-    if not path.is_file():
-        raise DataError(f"there is no file {path} (given in `data.files`); relative paths start where the study is run")
+    require_file(path)
     rows: list[Row] = []
     failures: list[Failure] = []
     try:
-        for number, row in reader(path):
+        for number, row in READERS[path.suffix.lower()](path):
             if isinstance(row, dict):
                 rows.append((number, row))
             else:

@@ -8,7 +8,7 @@ from pathlib import Path
 from understudy.data.examples import Example, Found, without_repeats
 from understudy.data.formats import parse
 from understudy.data.notices import EARLIER_ANSWERS, IGNORED_KEY, IGNORED_TURNS
-from understudy.data.readers import Failure, read_rows, where
+from understudy.data.readers import Failure, read_rows, require_file, where
 from understudy.data.splits import HELD_OUT, cut_off
 from understudy.errors import DataError
 from understudy.files import file_sha256
@@ -40,6 +40,12 @@ def find(settings: DataSettings, seed: int) -> Found:
     wanted = [split for split in HELD_OUT if split not in given]
     found.splits |= cut_off(found.splits["train"], wanted, settings, seed)
     return found
+
+
+def require(files: DataFiles | None) -> None:
+    """Raise the `DataError` that `find` would raise for the first of the files that is missing or of another kind."""
+    for path in reversed(_given(files).values()):
+        require_file(path)
 
 
 def _given(files: DataFiles | None) -> dict[Split, Path]:
