@@ -89,7 +89,7 @@ def run_room():
     gpus = None
     if STUDY.execution.device != "cpu":
         asked = workflow.global_resources.get("gpu")
-        gpus = len(devices.visible()) if asked is None or asked.value is None else asked.value
+        gpus = len(devices.visible(by_torch=False)) if asked is None or asked.value is None else asked.value
     return abreast.Room(workflow.resource_settings.cores or 1, gpus or None)
 
 

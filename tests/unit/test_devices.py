@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from understudy import devices
+from understudy import devices, progress
+from understudy.trial import ResolvedExecution
 
 CODE = """
 import os, sys
@@ -81,6 +84,40 @@ def test_users_with_temporary_folders_and_masks_of_their_own_share_the_locks(
     folder = tmp_path / "locks"
     assert folder.stat().st_mode & 0o7777 == 0o1777
     assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o644}
+
+
+def test_torch_is_asked_only_by_who_has_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(devices, "_told", lambda *_: "GPU-a\nGPU-b\n")
+    assert devices.visible(by_torch=False) == []
+    assert devices.visible() == ["GPU-a", "GPU-b"]
+
+
+def test_a_longer_wait_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(devices, "FOLDER", tmp_path)
+    monkeypatch.setattr(devices, "visible", lambda: ["GPU-a", "GPU-b"])
+    monkeypatch.setattr(devices, "WAIT_SECONDS", 0.05)
+    monkeypatch.setattr(devices, "SAY_SECONDS", 0.3)
+    monkeypatch.setattr(devices, "_held", [])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setattr(progress, "_terminal", sys.stderr)
+    execution = ResolvedExecution(
+        device="cuda", threads=1, processes=2, micro_batch_size=1, dtype="float32", gradient_checkpointing=False
+    )
+    for seconds, said in ((0.1, 0), (1.0, 1)):
+        other = (tmp_path / "GPU-b").open("w")
+        fcntl.flock(other, fcntl.LOCK_EX)
+        threading.Timer(seconds, other.close).start()
+        devices.lease(execution)
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-a,GPU-b"
+        words = (
+            "understudy: a trial waits for 2 free GPUs; of the 2 that are visible here other processes hold too many"
+        )
+        assert capfd.readouterr().err.count(words) == said
+        while devices._held:
+            devices._held.pop().close()
 
 
 def test_only_what_the_scheduler_allotted_is_leased(machine: dict[str, str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 import torch
 from tiny_models import EXECUTION, TEXTS, configs, llama_config, save
 
+from understudy import progress
 from understudy.errors import ModelError
 from understudy.models import cache, hub, pretrain
 from understudy.models.loading import load_base, load_tokenizer
@@ -201,6 +203,30 @@ def test_the_hub_gives_the_files_that_are_needed(llama: Path, tmp_path: Path, mo
     assert hub.fetch("somebody/small", None) == repository / "snapshots" / commit
     made = prepare_model(section(tmp_path, model_name_or_path="somebody/small"), no_corpus, None)
     assert (made.source, made.revision) == ("hub", commit)
+
+
+def test_what_happens_to_a_model_is_said_before_it_may_take_long(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it comes to nothing: here each ends for want of a file, a network or a corpus."""
+    terminal = io.StringIO()
+    monkeypatch.setattr(progress, "_terminal", terminal)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (llama / "model.safetensors").unlink()
+    for given in (
+        {"model_name_or_path": str(llama)},
+        {"model_name_or_path": "./nowhere"},
+        {"model_name_or_path": "nobody/nothing"},
+        {"pretrain": TINY.model_dump()},
+    ):
+        with pytest.raises((ModelError, AssertionError)):
+            prepare_model(section(tmp_path, **given), no_corpus, None)
+    assert terminal.getvalue().splitlines() == [
+        f"preparing the proxy: reading {llama}",
+        "preparing the proxy: reading ./nowhere",
+        "preparing the proxy: fetching nobody/nothing, as far as the hub's cache on this machine lacks it",
+        "preparing the proxy: pretraining llama-16x1, unless it is in the cache",
+    ]
 
 
 def test_a_built_in_model_is_made_once_and_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

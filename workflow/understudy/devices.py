@@ -17,11 +17,13 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TextIO
 
+from understudy import progress
 from understudy.errors import UserError
 from understudy.trial import ResolvedExecution
 
 FOLDER = Path("/tmp/understudy-gpus")  # one for all users, whatever TMPDIR says
 WAIT_SECONDS = 0.5
+SAY_SECONDS = 5.0  # a trial that ends gives its GPU to the next one in less
 ASK_TORCH = """
 import torch
 for index in range(torch.cuda.device_count()):
@@ -34,8 +36,8 @@ _held: list[TextIO] = []  # kept open for as long as this process lives
 def lease(execution: ResolvedExecution) -> None:
     """Wait for as many free GPUs as the execution has processes, and let this process see only these.
 
-    Call it before CUDA is initialised. On CPUs, and where this process has its lease already, nothing happens.
-    Raises `UserError` where fewer devices are visible than are needed.
+    A longer wait is said once. On CPUs, and where this process has its lease already, nothing happens. Call it before
+    CUDA is initialised. Raises `UserError` where fewer devices are visible than are needed.
     """
     if execution.device == "cpu" or len(_held) >= execution.processes:
         return
@@ -45,21 +47,29 @@ def lease(execution: ResolvedExecution) -> None:
             f"the trial needs {execution.processes} GPUs, one per process, but only {len(devices)} are visible here; "
             "lower `processes` or ask the scheduler for more"
         )
+    silent_until: float | None = time.monotonic() + SAY_SECONDS
     while not (leased := _try(devices, execution.processes)):
+        if silent_until is not None and time.monotonic() > silent_until:
+            silent_until = None  # once
+            wanted = "a free GPU" if execution.processes == 1 else f"{execution.processes} free GPUs"
+            progress.tell(
+                f"understudy: a trial waits for {wanted}; of the {len(devices)} that are visible here other processes "
+                f"hold too many (locks in {FOLDER})"
+            )
         time.sleep(WAIT_SECONDS)
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(leased)
 
 
-def visible() -> list[str]:
+def visible(*, by_torch: bool = True) -> list[str]:
     """UUIDs of the GPUs that this process may use, in the order of CUDA_VISIBLE_DEVICES where it is set.
 
     Its indices are taken in PCI order, which is CUDA's own order where all GPUs of a machine are of one kind, and its
     UUIDs may be cut short, as CUDA has it. Of a GPU that is split (MIG) the instances count, one by one. Where
-    nvidia-smi lists nothing, as in a container that has CUDA alone, torch is asked.
+    nvidia-smi lists nothing, as in a container that has CUDA alone, torch is asked, which takes seconds.
     """
     listed = _told("nvidia-smi", "-L") if shutil.which("nvidia-smi") else ""
     if "UUID" not in listed:
-        return _told(sys.executable, "-c", ASK_TORCH).split()
+        return _told(sys.executable, "-c", ASK_TORCH).split() if by_torch else []
     gpus: list[list[str]] = []  # of each, itself or its instances
     for kind, uuid in re.findall(r"^(GPU|\s+MIG) .*\(UUID: ([^)\s]+)\)", listed, re.MULTILINE):
         if kind == "GPU":

@@ -203,8 +203,8 @@ class TargetSettings(Section):
     window: int = Field(
         default=4,
         ge=1,
-        description="proposal n sees the results of trials 0 to n - window, so that as many trials can run side by side; "
-        "at most a quarter of `trials`",
+        description="proposal n sees the results of trials 0 to n - window, so that as many trials can run side by "
+        "side; at most a quarter of `trials`",
     )
     starts: int = Field(
         default=6,

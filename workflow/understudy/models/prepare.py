@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from understudy import progress
 from understudy.errors import ModelError
 from understudy.models import cache, hub
 from understudy.models.checkpoint import check_tokenizer, inspect
@@ -18,10 +19,11 @@ CHAT_FORMATS = ("sharegpt", "messages")
 def prepare_model(section: ModelSection, corpus: Callable[[], Sequence[str]], data_format: str | None) -> ModelCard:
     """Pretrain, find or fetch a base model, check it and describe it.
 
-    `corpus` is asked for its texts where the model is a built-in one; `data_format` says whether the data are chats.
-    Raises `ModelError` where the model can't be used.
+    Since it may take long, it is first said what happens. `corpus` is asked for its texts where the model is a built-in
+    one; `data_format` says whether the data are chats. Raises `ModelError` where the model can't be used.
     """
     settings = section.model
+    progress.tell(f"preparing the {section.role}: {_described(settings)}")
     if settings.pretrain is not None:
         folder = cache.pretrained(Path(section.cache), settings.pretrain, corpus(), section.seed, section.threads)
         name, source, revision = _built_in_name(settings.pretrain), "pretrained", None
@@ -58,10 +60,24 @@ def _given(settings: ModelSettings) -> tuple[Path, str, str | None]:
             f"there is no model folder {folder} (relative paths start where the study is run), and an id on the hub "
             f"has its owner in front, as `openai-community/gpt2` has; give the folder, or `OWNER/{name}`"
         )
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+    if _is_folder(name):
         raise ModelError(f"there is no model folder {folder}; relative paths start where the study is run")
     fetched = hub.fetch(name, settings.revision)
     return fetched, "hub", fetched.name  # snapshots are named by their commit
+
+
+def _described(settings: ModelSettings) -> str:
+    """What is about to happen to a model; whether that takes long shows only on the way."""
+    if settings.pretrain is not None:
+        return f"pretraining {_built_in_name(settings.pretrain)}, unless it is in the cache"
+    if _is_folder(name := str(settings.model_name_or_path)):
+        return f"reading {name}"
+    return f"fetching {name}, as far as the hub's cache on this machine lacks it"
+
+
+def _is_folder(name: str) -> bool:
+    """Whether a name can only be a folder, or is one."""
+    return Path(name).expanduser().is_dir() or name.startswith((".", "/", "~")) or name.count("/") != 1
 
 
 def _built_in_name(settings: PretrainSettings) -> str:
