@@ -66,7 +66,10 @@ def mended(wildcards):
     run it is. A dry run mends nothing and says what the study is.
     """
     if workflow.executor_plugin and workflow.is_main_process and not workflow.touch:
-        show_plan() if workflow.dryrun else mend_study()
+        if workflow.dryrun:
+            show_plan()
+        else:
+            mend_study()
     return []
 
 

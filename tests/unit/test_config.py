@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from understudy import config, reference
-from understudy.errors import ConfigError
+from understudy.errors import SYNONYMS, ConfigError
+from understudy.hyperparameters import HYPERPARAMETERS
 from understudy.sections import SearchSection, sections
 from understudy.space import Choices
 
@@ -79,7 +80,7 @@ CASES: list[tuple[str, str, Any, str, str]] = [
     ("nothing to search", "space", {"lora_r": [4, 8]}, "the whole file", "leaves nothing to search"),
     ("bad default", "defaults.batch_size", 0, "defaults.batch_size", "at least 1"),
     ("list as a number", "defaults.batch_size", [8], "defaults.batch_size", "must be a whole number"),
-    ("modules where they were", "training.target_modules", ["q_proj"], "training", "write `lora_target_modules` under"),
+    ("modules where PEFT has them", "space.target_modules", [1], "space.target_modules", "mean `lora_target_modules`?"),
     ("no modules", "defaults.lora_target_modules", " ", "defaults.lora_target_modules", "at least one layer's name"),
     ("no modules in a list", "space.lora_target_modules", [[]], "space.lora_target_modules[0]", "at least one"),
     ("a stray comma", "defaults.lora_target_modules", "q_proj,", "defaults.lora_target_modules", "'q_proj,'"),
@@ -184,6 +185,40 @@ CASES: list[tuple[str, str, Any, str, str]] = [
         "space.weight_decay.rest",
         "the value of `defaults`",
     ),
+    ("an empty section", "target", None, "target", "is empty; remove it or give it keys"),
+    ("an empty section that is needed", "models.proxy", None, "models.proxy", "is empty; give it keys"),
+    ("an empty value", "seed", None, "seed", "is empty; remove it or give it a value"),
+    ("a number as a section", "target", 5, "target", "must be a section with keys of its own, but got 5"),
+    ("an empty space", "space", {}, "space", "must name at least 1 hyperparameter"),
+    ("no space", "space", None, "space", "is empty; give it keys"),
+    ("choices of nothing", "space.lora_r", {"choices": None}, "space.lora_r.choices", "is empty"),
+    (
+        "log at 0, as no rate is",
+        "space.learning_rate",
+        {"low": 0, "high": 1, "log": True},
+        "space.learning_rate",
+        "than 0",
+    ),
+    ("OpenAI's format", "data.format", "openai", "data.format", "but got 'openai'; did you mean `messages`?"),
+    ("chats in Axolotl's words", "data.format", "ChatML", "data.format", "did you mean `messages`?"),
+    ("a GPU, not a CPU", "execution.device", "gpu", "execution.device", "did you mean `cuda`?"),
+    ("4bit", "models.proxy.quantization", "4bit", "models.proxy.quantization", "did you mean `nf4`?"),
+    ("4", "models.proxy.quantization", 4, "models.proxy.quantization", "but got 4; did you mean `nf4`?"),
+    ("a value with a slip", "data.format", "alpacca", "data.format", "did you mean `alpaca`?"),
+    ("lr", "space.lr", [1e-3], "space.lr", "did you mean `learning_rate`?"),
+    ("the trainer's batch", "defaults.per_device_train_batch_size", 4, "defaults.per", "did you mean `batch_size`?"),
+    ("epochs", "defaults.epochs", 1, "defaults.epochs", "did you mean `num_train_epochs`?"),
+    (
+        "a folder of all",
+        "results",
+        "/",
+        "results",
+        "must be a folder of the study's own, such as `results`, but got '/'",
+    ),
+    ("the folder it runs in", "results", "./", "results", "must be a folder of the study's own"),
+    ("the folder above", "results", "../..", "results", "must be a folder of the study's own"),
+    ("a file for results", "results", __file__, "results", "is a file; name another one"),
+    ("a folder in a file", "results", f"{__file__}/a/b", "results", f"must be a folder, but {__file__} is a file"),
     ("attention dropout of 1", "defaults.attention_dropout", 1, "defaults.attention_dropout", "at most 0.95"),
 ]
 
@@ -344,6 +379,34 @@ def test_early_stopping_needs_something_to_judge_by(raw: dict[str, Any]) -> None
     raw["training"]["evaluations"] = 2
     raw["target"]["early_stopping"] = {"visible": 9}
     config.parse(raw)
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        {},
+        None,
+        {"learning_rate": {"low": 0, "high": 1, "log": True}, "lora_r": [4, 8]},
+        {"learning_rate": [1e-3], "lora_r": {"choices": None}},
+    ],
+)
+def test_one_cause_is_one_problem(raw: dict[str, Any], space: Any) -> None:
+    assert len(problems(raw | {"space": space})) == 1
+
+
+def test_what_a_synonym_stands_for_exists() -> None:
+    import json
+
+    text = json.dumps(config.schema())
+    for word, name in SYNONYMS.items():
+        assert name in HYPERPARAMETERS or f'"{name}"' in text
+        assert word == word.lower()
+        assert word not in HYPERPARAMETERS
+
+
+@pytest.mark.parametrize("results", ["results", "/nowhere/at/all", "../beside", "a/../b", ".hidden", "~/study"])
+def test_results_may_be_any_folder(raw: dict[str, Any], results: str) -> None:
+    assert config.parse(raw | {"results": results}).results == results
 
 
 def test_schema_and_reference_are_up_to_date() -> None:

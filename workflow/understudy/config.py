@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from understudy.errors import ConfigError, nearest
 from understudy.hyperparameters import HYPERPARAMETERS, Value
@@ -24,11 +27,6 @@ from understudy.settings import (
 )
 from understudy.space import Choices, Parameter, Range
 from understudy.stages import ProxySettings, TargetSettings, TransferSettings
-
-MOVED = {
-    "training.target_modules": "is a hyperparameter now; write `lora_target_modules` under `defaults`, or search it in "
-    "`space`"
-}
 
 
 class StudyConfig(Section):
@@ -56,6 +54,17 @@ class StudyConfig(Section):
     resources: ResourcesSettings = Field(
         default=ResourcesSettings(), description="what a scheduler such as SLURM is asked for"
     )
+
+    @field_validator("results")
+    @classmethod
+    def _results_can_be_a_folder(cls, value: str) -> str:
+        path = Path(value)
+        if all(part in ("/", "//", "..") for part in path.parts):
+            raise ValueError(f"must be a folder of the study's own, such as `results`, but got {value!r}")
+        with suppress(OSError):  # what can't be looked at is reported when it is written
+            if file := next((each for each in (path, *path.parents) if each.is_file()), None):
+                raise ValueError(f"must be a folder, but {file} is a file; name another one")
+        return value
 
     @model_validator(mode="after")
     def _sections_fit_each_other(self) -> StudyConfig:
@@ -122,7 +131,9 @@ def parse(raw: Any, source: str = "the config") -> StudyConfig:
     try:
         config = StudyConfig.model_validate(normal)
     except ValidationError as error:
-        problems = {**_validation_problems(error), **problems}
+        ends = {path.rsplit(".", 1)[0] for path in problems if path.endswith((".low", ".high"))}  # told already
+        found = {path: text for path, text in _validation_problems(error).items() if path not in ends}
+        problems = {**found, **problems}
     if problems:
         raise ConfigError(source, [f"{path}: {text}" for path, text in sorted(problems.items())])
     return config
@@ -150,16 +161,30 @@ def _validation_problems(error: ValidationError) -> dict[str, str]:
         path = _path(item["loc"])
         if item["type"] == "extra_forbidden":
             valid = list(_keys_at(item["loc"][:-1]))
-            unknown = f"unknown key{nearest(str(item['loc'][-1]), valid)} (known here: {', '.join(valid)})"
-            problems[path] = MOVED.get(path, unknown)
+            problems[path] = f"unknown key{nearest(str(item['loc'][-1]), valid)} (known here: {', '.join(valid)})"
         elif item["type"] == "missing":
             problems[path] = "is missing"
         elif item["type"] == "value_error":
             problems[path] = str(item["ctx"]["error"])
         else:
-            text = item["msg"][0].lower() + item["msg"][1:]
-            problems[path] = f"{text}, but got {item['input']!r}"
+            problems[path] = _problem(path, item["type"], item["input"], item["msg"])
     return problems
+
+
+def _problem(path: str, kind: str, given: Any, message: str) -> str:
+    """What is wrong with a value of the wrong type, or out of its range."""
+    section = kind in ("model_type", "model_attributes_type", "dict_type")
+    if given is None and section:
+        needed = path in ("models", "models.proxy", "models.target", "space")
+        return "is empty; give it keys" if needed else "is empty; remove it or give it keys"
+    if given is None:
+        return "is empty; remove it or give it a value"
+    if section:
+        return f"must be a section with keys of its own, but got {given!r}"
+    if kind == "too_short":
+        return "must name at least 1 hyperparameter" if path == "space" else "must have at least 1 value"
+    hint = nearest(str(given), re.findall(r"'([^']*)'", message)) if kind == "literal_error" else ""
+    return f"{message[0].lower()}{message[1:]}, but got {given!r}{hint}"
 
 
 def _path(location: tuple[int | str, ...]) -> str:

@@ -9,6 +9,38 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+# What other programs call our keys and values, in small letters.
+SYNONYMS = {
+    "openai": "messages",
+    "chatml": "messages",
+    "chat": "messages",
+    "gpu": "cuda",
+    "4bit": "nf4",
+    "4": "nf4",
+    "fp4": "nf4",
+    "8bit": "int8",
+    "8": "int8",
+    "bf16": "bfloat16",
+    "fp32": "float32",
+    "qlora": "lora",
+    "lr": "learning_rate",
+    "per_device_train_batch_size": "batch_size",
+    "train_batch_size": "batch_size",
+    "epochs": "num_train_epochs",
+    "num_epochs": "num_train_epochs",
+    "scheduler": "lr_scheduler_type",
+    "lr_scheduler": "lr_scheduler_type",
+    "warmup": "warmup_ratio",
+    "gradient_clipping": "max_grad_norm",
+    "r": "lora_r",
+    "rank": "lora_r",
+    "lora_rank": "lora_r",
+    "alpha": "lora_alpha",
+    "dropout": "lora_dropout",
+    "target_modules": "lora_target_modules",
+    "lora_target_linear": "lora_target_modules",
+}
+
 
 class UnderstudyError(Exception):
     """Base of all errors that are reported as one message; `exit_code` is the process's."""
@@ -48,6 +80,8 @@ class StorageError(UnderstudyError):
 
 
 def nearest(word: str, valid: Iterable[str]) -> str:
-    """`; did you mean X?` where some valid name is close to `word`, else nothing."""
-    close = difflib.get_close_matches(word, list(valid), n=1)
+    """`; did you mean X?` where some valid name means the same as `word` or is close to it, else nothing."""
+    names = list(valid)
+    same = SYNONYMS.get(word.lower())
+    close = [same] if same in names else difflib.get_close_matches(word, names, n=1)
     return f"; did you mean `{close[0]}`?" if close else ""

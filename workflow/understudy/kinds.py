@@ -51,7 +51,7 @@ def _parameter(path: str, name: str, value: Any, problems: dict[str, str]) -> An
             coerced[key] = _coerced(f"{path}.{key}", name, value[key], problems)
     if isinstance(choices := value.get("choices"), list):
         coerced["choices"] = [_coerced(f"{listed}[{i}]", name, choice, problems) for i, choice in enumerate(choices)]
-    elif name in HYPERPARAMETERS:
+    elif "choices" not in value and name in HYPERPARAMETERS:
         if HYPERPARAMETERS[name].kind in (str, bool):
             problems[path] = "must be a list of choices"
             return {"choices": [0]}
@@ -124,7 +124,7 @@ def _grid(grid: Mapping[str, Any], space: Any, problems: dict[str, str]) -> dict
     coerced: dict[str, Any] = {}
     for name, values in grid.items():
         path = f"proxy.grid.{name}"
-        if name not in searched:
+        if searched and name not in searched:  # else it is `space` that has to be mended
             problems[path] = f"not in `space`{nearest(str(name), searched)} (searched: {', '.join(map(str, searched))})"
         if not isinstance(values, list) or not values:
             problems[path] = f"must be a list of at least one value, but got {values!r}"
