@@ -75,12 +75,13 @@ class Checkpoint:
         step = self._ranks.largest(own, self._device)
         if step == 0:
             return
-        with watchdog.patient():  # files may be large, and ranks wait for each other
-            try:
+        try:
+            with watchdog.loading():
                 main, mine = self._read(step)
-            except CorruptFileError as error:
-                print(f"{error}; the trial begins anew", flush=True)
-                mine = None
+        except CorruptFileError as error:
+            print(f"{error}; the trial begins anew", flush=True)
+            mine = None
+        with watchdog.patient():  # a rank that hangs ends itself, and then the others
             anew = self._ranks.largest(int(mine is None), self._device)
         if anew:
             if self._ranks.index == 0:
@@ -104,13 +105,17 @@ class Checkpoint:
         if step == self._held:
             return True
         with self._pace.saving():
-            found = self._ranks.gather(self._write(position) if sound else bytes(32), self._device)
+            own = self._write(position) if sound else bytes(32)
+            with watchdog.patient():  # as in `resume`
+                found = self._ranks.gather(own, self._device)
             failed = not all(map(any, found))
             if self._ranks.index == 0:
-                failed = failed or not self._complete(step, [own.hex() for own in found])
+                failed = failed or not self._complete(step, [each.hex() for each in found])
                 self._keep_only(max(self._whole_steps(), default=0) if failed else step)
-            if self._ranks.largest(int(failed), self._device):
-                return False
+            with watchdog.patient():
+                failed = bool(self._ranks.largest(int(failed), self._device))
+        if failed:
+            return False
         self._held = step
         return True
 

@@ -37,7 +37,7 @@ class Pace:
         """Save inside: it is timed."""
         began = time.monotonic()
         try:
-            with watchdog.patient():  # files may be large, and ranks wait for each other
+            with watchdog.loading():  # files may be large, and file systems slow
                 yield
         finally:
             self._last = time.monotonic()
