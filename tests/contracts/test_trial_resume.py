@@ -255,6 +255,18 @@ def test_no_flipped_bit_goes_unnoticed(interrupted: Job, tmp_path: Path) -> None
     assert refused > 50
 
 
+@pytest.mark.parametrize("mapped", [False, True])
+def test_no_length_of_a_file_that_was_cut_off_passes_for_a_disk_that_fails(
+    mapped: bool, interrupted: Job, tmp_path: Path
+) -> None:
+    """Some make torch look for what lies before the file's beginning."""
+    (original,) = interrupted.store.glob("*/checkpoint/step-*/rank-0.pt")
+    content, path = original.read_bytes(), tmp_path / "cut.pt"
+    for part in range(300):
+        path.write_bytes(content[: len(content) * part // 300])
+        assert saving.load_sealed(path, mapped) is None
+
+
 def test_a_full_disk_costs_the_checkpoint_and_not_the_trial(
     whole: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

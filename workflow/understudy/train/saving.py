@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import time
 import zipfile
@@ -66,18 +67,25 @@ def load_sealed(path: Path, mapped: bool = False) -> tuple[str, dict[str, Any]] 
     except FileNotFoundError:
         raise
     except Exception as error:  # cut off or altered: whatever the unpickler makes of it
-        if isinstance(error, OSError) or (is_out_of_memory(error) and _is_whole(path)):
+        if _is_outside(error, path):
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise StorageError(f"the checkpoint {path} can't be read ({reason}); it is kept: start again") from error
         return None
 
 
+def _is_outside(error: Exception, path: Path) -> bool:
+    """Whether a file that can't be read is not to blame. A damaged one asks for places and memory that aren't there."""
+    if isinstance(error, OSError):
+        return error.errno not in (None, errno.EINVAL)
+    return is_out_of_memory(error) and _is_whole(path)
+
+
 def _is_whole(path: Path) -> bool:
-    """Whether a zip archive of torch has the bytes that were written. Damaged ones may ask for any memory."""
+    """Whether a zip archive of torch has the bytes that were written."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
-    except (zipfile.BadZipFile, ValueError, NotImplementedError):
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError):
         return False
 
 
