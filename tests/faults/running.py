@@ -50,8 +50,9 @@ class Running:
 
     def _read(self) -> None:
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self._lines.append(line)
+        with self.process.stdout as said:
+            for line in said:
+                self._lines.append(line)
 
     @property
     def ended(self) -> bool:
