@@ -2,7 +2,7 @@
 # check   formats, types, tests     schema  the config's schema and reference
 # slurm   studies through a SLURM cluster that is started here (root only)   nightly  the tests that CI has no time for
 # `make run PROFILE=slurm` submits jobs instead of running them: see workflow/profiles/README.md
-# faults  85 seeded faults on a running study, 51 of them kills, which takes an hour; FAULTS=7-9 takes these seeds
+# faults  85 seeded faults on a running study, 51 of them kills, in twenty minutes; FAULTS=7-9 takes these seeds
 PYTHON ?= python3
 CORES ?= all
 WORKERS ?= 2
