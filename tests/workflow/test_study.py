@@ -233,6 +233,7 @@ def test_short_runs_come_first_and_trials_that_are_not_worth_it_are_skipped(fini
     assert study.run("--dry-run").stdout.count("Nothing to be done") == 1
 
 
+@pytest.mark.nightly
 def test_target_trials_are_stopped_early_and_left_alone(finished: Study, tmp_path: Path) -> None:
     """What was trained in full before is judged without training; an extension and a rerun change nothing of it."""
     target = {"trials": 6, "early_stopping": {"visible": 1, "margin": 0.0}}
