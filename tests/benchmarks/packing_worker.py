@@ -67,7 +67,7 @@ def serve(orders: Connection, device: Device, threads: int) -> None:
             return
         try:
             orders.send((True, getattr(worker, name)(*arguments)))
-        except Exception:
+        except Exception:  # the parent raises it, whatever it is
             orders.send((False, traceback.format_exc()))
 
 

@@ -193,7 +193,7 @@ def working(limit: float, pass_seconds: float, passes: int, begun: Path) -> None
 
 def loading(limit: float, seconds: float, megabytes: int) -> None:
     """Load something without a beat: twice per limit, so many megabytes are read."""
-    with watchdog.watching(limit / 60, "loading"), watchdog.loading(), Path("/dev/zero").open("rb") as source:
+    with watchdog.watching(limit / 60, "loading"), watchdog.input_output(), Path("/dev/zero").open("rb") as source:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             source.read(megabytes * 2**20)

@@ -2,47 +2,33 @@
 
 from __future__ import annotations
 
-import copy
+import json
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 import yaml
+from shipped_config import ROOT, problems, schema_for_yaml, shipped
 
 from understudy import config, reference
-from understudy.errors import SYNONYMS, ConfigError
+from understudy.errors import SYNONYMS
 from understudy.hyperparameters import HYPERPARAMETERS
-from understudy.sections import SearchSection, sections
+from understudy.sections import sections
 from understudy.space import Choices
 
-ROOT = Path(__file__).parents[2]
 EXAMPLES = [ROOT / "config" / "config.yaml", *sorted((ROOT / "config" / "examples").glob("*.yaml"))]
 
 
 @pytest.fixture
 def raw() -> dict[str, Any]:
-    return yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
-
-
-def problems(raw: dict[str, Any]) -> dict[str, str]:
-    with pytest.raises(ConfigError) as caught:
-        config.parse(raw, "config.yaml")
-    return dict(problem.split(": ", 1) for problem in caught.value.problems)
+    return shipped()
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_shipped_configs_are_valid_and_match_the_schema(path: Path) -> None:
     config.parse(yaml.safe_load(path.read_text()), str(path))
-    jsonschema.validate(yaml.safe_load(path.read_text()), _tolerant_of_yaml_exponents(config.schema()))
-
-
-def _tolerant_of_yaml_exponents(schema: dict[str, Any]) -> dict[str, Any]:
-    """YAML reads `1e-4` as a text, which the config accepts and editors read as a number."""
-    schema = copy.deepcopy(schema)
-    for name in ("low", "high"):
-        schema["$defs"]["Range"]["properties"][name]["type"] = ["number", "string"]
-    return schema
+    jsonschema.validate(yaml.safe_load(path.read_text()), schema_for_yaml())
 
 
 def test_a_number_in_scientific_notation_is_a_number(raw: dict[str, Any]) -> None:
@@ -269,116 +255,13 @@ def test_modules_have_one_spelling_as_text_or_list(raw: dict[str, Any]) -> None:
     raw["defaults"]["lora_target_modules"] = ["v_proj", "q_proj", "v_proj"]
     raw["space"]["lora_target_modules"] = ["all-linear", ["v_proj", "q_proj"], " self_attn.o_proj ,down_proj", "q_proj"]
     raw["proxy"]["grid"]["lora_target_modules"] = ["all-linear", ["up_proj", "gate_proj"]]
-    jsonschema.validate(raw, _tolerant_of_yaml_exponents(config.schema()))
+    jsonschema.validate(raw, schema_for_yaml())
     study = config.parse(raw)
     assert study.defaults["lora_target_modules"] == "q_proj,v_proj"
     assert study.space["lora_target_modules"] == Choices(
         choices=("all-linear", "q_proj,v_proj", "down_proj,self_attn.o_proj", "q_proj")
     )
     assert study.proxy.grid["lora_target_modules"] == ("all-linear", "gate_proj,up_proj")
-
-
-HALVING: list[tuple[int, dict[str, int], int]] = [
-    # size of a pack, settings, size of a bracket
-    (18, {}, 9),
-    (9, {"rungs": 2, "reduction_factor": 3}, 9),
-    (20, {}, 10),
-    (16, {}, 8),
-    (26, {}, 13),
-    (17, {}, 17),
-    (4, {}, 4),
-    (16, {"rungs": 3, "reduction_factor": 2}, 8),
-    (6, {"rungs": 1, "reduction_factor": 2}, 2),
-    (20, {"bracket": 5}, 5),
-]
-
-
-@pytest.mark.parametrize(("pack_size", "halving", "bracket"), HALVING)
-def test_halving_is_one_line(raw: dict[str, Any], pack_size: int, halving: dict[str, int], bracket: int) -> None:
-    raw["proxy"] |= {"pack_size": pack_size, "halving": halving}
-    jsonschema.validate(raw, _tolerant_of_yaml_exponents(config.schema()))
-    section = sections(config.parse(raw))["search"]
-    assert isinstance(section, SearchSection)
-    assert section.halving is not None
-    assert section.halving.bracket == bracket
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"proxy": {"pack_size": 2, "halving": {}}}, "make brackets of at least 4 trials (`pack_size` is 2)"),
-        ({"proxy": {"pack_size": 1, "halving": {"rungs": 1}}}, "at least 2 trials"),
-        ({"proxy": {"random": 8, "sobol": 9, "grid": {}, "halving": {}}}, "`random` 8, `sobol` 9, `grid` 0"),
-        ({"proxy": {"halving": {}}, "execution": {"proxy": {"packed": False}}}, "`execution.proxy.packed` is false"),
-        ({"proxy": {"halving": {}}, "execution": {"proxy": {"gradient_checkpointing": True}}}, "one after the other"),
-        ({"proxy": {"halving": {}}, "execution": {"device": "cpu", "proxy": {"dtype": "bfloat16"}}}, "is bfloat16"),
-        ({"proxy": {"halving": {}}, "defaults": {"attention_dropout": 0.1}}, "`attention_dropout` above 0 train alone"),
-        (
-            {
-                "proxy": {"halving": {}},
-                "space": {"attention_dropout": {"low": 0.1, "high": 0.2}},
-                "defaults": {"attention_dropout": 0.1},
-            },
-            "`attention_dropout` above 0 train alone",
-        ),
-        (
-            {"proxy": {"halving": {}, "grid": {}}, "space": {"lora_target_modules": ["lm_head", "q_proj,lm_head"]}},
-            "all `lora_target_modules` name others",
-        ),
-    ],
-)
-def test_halving_that_could_stop_nothing_is_refused(raw: dict[str, Any], changes: dict[str, Any], words: str) -> None:
-    for section, values in changes.items():
-        raw[section] |= values
-    (text,) = problems(raw).values()
-    assert words in text
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"proxy": {"halving": None}, "defaults": {"attention_dropout": 0.1}},
-        {"proxy": {"halving": {}}, "space": {"attention_dropout": {"low": 0.0, "high": 0.2}}},
-        {"proxy": {"halving": {}}, "space": {"attention_dropout": [0.1, 0.2]}},  # the grid's trials have none
-        {"proxy": {"halving": {}}, "space": {"lora_target_modules": ["lm_head", "q_proj"]}},
-        {"proxy": {"halving": {}}, "execution": {"proxy": {"dtype": "bfloat16"}}},  # on GPUs that is as it should be
-    ],
-)
-def test_halving_that_could_stop_something_is_taken(raw: dict[str, Any], changes: dict[str, Any]) -> None:
-    for section, values in changes.items():
-        raw[section] |= values
-    assert (config.parse(raw).proxy.halving is None) == (changes["proxy"]["halving"] is None)
-
-
-def test_halving_changes_the_plan_of_packs_alone(raw: dict[str, Any]) -> None:
-    before = sections(config.parse(raw))
-    raw["proxy"]["halving"] = {}
-    after = sections(config.parse(raw))
-    assert [name for name in before if before[name] != after[name]] == ["study", "search"]
-
-
-def test_early_stopping_is_one_line_that_reaches_proposals_alone(raw: dict[str, Any]) -> None:
-    before = sections(config.parse(raw))
-    raw["training"]["evaluations"] += 1
-    with_more = sections(config.parse(raw))
-    assert with_more["target"] == before["target"]
-    raw["target"]["early_stopping"] = {}
-    jsonschema.validate(raw, _tolerant_of_yaml_exponents(config.schema()))
-    after = sections(config.parse(raw))
-    assert [name for name in before if with_more[name] != after[name]] == ["study", "target"]
-    assert after["target"].model_dump()["evaluations"] == raw["training"]["evaluations"]
-
-
-def test_early_stopping_needs_something_to_judge_by(raw: dict[str, Any]) -> None:
-    raw["target"]["early_stopping"] = {}
-    raw["training"]["evaluations"] = 1
-    (text,) = problems(raw).values()
-    assert "`training.evaluations` is 1; raise it to at least 2" in text
-    raw["target"]["early_stopping"] = None
-    config.parse(raw)
-    raw["training"]["evaluations"] = 2
-    raw["target"]["early_stopping"] = {"visible": 9}
-    config.parse(raw)
 
 
 @pytest.mark.parametrize(
@@ -395,8 +278,6 @@ def test_one_cause_is_one_problem(raw: dict[str, Any], space: Any) -> None:
 
 
 def test_what_a_synonym_stands_for_exists() -> None:
-    import json
-
     text = json.dumps(config.schema())
     for word, name in SYNONYMS.items():
         assert name in HYPERPARAMETERS or f'"{name}"' in text
@@ -410,8 +291,6 @@ def test_results_may_be_any_folder(raw: dict[str, Any], results: str) -> None:
 
 
 def test_schema_and_reference_are_up_to_date() -> None:
-    import json
-
     mend = "run `make schema`"
     assert json.loads((ROOT / "workflow/schemas/config.schema.json").read_text()) == config.schema(), mend
     written = (ROOT / "config" / "README.md").read_text()

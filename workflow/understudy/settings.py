@@ -15,6 +15,7 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 Quantization = Literal["nf4", "int8", "none"]
 DataFormat = Literal["prompt_completion", "alpaca", "sharegpt", "messages", "text"]
+CHATS = ("sharegpt", "messages")  # the formats whose examples have turns
 Sampler = Literal["two_fidelity", "tpe", "gp", "random"]
 Method = Literal["lora", "full"]
 HalvingMetric = Literal["eval_loss", "eval_nats_per_byte", "eval_accuracy", "train_loss"]

@@ -4,7 +4,8 @@ Whoever works calls `beat` at every sign of progress. A thread counts the time s
 own: neither a wall clock that jumps nor a process that was stopped for a while (`scontrol suspend`, Ctrl-Z) looks like
 a hang. It needs the interpreter's lock, so it doesn't see a hang inside of a call that never gives the lock up.
 
-Libraries that load a model beat nowhere. While they do, whatever they read, write or take in memory is progress.
+Libraries that load a model or save one beat nowhere. While they do, whatever they read, write or take in memory is
+progress.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ MOVED_BYTES = 2**20  # read, written or taken since the last beat: that is more 
 class _State:
     beats: int = 0
     watched: list[tuple[str, float]] = field(default_factory=list)  # what, and seconds; the last one counts
-    loading: int = 0  # how many blocks of `loading` this is inside of
+    input_output: int = 0  # how many blocks of `input_output` this is inside of
     thread: threading.Thread | None = None
 
 
@@ -75,13 +76,13 @@ def _limited(what: str, seconds: float) -> Iterator[None]:
 
 
 @contextmanager
-def loading() -> Iterator[None]:
+def input_output() -> Iterator[None]:
     """Inside, what this process reads, writes or takes in memory counts as progress, too (on Linux)."""
-    _state.loading += 1
+    _state.input_output += 1
     try:
         yield
     finally:
-        _state.loading -= 1
+        _state.input_output -= 1
         beat()
 
 
@@ -103,7 +104,7 @@ def _watch() -> None:
         now = time.monotonic()
         passed, last = min(now - last, 2 * poll), now  # more than that the process itself was stopped
         watched = _state.watched[-1:]
-        if _state.loading and abs(_moved_so_far() - moved) > MOVED_BYTES:
+        if _state.input_output and abs(_moved_so_far() - moved) > MOVED_BYTES:
             moved = _moved_so_far()
             beat()
         if not watched or _state.beats != seen:

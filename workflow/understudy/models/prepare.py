@@ -10,10 +10,8 @@ from understudy.errors import ModelError
 from understudy.models import cache, hub
 from understudy.models.checkpoint import check_tokenizer, inspect
 from understudy.sections import ModelSection
-from understudy.settings import ModelSettings, PretrainSettings
+from understudy.settings import CHATS, ModelSettings, PretrainSettings
 from understudy.trial import ModelCard
-
-CHAT_FORMATS = ("sharegpt", "messages")
 
 
 def prepare_model(section: ModelSection, corpus: Callable[[], Sequence[str]], data_format: str | None) -> ModelCard:
@@ -31,7 +29,7 @@ def prepare_model(section: ModelSection, corpus: Callable[[], Sequence[str]], da
         folder, source, revision = _given(settings)
         name = str(settings.model_name_or_path)
     checkpoint = inspect(folder)
-    check_tokenizer(folder, needs_chat_template=data_format in CHAT_FORMATS)
+    check_tokenizer(folder, needs_chat_template=data_format in CHATS)
     return ModelCard.model_validate(
         {
             "role": section.role,

@@ -21,9 +21,10 @@ from understudy.artifacts import Interval
 from understudy.checksums import require_unaltered
 from understudy.errors import CorruptFileError
 from understudy.files import write_json, write_text, writer
+from understudy.settings import CHATS
 from understudy.store import Store
 from understudy.summary.best import Best, plain_values
-from understudy.summary.trainers import AXOLOTL_CHATS, CHATS, axolotl, batching, llamafactory, transformers_arguments
+from understudy.summary.trainers import AXOLOTL_CHATS, axolotl, batching, llamafactory, transformers_arguments
 
 
 def best_document(best: Best) -> dict[str, Any]:

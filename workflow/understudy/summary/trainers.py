@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from understudy.hyperparameters import ALL_LINEAR, target_modules
-from understudy.settings import Quantization
+from understudy.settings import CHATS, Quantization
 from understudy.summary.best import Best, plain_values
 from understudy.trial import ResolvedExecution
 
-CHATS = ("sharegpt", "messages")
 SHARED = (  # named alike in transformers and LLaMA-Factory
     "learning_rate",
     "num_train_epochs",

@@ -26,7 +26,7 @@ from understudy.files import read_json, write_json
 from understudy.train import memory
 from understudy.train.history import History, MeanLoss
 from understudy.train.ranks import Ranks
-from understudy.train.saving import Pace, load_sealed, save_sealed, say_unwritten
+from understudy.train.saving import Cadence, load_sealed, save_sealed, say_unwritten
 
 FORMAT = 1
 MARKER = "whole.json"
@@ -52,7 +52,8 @@ class Checkpoint:
 
     def __init__(self, folder: Path, trial: str, ranks: Ranks, device: torch.device, seconds: float) -> None:
         self._folder, self._trial, self._ranks, self._device = folder, trial, ranks, device
-        self._pace, self._held = Pace(seconds), 0  # the step of the checkpoint that stands
+        self._cadence = Cadence(seconds)
+        self._held: int | None = None  # the step of the checkpoint that stands
         self._began, self._seconds_before, self._peak_before = time.perf_counter(), 0.0, 0
 
     @property
@@ -67,7 +68,7 @@ class Checkpoint:
 
     def due(self) -> bool:
         """Whether it is time to save. The first rank decides for all."""
-        return self._ranks.index == 0 and self._pace.due()
+        return self._ranks.index == 0 and self._cadence.due()
 
     def resume(self, position: Position) -> None:
         """Bring a fresh trial to where it was saved last, if it was and every rank can read its part."""
@@ -76,7 +77,7 @@ class Checkpoint:
         if step == 0:
             return
         try:
-            with watchdog.loading():
+            with watchdog.input_output():
                 main, mine = self._read(step)
         except CorruptFileError as error:
             print(f"{error}; the trial begins anew", flush=True)
@@ -104,7 +105,7 @@ class Checkpoint:
         step = position.history.steps
         if step == self._held:
             return True
-        with self._pace.saving():
+        with self._cadence.saving():
             own = self._write(position) if sound else bytes(32)
             with watchdog.patient():  # as in `resume`
                 found = self._ranks.gather(own, self._device)

@@ -58,7 +58,7 @@ class Engine:
         checkpoint. Raises `InterruptionError` after a signal.
         """
         with watchdog.watching(self.job.running.watchdog_minutes, f"trial {spec.id}"):
-            with watchdog.loading():
+            with watchdog.input_output():
                 base, examples = self._base(spec), self.examples
             with interruption.deferred():
                 self._begin_together()

@@ -162,7 +162,7 @@ class _Training:
         from understudy.train.packed.train import Company, train_together
 
         running = self.job.running
-        with watchdog.watching(running.watchdog_minutes, f"the base of pack {self.pack.id}"), watchdog.loading():
+        with watchdog.watching(running.watchdog_minutes, f"the base of pack {self.pack.id}"), watchdog.input_output():
             reason = why_unreadable(engine.frozen_base)
         if reason is not None:
             halving = ", and in full in spite of `proxy.halving`" if self.stopped else ""

@@ -22,7 +22,7 @@ from understudy.train.memory import is_out_of_memory
 SHARE = 20  # work goes on for at least so many times as long as it took to save it
 
 
-class Pace:
+class Cadence:
     """When to save: every so many seconds, or more rarely where saving takes long."""
 
     def __init__(self, seconds: float) -> None:
@@ -38,7 +38,7 @@ class Pace:
         """Save inside: it is timed."""
         began = time.monotonic()
         try:
-            with watchdog.loading():  # files may be large, and file systems slow
+            with watchdog.input_output():  # files may be large, and file systems slow
                 yield
         finally:
             self._last = time.monotonic()

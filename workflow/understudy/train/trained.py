@@ -29,13 +29,13 @@ def trained_models(card: ModelCard, execution: ResolvedExecution, folders: Seque
             )
         require_unaltered(folder, "the trial's trained weights")
         if (folder / "adapter_config.json").exists():
-            with watchdog.loading():
+            with watchdog.input_output():
                 base = load_base(card, execution, "lora", spread) if base is None else base
                 model = _with_adapter(base, folder)
             yield model.eval()
             base = model.unload()
         elif (folder / "config.json").exists():
-            with watchdog.loading():
+            with watchdog.input_output():
                 model = load_base(card.model_copy(update={"path": str(folder)}), execution, "full", spread)
             yield model.eval()
         else:

@@ -12,7 +12,7 @@ from typing import Any
 from understudy.errors import StorageError
 from understudy.files import sweep
 from understudy.train.packed.pack import Pack
-from understudy.train.saving import Pace, load_sealed, save_sealed, say_unwritten
+from understudy.train.saving import Cadence, load_sealed, save_sealed, say_unwritten
 
 FORMAT = 4
 
@@ -21,7 +21,7 @@ class Checkpoint:
     """The file of one pack, saved every so many seconds."""
 
     def __init__(self, path: Path, seconds: float = 0.0) -> None:
-        self.path, self._pace = path, Pace(seconds)
+        self.path, self._cadence = path, Cadence(seconds)
 
     def trials(self) -> set[str]:
         """The ids of the trials whose state it holds."""
@@ -44,14 +44,14 @@ class Checkpoint:
 
     def save_when_due(self, pack: Pack) -> None:
         """Write the pack's state if the last one is old enough."""
-        if self._pace.due():
+        if self._cadence.due():
             self.save(pack)
 
     def save(self, pack: Pack) -> bool:
         """Write the pack's state. Where the disk refuses, say so, go on without, and return False."""
         sweep(self.path)
         try:
-            with self._pace.saving():
+            with self._cadence.saving():
                 save_sealed(self.path, {"format": FORMAT, **pack.state()})
         except (OSError, RuntimeError, StorageError) as error:
             say_unwritten(self.path, error)
