@@ -172,12 +172,8 @@ def test_two_processes_stop_together(trained: tuple[Job, TrialRecord], tmp_path:
 
 
 def test_the_command_takes_the_limits_of_the_proposal(
-    trained: tuple[Job, TrialRecord],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    trained: tuple[Job, TrialRecord], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("understudy.process.end_with_parent", lambda: None)  # pytest's process goes on
     call = command(anew(trained[0], tmp_path), tmp_path)
     assert call(stopping_at(trained[1], 2)) == 0
     record = read_model(tmp_path / "result.json", TrialRecord)

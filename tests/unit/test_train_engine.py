@@ -298,8 +298,7 @@ def test_finalists_repeat_a_configuration_with_fresh_seeds() -> None:
         finalist_spec(selection, 2, study_seed=5, seed_index=0)
 
 
-def test_the_finalists_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("understudy.process.end_with_parent", lambda: None)  # pytest's process goes on
+def test_the_finalists_command(tmp_path: Path) -> None:
     job = make_job(tmp_path)
     finalist = Finalist(
         rank=1, trial="t0007", origin="refined", objective=1.0, hyperparameters=make_spec().hyperparameters

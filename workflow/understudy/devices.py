@@ -116,11 +116,13 @@ def _try(devices: list[str], count: int) -> list[str]:
 
 def _opened(name: str) -> TextIO:
     """A file of all users' that is only locked. To open another user's for writing may be forbidden."""
-    with suppress(FileExistsError):
-        FOLDER.mkdir()
-        FOLDER.chmod(0o1777)  # what mkdir is told is cut by the process's mask
     path = FOLDER / name
-    with suppress(FileExistsError):
-        path.touch(exist_ok=False)
-        path.chmod(0o644)
+    mask = os.umask(0)  # with one of 077 others would be shut out
+    try:
+        with suppress(FileExistsError):
+            FOLDER.mkdir(0o1777)
+        with suppress(FileExistsError):
+            path.touch(0o644, exist_ok=False)
+    finally:
+        os.umask(mask)
     return path.open()

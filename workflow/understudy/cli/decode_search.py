@@ -27,7 +27,6 @@ def run(arguments: argparse.Namespace) -> None:
     if section.decode.trials == 0:
         write_json(arguments.output, DecodeResults(examples=0, trials=()))
         return
-    process.end_with_parent()
     execution = read_model(arguments.execution, Execution).resolved
     devices.lease(execution if execution.strategy == "fsdp" else execution.model_copy(update={"processes": 1}))
     process.set_threads(execution.threads)

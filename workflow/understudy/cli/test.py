@@ -24,7 +24,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure on validation, then on test unless this very evaluation was done before; write the intervals."""
-    process.end_with_parent()
     execution = read_model(arguments.execution, Execution).resolved
     devices.lease(execution if execution.strategy == "fsdp" else execution.model_copy(update={"processes": 1}))
     process.set_threads(execution.threads)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from understudy import interruption, process
+from understudy import interruption
 from understudy.artifacts import Selection
 from understudy.cli.training_arguments import add_job_arguments, read_job
 from understudy.files import read_model, write_json
@@ -26,7 +26,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Make the finalist's spec, train it unless the store has it, write the record."""
-    process.end_with_parent()
     interruption.listen()
     selection = read_model(arguments.selection, Selection)
     settings = read_model(arguments.settings, FinalistSection)

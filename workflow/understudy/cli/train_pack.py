@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from understudy import interruption, process
+from understudy import interruption
 from understudy.cli.training_arguments import add_job_arguments, read_job
 from understudy.files import read_model, write_json
 from understudy.train.pack import train_pack
@@ -21,7 +21,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Read the pack, train what the store lacks, write the results."""
-    process.end_with_parent()
     interruption.listen()
     pack = read_model(arguments.specs, Pack)
     write_json(arguments.output, train_pack(pack, read_job(arguments)))

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from understudy import interruption, process
+from understudy import interruption
 from understudy.artifacts import Proposal
 from understudy.cli.training_arguments import add_job_arguments, read_job
 from understudy.errors import CorruptFileError
@@ -24,7 +24,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Read the proposal, train it unless it is skipped or the store has it, write the record."""
-    process.end_with_parent()
     interruption.listen()
     proposal, job = read_model(arguments.proposal, Proposal), read_job(arguments)
     if proposal.skip is not None:
