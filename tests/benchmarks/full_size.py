@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from packing_tasks import Shape, write_checkpoint
+from packs.tasks import Shape, write_checkpoint
 
 HERE = Path(__file__).parent
 # hidden size, layers, heads, heads of keys and values, feed-forward size, vocabulary

@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from packing_tasks import EXAMPLES, Shape, Task, random_examples, spec_of
+from packs.tasks import EXAMPLES, Shape, Task, random_examples, spec_of
 
 from understudy.data.encoding import Encoded
 from understudy.models.loading import load_base

@@ -2,15 +2,16 @@
 
     python tests/benchmarks/packing.py [--quick] [--ablate] [--device cuda] [--shapes 8x64@64 …]
 
-Prints tables, and a line of JSON at the end. `README.md` beside this file says what is compared and why; the modules:
+Prints tables, and a line of JSON at the end. `README.md` beside this file says what is compared and why. The modules
+of `packs`:
 
-    packing_contest    who is compared, the check that all train the same trials, and the rounds
-    packing_pool       worker processes, and one measurement with some of them at the same time
-    packing_worker     a worker: loads the base once, then trains alone or in packs
-    packing_tasks      what is trained: models, examples, trials
-    packing_parts      clocks in the packed engine, for the shares of its time
-    packing_ablations  the packed engine without one of its tricks
-    packing_tables     ratios and tables
+    contest    who is compared, the check that all train the same trials, and the rounds
+    pool       worker processes, and one measurement with some of them at the same time
+    worker     a worker: loads the base once, then trains alone or in packs
+    tasks      what is trained: models, examples, trials
+    parts      clocks in the packed engine, for the shares of its time
+    ablations  the packed engine without one of its tricks
+    tables     ratios and tables
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import packing_tables
 import torch
-from packing_contest import Effort, Entrants, ablate, compare, process_each
-from packing_pool import Arrangement, Pool, ask_all
-from packing_tasks import Architecture, Shape, Task
+from packs import tables
+from packs.contest import Effort, Entrants, ablate, compare, process_each
+from packs.pool import Arrangement, Pool, ask_all
+from packs.tasks import Architecture, Shape, Task
 
 from understudy.models.hardware import cores
 
@@ -102,15 +103,15 @@ def measured(pool: Pool, entrants: Entrants, name: str, options: argparse.Namesp
             "left_out": contest.left_out,
             "process_each": {"rate": process_each(entrants, load, task)},
         }
-    result |= packing_tables.ratios(result["contenders"])
-    packing_tables.print_comparison(result)
+    result |= tables.ratios(result["contenders"])
+    tables.print_comparison(result)
     packed = replace(task, kind="pack", trials=options.inside, steps=min(options.steps, 20))
     about = {"k": options.inside, "arrangement": str(whole)}
     result["shares"] = {**about, "parts": ask_all(pool.workers(whole), ("shares", packed))[0]}
-    packing_tables.print_shares(result["shares"])
+    tables.print_shares(result["shares"])
     if options.ablate:
         result["ablations"] = {**about, "without": ablate(pool, entrants, replace(packed, ragged=True), effort)}
-        packing_tables.print_ablations(result["ablations"])
+        tables.print_ablations(result["ablations"])
     return result
 
 

@@ -2,16 +2,17 @@
 
     python tests/benchmarks/transfer.py --steplaw steplaw_dense.csv [--table ours.parquet] [--quick] [--jobs 2] …
 
-Prints tables, and a line of JSON at the end. `README.md` beside this file says what is compared and why; the modules:
+Prints tables, and a line of JSON at the end. `README.md` beside this file says what is compared and why. The modules
+of `replays`:
 
-    transfer_tables      tables of finished runs, and the published rules for them
-    transfer_tasks       pairs of a source and a target, sets of them, sources that mislead
-    transfer_replay      the proxy stage, and the loop of proposals, each snapped to the nearest run of the table
-    transfer_methods     who takes part; transfer_simple, transfer_ours, transfer_optuna and so on: the methods
-    transfer_code        the code that a method runs: what of it a finished run depends on
-    transfer_jobs        replays over processes, and the folder of finished ones
-    transfer_statistics  regrets, ranks, tests, intervals
-    transfer_report      tables
+    tables      tables of finished runs, and the published rules for them
+    tasks       pairs of a source and a target, sets of them, sources that mislead
+    replay      the proxy stage, and the loop of proposals, each snapped to the nearest run of the table
+    methods     who takes part; simple, ours, optuna, smac and so on: the methods
+    code        the code that a method runs: what of it a finished run depends on
+    jobs        replays over processes, and the folder of finished ones
+    statistics  regrets, ranks, tests, intervals
+    report      tables
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transfer_jobs import Job, Terms, job, run_all
-from transfer_methods import ENTRIES, Entry
-from transfer_replay import PROXY_TRIALS, TRIALS, Run, proxy_budget
-from transfer_report import BUDGETS, report, speed
-from transfer_statistics import Results, at_cost, regrets
-from transfer_tables import Table, fine_tuning, step_law
-from transfer_tasks import Problem, Task, halves, listing, problem, task_sets
+from replays.jobs import Job, Terms, job, run_all
+from replays.methods import ENTRIES, Entry
+from replays.replay import PROXY_TRIALS, TRIALS, Run, proxy_budget
+from replays.report import BUDGETS, report, speed
+from replays.statistics import Results, at_cost, regrets
+from replays.tables import Table, fine_tuning, step_law
+from replays.tasks import Problem, Task, halves, listing, problem, task_sets
 
 from understudy.errors import UserError
 

@@ -16,14 +16,13 @@ import finished_runs
 import numpy as np
 import pytest
 import transfer
-import transfer_jobs
 from finished_runs import BATCHES, BENCHMARKS, RATES
+from replays.jobs import Terms, job, run_all
+from replays.methods import ENTRIES
+from replays.replay import Seen, Snapper, View, proxy_budget, proxy_stage, replay
+from replays.tables import Configuration, Table, fine_tuning, step_law, step_law_optimum
+from replays.tasks import Problem, Task, halves, listing, problem, task_sets
 from scipy.stats import spearmanr
-from transfer_jobs import Terms, job, run_all
-from transfer_methods import ENTRIES
-from transfer_replay import Seen, Snapper, View, proxy_budget, proxy_stage, replay
-from transfer_tables import Configuration, Table, fine_tuning, step_law, step_law_optimum
-from transfer_tasks import Problem, Task, halves, listing, problem, task_sets
 
 TERMS = Terms(seeds=2, trials=4, window=1, proxy_trials=12)
 
@@ -229,7 +228,7 @@ def test_finished_runs_are_read_and_a_torn_line_is_not(
     def refuse(*_: Any) -> None:
         raise AssertionError("replayed")
 
-    monkeypatch.setattr(transfer_jobs, "replay", refuse)
+    monkeypatch.setattr("replays.jobs.replay", refuse)
     assert run_all(jobs, 1) == {name: {s: r for s, r in runs.items() if s < 2} for name, runs in again.items()}
 
 

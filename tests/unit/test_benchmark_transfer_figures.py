@@ -9,12 +9,12 @@ from pathlib import Path
 import finished_runs
 import numpy as np
 import pytest
+from replays.replay import Run, Snapper
+from replays.report import BUDGETS, report
+from replays.statistics import Results, at_cost, average_ranks, by_lie, difference, regrets, summary, wilcoxon_holm
+from replays.tables import step_law
+from replays.tasks import Problem, Task, problem
 from scipy.stats import wilcoxon
-from transfer_replay import Run, Snapper
-from transfer_report import BUDGETS, report
-from transfer_statistics import Results, at_cost, average_ranks, by_lie, difference, regrets, summary, wilcoxon_holm
-from transfer_tables import step_law
-from transfer_tasks import Problem, Task, problem
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import finished_runs
 import pytest
-from transfer_methods import ENTRIES, Entry
-from transfer_replay import Seen, View, proxy_stage
-from transfer_tables import Configuration, step_law
-from transfer_tasks import Problem, Task, problem
+from replays.methods import ENTRIES, Entry
+from replays.replay import Seen, View, proxy_stage
+from replays.tables import Configuration, step_law
+from replays.tasks import Problem, Task, problem
 
 from understudy.space import Range
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import finished_runs
 import pytest
-import transfer_code
-from transfer_methods import ENTRIES, FOLDERS, REPLAY
-from transfer_replay import replay
-from transfer_tables import step_law
-from transfer_tasks import Task, problem
+from replays import code
+from replays.methods import ENTRIES, FOLDERS, REPLAY
+from replays.replay import replay
+from replays.tables import step_law
+from replays.tasks import Task, problem
 
 SEARCH = "understudy/search/"
 COLD, WARM, OURS, TREE = "optuna_tpe", "optuna_tpe_warm", "understudy_two_fidelity", "understudy_tpe"
@@ -63,30 +63,30 @@ def _docstring(statement: ast.stmt) -> range:
 @pytest.mark.parametrize(
     ("file", "name", "who"),
     [
-        ("transfer_replay.py", "replay", FOUR),
-        ("transfer_replay.py", "take", FOUR),
-        ("transfer_tasks.py", "configuration", FOUR),  # a method of a class that is only mentioned as a type
+        ("replays/replay.py", "replay", FOUR),
+        ("replays/replay.py", "take", FOUR),
+        ("replays/tasks.py", "configuration", FOUR),  # a method of a class that is only mentioned as a type
         (SEARCH + "clusters.py", "embed", FOUR),
         ("understudy/trial.py", "derive_seed", FOUR),
         ("understudy/space.py", "Range", FOUR),
-        ("transfer_optuna.py", "from_optuna", (COLD, WARM)),
-        ("transfer_simple.py", "rescaled", (COLD, WARM)),
-        ("transfer_replay.py", "proxy_stage", (WARM, OURS, TREE)),
+        ("replays/optuna.py", "from_optuna", (COLD, WARM)),
+        ("replays/simple.py", "rescaled", (COLD, WARM)),
+        ("replays/replay.py", "proxy_stage", (WARM, OURS, TREE)),
         (SEARCH + "grid.py", "grid_points", (WARM, OURS, TREE)),
         (SEARCH + "sequences.py", "sobol", (WARM, OURS, TREE)),
         (SEARCH + "defaults.py", "known_good", (WARM, OURS, TREE)),
         (SEARCH + "values.py", "identity", (WARM, OURS, TREE)),
         ("understudy/hyperparameters.py", "complete", (WARM, OURS, TREE)),
-        ("transfer_ours.py", "_record", (OURS, TREE)),
+        ("replays/ours.py", "_record", (OURS, TREE)),
         (SEARCH + "clusters.py", "group", (OURS, TREE)),
         (SEARCH + "two_fidelity.py", "TwoFidelity", (OURS, TREE)),  # imported within a function
         ("understudy/stages.py", "TransferSettings", (OURS, TREE)),
         ("understudy/sections.py", "TargetSection", (OURS, TREE)),
         ("understudy/artifacts.py", "Proposal", (OURS, TREE)),
         ("understudy/summary/tables.py", "trials_frame", (OURS, TREE)),
-        ("transfer_tasks.py", "task_sets", ()),  # what it makes is in the name of a job's file
-        ("transfer_tables.py", "step_law", ()),
-        ("transfer_units.py", "encode", ()),
+        ("replays/tasks.py", "task_sets", ()),  # what it makes is in the name of a job's file
+        ("replays/tables.py", "step_law", ()),
+        ("replays/units.py", "encode", ()),
         ("understudy/settings.py", "DataSettings", ()),
         (SEARCH + "finalists.py", "select_finalists", ()),
         (SEARCH + "planning.py", "plan_pack", ()),
@@ -116,7 +116,7 @@ def test_a_constant_and_what_changes_it_count(tmp_path: Path) -> None:
         folder.mkdir()
         (folder / "used.py").write_text("LIMIT = 3\n\nOTHER = 4\n" + text)
         (folder / "start.py").write_text("from used import LIMIT as MOST\n\n\ndef run():\n    return MOST\n")
-        return transfer_code.digest((("start", "run"),), (folder,))
+        return code.digest((("start", "run"),), (folder,))
 
     plain = digest("plain", "")
     assert digest("other", "OTHER = 5\n") == plain
@@ -132,11 +132,11 @@ def test_every_function_that_a_replay_calls_counts(tmp_path: Path, name: str) ->
     pair = problem(step_law(tmp_path / "bowls.csv"), Task("100M-2B", "400M-8B"))
     entry = ENTRIES[name]
     roots = REPLAY, (entry.module, entry.factory)
-    counted = {(module, _lines(statement)) for module, statement in transfer_code.reached(roots, FOLDERS)}
+    counted = {(module, _lines(statement)) for module, statement in code.reached(roots, FOLDERS)}
     method = entry.make()
     replay(pair, method, 0, 8, 1, 24)  # so that no module is left to be loaded, all of which would count as called
     called = calls(lambda: replay(pair, method, 0, 8, 1, 24))
-    assert ("transfer_replay", "replay") in {(module, what) for module, _, what in called}
+    assert ("replays.replay", "replay") in {(module, what) for module, _, what in called}
     missed = {
         (module, what)
         for module, line, what in called

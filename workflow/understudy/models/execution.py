@@ -55,14 +55,7 @@ def _stage(
             f"`execution.{role}.processes` is {stage.processes}, one GPU each, but torch sees {_gpus(hardware.gpus)}; "
             f"set at most {hardware.gpus}"
         )
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    if stage.dtype != "auto":
-        dtype = stage.dtype
-    elif device == "cuda" and hardware.bfloat16:
-        dtype = "bfloat16"
-    if stage.dtype == "auto":
-        reason = "the CPU" if device == "cpu" else f"GPUs {'with' if hardware.bfloat16 else 'without'} bfloat16"
-        notes.append(f"{role}.dtype: {dtype}, for {reason}")
+    dtype = _dtype(role, stage, device, hardware, notes)
     strategy = Strategy("ddp")
     if isinstance(stage, TargetExecution):
         strategy, reasons = choose(stage, card, max_length, method, device, dtype, hardware)
@@ -90,6 +83,17 @@ def _stage(
         cpu_offload=strategy.cpu_offload,
         **_of_the_target(stage, notes),
     )
+
+
+def _dtype(
+    role: Role, stage: StageExecution, device: Literal["cpu", "cuda"], hardware: Hardware, notes: list[str]
+) -> Literal["float32", "bfloat16"]:
+    if stage.dtype != "auto":
+        return stage.dtype
+    reason = "the CPU" if device == "cpu" else f"GPUs {'with' if hardware.bfloat16 else 'without'} bfloat16"
+    dtype: Literal["float32", "bfloat16"] = "bfloat16" if device == "cuda" and hardware.bfloat16 else "float32"
+    notes.append(f"{role}.dtype: {dtype}, for {reason}")
+    return dtype
 
 
 def _of_the_target(stage: StageExecution, notes: list[str]) -> dict[str, Any]:

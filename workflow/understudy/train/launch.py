@@ -15,7 +15,7 @@ from datetime import timedelta
 from multiprocessing import resource_tracker
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from understudy import devices, disk, interruption, process, watchdog
 from understudy.errors import UnderstudyError
@@ -23,6 +23,9 @@ from understudy.interruption import InterruptionError
 from understudy.store import Store
 from understudy.train.trial import Job, train_trial
 from understudy.trial import TrialRecord, TrialSpec, trial_digest
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 LONGEST_WAIT = timedelta(days=1)  # for the others in a sum; the watchdog, which knows what is slow, acts earlier
 SHUTDOWN_SECONDS = 5  # after which a rank that doesn't end by itself is killed
@@ -91,20 +94,7 @@ def train_on_ranks(spec: TrialSpec, job: Job, meeting: Meeting | None = None) ->
         with interruption.deferred(), _passing_on_signals():
             ends: dict[int, TrialRecord | InterruptionError] = elastic_launch(config, run_rank)(spec, job)
     except ChildFailedError as error:
-        if (number := interruption.asked()) is not None:
-            raise InterruptionError(
-                number, "before all processes were at work; an earlier checkpoint is kept"
-            ) from error
-        if (found := out_of_memory(spec, job)) is not None:
-            if meeting is not None:  # the other nodes wait for this one, until srun ends them because it failed
-                raise RankError(f"memory ran out on node {meeting.node}; the store has the record") from error
-            return found
-        rank, failure = error.get_first_failure()
-        reason = _hung(job) if failure.exitcode == watchdog.EXIT_CODE else _message(failure.message)
-        raise RankError(
-            f"process {rank} of {execution.world_size} of trial {spec.id} ended with exit code {failure.exitcode}: "
-            f"{reason}; nothing was recorded, run the workflow again to go on from the checkpoint, if there is one"
-        ) from error
+        return _after_failure(error, spec, job, meeting)
     except (UnpicklingError, EOFError) as error:  # torch leaves a rank's last words in a file, which was cut off
         disk.require_room(Path(tempfile.gettempdir()))
         raise RankError(
@@ -117,6 +107,23 @@ def train_on_ranks(spec: TrialSpec, job: Job, meeting: Meeting | None = None) ->
     if isinstance(end, InterruptionError):
         raise end
     return end
+
+
+def _after_failure(error: ChildFailedError, spec: TrialSpec, job: Job, meeting: Meeting | None) -> TrialRecord:
+    """What comes of ranks that ended without a result: the record that memory ran out, or an error that says why."""
+    if (number := interruption.asked()) is not None:
+        raise InterruptionError(number, "before all processes were at work; an earlier checkpoint is kept") from error
+    if (found := out_of_memory(spec, job)) is not None:
+        if meeting is not None:  # the other nodes wait for this one, until srun ends them because it failed
+            raise RankError(f"memory ran out on node {meeting.node}; the store has the record") from error
+        return found
+    rank, failure = error.get_first_failure()
+    reason = _hung(job) if failure.exitcode == watchdog.EXIT_CODE else _message(failure.message)
+    raise RankError(
+        f"process {rank} of {job.inputs.execution.world_size} of trial {spec.id} ended with exit code "
+        f"{failure.exitcode}: {reason}; nothing was recorded, run the workflow again to go on from the checkpoint, if "
+        "there is one"
+    ) from error
 
 
 def start_resource_tracker() -> None:

@@ -17,9 +17,9 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from transfer_methods import Entry
-from transfer_replay import Run, replay
-from transfer_tasks import Problem
+from replays.methods import Entry
+from replays.replay import Run, replay
+from replays.tasks import Problem
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from transfer_tables import Configuration
 
+from replays.tables import Configuration
 from understudy.space import Choices, Space
 
 

@@ -16,11 +16,11 @@ from botorch.models.multitask import MultiTaskGP
 from botorch.optim.optimize import optimize_acqf, optimize_acqf_mixed
 from gpytorch.mlls import ExactMarginalLogLikelihood
 from numpy.typing import NDArray
-from transfer_replay import Seen, View
-from transfer_simple import finite
-from transfer_tables import Configuration
-from transfer_units import categories, decode, encoded
 
+from replays.replay import Seen, View
+from replays.simple import finite
+from replays.tables import Configuration
+from replays.units import categories, decode, encoded
 from understudy.process import set_threads
 from understudy.trial import derive_seed
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata, wilcoxon
-from transfer_replay import Run, Snapper
-from transfer_tasks import Problem, Task, best, worst
+
+from replays.replay import Run, Snapper
+from replays.tasks import Problem, Task, best, worst
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95

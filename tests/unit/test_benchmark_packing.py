@@ -63,16 +63,14 @@ def is_above_zero(value: float) -> bool:
 def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A worker of the benchmark with a base in it, in this process."""
     with mock.patch.object(sys, "path", [str(BENCHMARKS), *sys.path]):
-        import packing_tasks
-        import packing_worker
-    shape = packing_tasks.Shape(4, 32, 64, 2, 4, 4, 192, 512, "llama")
+        from packs.tasks import Shape, Task
+        from packs.worker import Worker
+    shape = Shape(4, 32, 64, 2, 4, 4, 192, 512, "llama")
     folder = tmp_path_factory.mktemp("checkpoint")
-    worker = packing_worker.Worker("cpu", 1)
+    worker = Worker("cpu", 1)
     worker.write(shape, folder)
     worker.load(shape, folder, None)
-    worker.task = packing_tasks.Task(
-        kind="pack", trials=3, rows=4, steps=2, pass_tokens=4096, ragged=True, rank=4, dropout=0.0
-    )
+    worker.task = Task(kind="pack", trials=3, rows=4, steps=2, pass_tokens=4096, ragged=True, rank=4, dropout=0.0)
     return worker
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from typing import Any
 
-import packing_worker
-from packing_tasks import Device, Task
-from packing_worker import Measured
+from packs import worker
+from packs.tasks import Device, Task
+from packs.worker import Measured
 
 PATIENCE = 30.0  # seconds for a worker to end in good order
 
@@ -45,7 +45,7 @@ class Handle:
     def __init__(self, device: Device, threads: int) -> None:
         context = get_context("spawn")
         self._pipe, its_end = context.Pipe()
-        self._process = context.Process(target=packing_worker.serve, args=(its_end, device, threads), daemon=True)
+        self._process = context.Process(target=worker.serve, args=(its_end, device, threads), daemon=True)
         self._process.start()
         its_end.close()
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from transfer_tables import Configuration
-from transfer_tasks import Problem
 
+from replays.tables import Configuration
+from replays.tasks import Problem
 from understudy.search.clusters import embed
 from understudy.search.defaults import known_good, learning_rate_rule
 from understudy.search.grid import grid_points

@@ -24,10 +24,10 @@ from syne_tune.optimizer.schedulers.transfer_learning.transfer_learning_task_eva
     TransferLearningTaskEvaluations,
 )
 from syne_tune.optimizer.schedulers.transfer_learning.zero_shot import ZeroShotTransfer
-from transfer_replay import Seen, View
-from transfer_simple import finite, proxy_runs
-from transfer_tables import Configuration
 
+from replays.replay import Seen, View
+from replays.simple import finite, proxy_runs
+from replays.tables import Configuration
 from understudy.process import set_threads
 from understudy.space import Choices, Range
 from understudy.trial import derive_seed

@@ -14,10 +14,10 @@ from smac import BlackBoxFacade, HyperparameterOptimizationFacade, Scenario
 from smac.model.random_forest.random_forest import RandomForest
 from smac.runhistory.dataclasses import TrialInfo, TrialValue
 from threadpoolctl import threadpool_limits
-from transfer_replay import Seen, View
-from transfer_simple import finite
-from transfer_tables import Configuration
 
+from replays.replay import Seen, View
+from replays.simple import finite
+from replays.tables import Configuration
 from understudy.space import Choices, Range
 from understudy.trial import derive_seed
 

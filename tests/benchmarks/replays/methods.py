@@ -13,19 +13,18 @@ from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
-import transfer_code
-from transfer_replay import Method
-
 import understudy
+from replays import code
+from replays.replay import Method
 
-FOLDERS = Path(__file__).parent, Path(understudy.__file__).parents[1]  # where a replay's own code lies
-REPLAY, PROXY_STAGE = ("transfer_replay", "replay"), ("transfer_replay", "proxy_stage")
-OPTUNA = "transfer_optuna", "Optuna"
-SIMPLE = "transfer_simple"
+FOLDERS = Path(__file__).parents[1], Path(understudy.__file__).parents[1]  # where a replay's own code lies
+REPLAY, PROXY_STAGE = ("replays.replay", "replay"), ("replays.replay", "proxy_stage")
+OPTUNA = "replays.optuna", "Optuna"
+SIMPLE = "replays.simple"
 LIBRARIES = ("numpy", "optuna", "scipy")
-SYNE, SYNE_TUNE = "transfer_synetune", {"syne_tune": "syne-tune", "botorch": "botorch"}
-SMAC, SMAC3 = ("transfer_smac", "Smac"), {"smac": "smac"}
-OURS = "transfer_ours", "Understudy"
+SYNE, SYNE_TUNE = "replays.synetune", {"syne_tune": "syne-tune", "botorch": "botorch"}
+SMAC, SMAC3 = ("replays.smac", "Smac"), {"smac": "smac"}
+OURS = "replays.ours", "Understudy"
 TORCH, SKLEARN = "torch", "scikit-learn"
 
 
@@ -59,11 +58,9 @@ class Entry:
 
         A task's numbers aren't in it: a job's file has them in its name. The proxy stage is, where it is looked at.
         """
-        code = transfer_code.digest(
-            (REPLAY, (self.module, self.factory)), folders, () if self.proxy else (PROXY_STAGE,)
-        )
+        computed = code.digest((REPLAY, (self.module, self.factory)), folders, () if self.proxy else (PROXY_STAGE,))
         versions = {name: _installed(name) for name in (*LIBRARIES, *self.libraries, *self.needs.values())}
-        text = json.dumps([self.factory, dict(self.settings), versions, code], sort_keys=True)
+        text = json.dumps([self.factory, dict(self.settings), versions, computed], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -101,7 +98,7 @@ _ALL = (
     Entry("smac_forest_warm", *SMAC, {"model": "forest", "warm": True}, needs=SMAC3, libraries=(SKLEARN,)),
     Entry(
         "botorch_multitask",
-        "transfer_botorch",
+        "replays.botorch",
         "MultiTask",
         {"initial": 3},
         needs={"botorch": "botorch"},

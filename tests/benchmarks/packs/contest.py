@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, field, replace
 from statistics import median
 from typing import Any, Literal
 
-from packing_ablations import ABLATIONS
-from packing_pool import Arrangement, FailedError, Handle, Measurement, Pool, ask_all, measure
-from packing_tasks import Device, Shape, Task
+from packs.ablations import ABLATIONS
+from packs.pool import Arrangement, FailedError, Handle, Measurement, Pool, ask_all, measure
+from packs.tasks import Device, Shape, Task
 
 CHECK_STEPS = 3  # of everyone before anything is timed: this warms up, and all losses are compared
 LEAST_STEPS = 2  # of a measurement

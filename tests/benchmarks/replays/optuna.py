@@ -6,10 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from transfer_replay import Seen, View
-from transfer_simple import finite, proxy_runs
-from transfer_tables import Configuration
-
+from replays.replay import Seen, View
+from replays.simple import finite, proxy_runs
+from replays.tables import Configuration
 from understudy.hyperparameters import Value
 from understudy.process import set_threads
 from understudy.search.quiet import quiet_optuna

@@ -6,9 +6,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from transfer_replay import Seen, View
-from transfer_tables import Configuration
-
+from replays.replay import Seen, View
+from replays.tables import Configuration
 from understudy.artifacts import Proposal
 from understudy.hyperparameters import complete
 from understudy.search.propose import propose

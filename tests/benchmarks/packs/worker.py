@@ -21,10 +21,10 @@ from typing import Any, Literal
 from unittest import mock
 
 import torch
-from packing_ablations import ABLATIONS, Ablation, PaddedCorpus
-from packing_parts import Clock, clocked
-from packing_tasks import Device, Shape, Task, random_examples, spec_of, write_checkpoint
 
+from packs.ablations import ABLATIONS, Ablation, PaddedCorpus
+from packs.parts import Clock, clocked
+from packs.tasks import Device, Shape, Task, random_examples, spec_of, write_checkpoint
 from understudy import process
 from understudy.models.estimates import pack_shape
 from understudy.models.hardware import detect

@@ -6,9 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from transfer_replay import Seen, View
-from transfer_tables import Configuration
-
+from replays.replay import Seen, View
+from replays.tables import Configuration
 from understudy.search.sequences import uniform
 from understudy.space import Range
 

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 from scipy.stats import spearmanr
-from transfer_tables import Cell, Configuration, Key, Table, box, published_rule, published_scale
 
+from replays.tables import Cell, Configuration, Key, Table, box, published_rule, published_scale
 from understudy.hyperparameters import HYPERPARAMETERS
 from understudy.search.clusters import embed
 from understudy.search.grid import Grid

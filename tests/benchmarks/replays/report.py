@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from transfer_statistics import (
+from replays.statistics import (
     FEW,
     Results,
     average_ranks,
