@@ -263,6 +263,7 @@ def test_a_table_of_fine_tuning_runs_has_the_studys_space_and_its_lowest_seeds_l
     assert tuned.rule["lora_r"] == 16
 
 
+@pytest.mark.filterwarnings("default")  # what the peers and their libraries call is theirs to mend
 @pytest.mark.parametrize("name", list(ENTRIES))
 def test_every_method_proposes_in_a_mixed_space_the_same_for_the_same_seed(tuned: Problem, name: str) -> None:
     entry = ENTRIES[name]
