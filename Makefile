@@ -2,6 +2,7 @@
 # check   formats, types, tests     schema  the config's schema and reference
 # slurm   studies through a SLURM cluster that is started here (root only)   nightly  the tests that CI has no time for
 # `make run PROFILE=slurm` submits jobs instead of running them: see workflow/profiles/README.md
+# standin the tests for GPUs on CUDA devices that the CPU stands in for (needs g++); on a GPU: pytest tests/gpu
 # faults  85 seeded faults on a running study, 51 of them kills, in twenty minutes; FAULTS=7-9 takes these seeds
 PYTHON ?= python3
 CORES ?= all
@@ -17,7 +18,7 @@ STAMP := $(VENV)/.installed
 PROFILE ?=
 EXTRA := $(VENV)/.installed-
 
-.PHONY: run test check slurm nightly faults format schema
+.PHONY: run test check slurm standin nightly faults format schema
 .DEFAULT_GOAL := run
 .SECONDARY:  # or make would remove the stamps of extras
 
@@ -41,6 +42,9 @@ check: $(STAMP)
 
 slurm: extra-slurm
 	@$(BIN)/pytest -m '$(SLURM)' tests/slurm
+
+standin: $(STAMP)
+	@STANDIN_GPUS=2 PYTHONPATH=$(CURDIR)/tests/gpu/standin $(BIN)/pytest --numprocesses $(WORKERS) tests/gpu
 
 nightly: $(STAMP)
 	@$(BIN)/pytest -m 'nightly and not slurm'

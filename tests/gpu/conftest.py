@@ -11,7 +11,7 @@ from understudy import devices
 
 
 @pytest.fixture(autouse=True)
-def give_back(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+def give_back() -> Iterator[Callable[[], None]]:
     """Give back what this process has leased, for the next test or for processes of this one."""
     seen = os.environ.get("CUDA_VISIBLE_DEVICES")
 
@@ -20,9 +20,9 @@ def give_back(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
             handle.close()
         devices._held.clear()
         if seen is None:
-            monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+            os.environ.pop("CUDA_VISIBLE_DEVICES", None)
         else:
-            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
+            os.environ["CUDA_VISIBLE_DEVICES"] = seen
 
     yield give
     give()

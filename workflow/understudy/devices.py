@@ -100,11 +100,13 @@ def _try(devices: list[str], count: int) -> list[str]:
         fcntl.flock(looking, fcntl.LOCK_EX)
         leased: list[str] = []
         for device in devices:
-            handle = stack.enter_context(_opened(device.replace("/", "_")))
+            handle = _opened(device.replace("/", "_"))
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
+                handle.close()
                 continue
+            stack.enter_context(handle)
             leased.append(device)
             _held.append(handle)
             if len(leased) == count:
