@@ -10,6 +10,7 @@ WORKERS ?= 2
 MARKED ?= not slurm and not nightly
 SLURM ?= slurm
 FAULTS ?= 0-84
+STANDIN ?= tests/gpu tests/unit/test_train_sharding.py
 VENV := .venv
 BIN := $(VENV)/bin
 SNAKEMAKE := $(BIN)/snakemake
@@ -44,7 +45,7 @@ slurm: extra-slurm
 	@$(BIN)/pytest -m '$(SLURM)' tests/slurm
 
 standin: $(STAMP)
-	@STANDIN_GPUS=2 PYTHONPATH=$(CURDIR)/tests/gpu/standin $(BIN)/pytest --numprocesses $(WORKERS) tests/gpu
+	@STANDIN_GPUS=4 PYTHONPATH=$(CURDIR)/tests/gpu/standin $(BIN)/pytest --numprocesses $(WORKERS) $(STANDIN)
 
 nightly: $(STAMP)
 	@$(BIN)/pytest -m 'nightly and not slurm'

@@ -52,7 +52,8 @@ def trained(root: Path, method: Any = "lora", quantization: Any = "none", **exec
 )
 def test_a_gpu_learns_what_a_cpu_learns(method: str, how: dict[str, Any], tmp_path: Path) -> None:
     """The sharded one is one rank under NCCL, whose shards lie in the host's pinned memory."""
-    on_cpu, on_gpu = trained(tmp_path / "cpu", method), trained(tmp_path / "gpu", method, **how)
+    on_cpu = trained(tmp_path / "cpu", method, device="cpu")
+    on_gpu = trained(tmp_path / "gpu", method, **how)
     assert curve(on_gpu) == pytest.approx(curve(on_cpu), rel=1e-3)
     assert on_gpu.result.cost.gpu_seconds > 0
 

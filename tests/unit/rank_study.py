@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import distributed
-from training_study import make_job, make_spec, tiny_llama
+from training_study import DEVICE, make_job, make_spec, tiny_llama
 
 from understudy import process
 from understudy.settings import Quantization
@@ -63,7 +63,7 @@ def run_cases(_spec: TrialSpec, _job: Job) -> dict[str, Any]:
     """What each process does, as `launch.run_rank` with one trial."""
     process.end_with_parent()
     process.set_threads(1)
-    distributed.init_process_group("gloo", timeout=PATIENCE)
+    distributed.init_process_group("gloo" if DEVICE == "cpu" else "cpu:gloo,cuda:nccl", timeout=PATIENCE)
     ranks = Ranks(distributed.get_rank(), distributed.get_world_size())
     found: dict[str, Any] = {}
     try:

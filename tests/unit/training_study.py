@@ -30,15 +30,16 @@ from understudy.trial import (
     TrialSpec,
 )
 
+DEVICE = "cuda" if hasattr(torch.cuda, "stand_in") else "cpu"  # see `tests/gpu/standin`
 EOS, PAD = 0, 1
 VOCABULARY = 264
 WORDS = ("open", "close", "file", "list", "of", "the", "path", "value", "name", "returns")
 
 
 def execution(**changes: Any) -> ResolvedExecution:
-    """One CPU thread in float32, and what the test says."""
+    """One thread in float32, and what the test says."""
     plain = {
-        "device": "cpu",
+        "device": DEVICE,
         "threads": 1,
         "processes": 1,
         "micro_batch_size": 64,

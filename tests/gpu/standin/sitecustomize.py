@@ -218,6 +218,9 @@ class Nccl(distributed.ProcessGroup):
     def reduce_scatter_single(self, output: Any, given: Any, options: Any = ReduceScatterOptions()) -> Any:  # noqa: B008
         return self._done("_reduce_scatter_base", output, given, options)
 
+    def all_gather_single_coalesced(self, outputs: Any, given: Any, *_: Any) -> Any:
+        return [self.all_gather_single(*pair) for pair in zip(outputs, given, strict=True)][-1]
+
     _allgather_base, _reduce_scatter_base = all_gather_single, reduce_scatter_single
 
 
