@@ -16,6 +16,7 @@ from understudy.summary.wording import (
     agreement_text,
     apart_text,
     count_text,
+    counted,
     early_stopping_text,
     few_seeds_text,
     flops_text,
@@ -112,7 +113,7 @@ def _configuration(winner: Winner, default: Mapping[str, Value], searched: Seque
 def _validation(winner: Winner, gain: Interval | None) -> list[str]:
     scores = {score.rank: score for score in winner.scores}
     seeds = len(scores[winner.rank].objectives) if winner.rank in scores else 0
-    lines = [f"Validation loss, mean of {seeds} seeds, in nats per token"]
+    lines = [f"Validation loss, mean of {counted(seeds, 'seed')}, in nats per token"]
     for name, rank in (("default", 0), ("winner", winner.rank)):
         score = scores.get(rank)
         deviation = "" if score is None or score.standard_deviation is None else f" ± {score.standard_deviation:.4f}"
@@ -122,7 +123,7 @@ def _validation(winner: Winner, gain: Interval | None) -> list[str]:
 
 
 def _test(test: TestResult, winner_is_default: bool) -> list[str]:
-    lines = [f"Test loss, {test.examples} held-out examples, {test.seeds} seeds, in nats per token"]
+    lines = [f"Test loss, {test.examples} held-out examples, {counted(test.seeds, 'seed')}, in nats per token"]
     for name, loss in (("default", test.default_loss), ("winner", test.winner_loss)):
         if loss:
             lines.append(f"  {name:<9}{loss_text(loss.value)}   perplexity {math.exp(loss.value):.3f}")

@@ -76,6 +76,11 @@ def count_text(number: int) -> str:
     return {1: "once", 2: "twice"}.get(number, f"{number} times")
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things: 1 seed, 3 seeds."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def verdict(gain: Interval | None, winner_is_default: bool) -> str:
     """What an interval of the gain allows to say, in one sentence."""
     if gain is None:
@@ -93,15 +98,13 @@ def few_seeds_text(seeds: int) -> str | None:
     """What to add to intervals over seeds that are too few to show how much they differ; None from five on."""
     if seeds >= ENOUGH_SEEDS:
         return None
-    return (
-        f"With {'1 seed' if seeds == 1 else f'{seeds} seeds'} the intervals hardly hold what another seed would change."
-    )
+    return f"With {counted(seeds, 'seed')} the intervals hardly hold what another seed would change."
 
 
 def agreement_text(spearman: tuple[float, float, float] | None, pairs: int) -> str:
     """How alike proxy and target rank the same configurations, in words and a number."""
     if spearman is None:
-        return f"Whether the proxy agrees with the target isn't known: {pairs} configuration(s) ran on both."
+        return f"Whether the proxy agrees with the target isn't known: {counted(pairs, 'configuration')} ran on both."
     value, low, high = spearman
     if pairs < ENOUGH_PAIRS:
         return (
