@@ -1,16 +1,16 @@
 # run     the default study         test    the tests
 # check   formats, types, tests     schema  the config's schema and reference
 # slurm   studies through a SLURM cluster that is started here (root only)   nightly  the tests that CI has no time for
+# faults  85 seeded faults on a running study, 51 of them kills, in some twenty minutes; FAULTS=7-9 takes these seeds
+# emulated   the tests for GPUs on CUDA devices that the CPU emulates (needs g++); on a real one: pytest tests/gpu
 # `make run PROFILE=slurm` submits jobs instead of running them: see workflow/profiles/README.md
-# standin the tests for GPUs on CUDA devices that the CPU stands in for (needs g++); on a GPU: pytest tests/gpu
-# faults  85 seeded faults on a running study, 51 of them kills, in twenty minutes; FAULTS=7-9 takes these seeds
 PYTHON ?= python3
 CORES ?= all
 WORKERS ?= 2
 MARKED ?= not slurm and not nightly
 SLURM ?= slurm
 FAULTS ?= 0-84
-STANDIN ?= tests/gpu tests/unit/test_train_sharding.py
+EMULATED ?= tests/gpu tests/unit/test_train_sharding.py
 VENV := .venv
 BIN := $(VENV)/bin
 SNAKEMAKE := $(BIN)/snakemake
@@ -19,7 +19,7 @@ STAMP := $(VENV)/.installed
 PROFILE ?=
 EXTRA := $(VENV)/.installed-
 
-.PHONY: run test check slurm standin nightly faults format schema
+.PHONY: run test check slurm emulated nightly faults format schema
 .DEFAULT_GOAL := run
 .SECONDARY:  # or make would remove the stamps of extras
 
@@ -44,8 +44,8 @@ check: $(STAMP)
 slurm: extra-slurm
 	@$(BIN)/pytest -m '$(SLURM)' tests/slurm
 
-standin: $(STAMP)
-	@STANDIN_GPUS=4 PYTHONPATH=$(CURDIR)/tests/gpu/standin $(BIN)/pytest --numprocesses $(WORKERS) $(STANDIN)
+emulated: $(STAMP)
+	@EMULATED_GPUS=4 PYTHONPATH=$(CURDIR)/tests/gpu/emulation $(BIN)/pytest --numprocesses $(WORKERS) $(EMULATED)
 
 nightly: $(STAMP)
 	@$(BIN)/pytest -m 'nightly and not slurm'

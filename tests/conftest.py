@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import hypothesis
 import pytest
+import torch
 from xdist.scheduler import LoadScopeScheduling
 
 from understudy.process import fix_products, limit_libraries
@@ -14,6 +16,12 @@ limit_libraries()
 fix_products()
 hypothesis.settings.register_profile("understudy", deadline=None)  # how long an example takes is the machine's matter
 hypothesis.settings.load_profile("understudy")
+
+
+if "EMULATED_GPUS" in os.environ and not hasattr(torch.cuda, "emulated"):
+    pytest.exit(
+        "the emulated GPUs aren't there; see `tests/gpu/emulation`", 1
+    )  # or every test for GPUs would be skipped
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -30,7 +30,7 @@ from understudy.trial import (
     TrialSpec,
 )
 
-DEVICE = "cuda" if hasattr(torch.cuda, "stand_in") else "cpu"  # see `tests/gpu/standin`
+DEVICE = "cuda" if hasattr(torch.cuda, "emulated") else "cpu"  # see `tests/gpu/emulation`
 EOS, PAD = 0, 1
 VOCABULARY = 264
 WORDS = ("open", "close", "file", "list", "of", "the", "path", "value", "name", "returns")

@@ -1,11 +1,12 @@
 // A CUDA device for machines without one: its tensors lie in the host's memory, and its operators are the CPU's.
 //
-// It refuses what a GPU refuses: tensors of host and device in one operator, a generator of the other side. It counts how
-// often the host waits for the device. It knows nothing of kernels, their rounding, speed or memory.
+// It refuses what a GPU refuses: tensors of host and device in one operator, a generator of the other side. It counts
+// how often the operators in `reading` make the host wait. It knows nothing of kernels, their order, speed or memory,
+// and there is one device in a process.
 //
-// One function, the fallback of all CUDA operators, looks at each tensor of the device as one of the host with the same
-// bytes, calls the CPU's operator and hands what comes out back to the device. Views keep the storage that they came
-// from, so that writing to one shows in the other.
+// One function, the fallback of all CUDA operators, looks at each tensor of the device as a twin of the host with the
+// same bytes, calls the CPU's operator and hands what comes out back to the device. Views keep the storage that they
+// came from, so that writing to one shows in the other.
 
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
@@ -14,6 +15,8 @@
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <torch/library.h>
 
+#include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <map>
@@ -28,7 +31,7 @@ using at::Tensor;
 using c10::Device, c10::DeviceIndex, c10::DeviceType, c10::DispatchKey, c10::DispatchKeySet, c10::IValue, c10::Stream;
 
 const Device HOST(DeviceType::CPU);
-const Device DEVICE(DeviceType::CUDA, 0);  // the only one in a process, as for the ranks of a real trial
+const Device DEVICE(DeviceType::CUDA, 0);
 
 bool on_device(const Tensor& tensor) {
     return tensor.defined() && tensor.is_cuda();
@@ -61,6 +64,7 @@ class Allocator final : public c10::Allocator {
 
     c10::DataPtr allocate(size_t count) override {
         void* bytes = count > 0 ? std::aligned_alloc(64, (count + 63) / 64 * 64) : nullptr;
+        TORCH_CHECK_WITH(OutOfMemoryError, bytes != nullptr || count == 0, "no room for ", count, " bytes");
         if (!of_device_ && bytes != nullptr) {
             std::lock_guard<std::mutex> locked(pinned_lock);
             pinned[static_cast<const char*>(bytes)] = count;
@@ -173,10 +177,10 @@ namespace {
 
 // ---- operators ------------------------------------------------------------------------------------------------------
 
-// The device's storages that an operator sees, by the host's that stand for them meanwhile and are held here.
+// The device's storages that an operator sees, by their twins, which are held here.
 struct Seen {
     struct Pair {
-        c10::Storage stand_in, own;
+        c10::Storage twin, own;
     };
     std::unordered_map<const c10::StorageImpl*, Pair> pairs;
 };
@@ -187,65 +191,108 @@ Tensor with_storage(const Tensor& like, c10::Storage storage, DispatchKey key) {
     return tensor;
 }
 
-// The same bytes as a tensor of the host.
-Tensor to_host(const Tensor& tensor, Seen& seen) {
-    const c10::Storage& own = tensor.storage();
-    c10::DataPtr bytes(const_cast<void*>(own.data()), HOST);  // whose they are shows in `seen`
-    auto* allocator = c10::GetAllocator(DeviceType::CPU);
-    c10::Storage stand_in(c10::Storage::use_byte_size_t(), own.nbytes(), std::move(bytes), allocator, true);
-    seen.pairs.emplace(stand_in.unsafeGetStorageImpl(), Seen::Pair{stand_in, own});
-    return with_storage(tensor, stand_in, DispatchKey::CPU);
+// The bytes of a storage as those of the other side; they are held for as long as anyone has them.
+c10::DataPtr shared(const c10::Storage& storage, Device side) {
+    auto release = [](void* held) { delete static_cast<c10::Storage*>(held); };
+    return {const_cast<void*>(storage.data()), new c10::Storage(storage), release, side};
 }
 
-// The device takes over what a CPU's operator has made.
-c10::Storage taken_over(const c10::Storage& made) {
-    auto* held = new c10::Storage(made);
-    auto release = [](void* storage) { delete static_cast<c10::Storage*>(storage); };
-    c10::DataPtr bytes(const_cast<void*>(made.data()), held, release, DEVICE);
-    return {c10::Storage::use_byte_size_t(), made.nbytes(), std::move(bytes), &device_memory, true};
+Tensor to_host(const Tensor& tensor, Seen& seen) {
+    TORCH_CHECK(tensor.get_device() <= 0, "CUDA error: invalid device ordinal");
+    const c10::Storage& own = tensor.storage();
+    auto* allocator = c10::GetAllocator(DeviceType::CPU);
+    c10::Storage twin(c10::Storage::use_byte_size_t(), own.nbytes(), shared(own, HOST), allocator, true);
+    seen.pairs.emplace(twin.unsafeGetStorageImpl(), Seen::Pair{twin, own});
+    return with_storage(tensor, twin, DispatchKey::CPU);
 }
 
 Tensor to_device(const Tensor& tensor, const Seen& seen) {
-    auto view = seen.pairs.find(tensor.storage().unsafeGetStorageImpl());
-    auto storage = view == seen.pairs.end() ? taken_over(tensor.storage()) : view->second.own;
-    return with_storage(tensor, storage, DispatchKey::CUDA);
+    const c10::Storage& made = tensor.storage();
+    if (auto view = seen.pairs.find(made.unsafeGetStorageImpl()); view != seen.pairs.end())
+        return with_storage(tensor, view->second.own, DispatchKey::CUDA);
+    c10::Storage own(c10::Storage::use_byte_size_t(), made.nbytes(), shared(made, DEVICE), &device_memory, true);
+    return with_storage(tensor, own, DispatchKey::CUDA);
 }
 
-// An argument that was written to is what comes back; one for the result (`out`) may have been given memory.
+// An argument that was written to is what comes back; its storage may have been given other memory, for all its views.
 void follow(const Tensor& argument, const Tensor& written) {
+    if (written.storage().data() != argument.storage().data()) {
+        c10::Storage own = argument.storage();
+        own.set_data_ptr_noswap(shared(written.storage(), DEVICE));
+        own.set_nbytes(written.storage().nbytes());
+    }
     auto* impl = argument.unsafeGetTensorImpl();
-    if (written.storage().data() != argument.storage().data())
-        impl->set_storage_keep_dtype(taken_over(written.storage()));
     impl->set_sizes_and_strides(written.sizes(), written.strides(), written.storage_offset());
 }
 
-const std::unordered_set<std::string> mixing{  // take tensors of both sides, as on a GPU: copies, and indices
-    "aten::copy_",      "aten::_copy_from",       "aten::_to_copy",  "aten::index",
-    "aten::index_put_", "aten::_index_put_impl_", "aten::index_put",
-};
-const std::unordered_set<std::string> reading{  // wait for the device, since the host needs a number
-    "aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal", "aten::_unique2",
-};
-int64_t waits = 0;
+using Names = std::unordered_set<std::string>;
+const Names copying{"aten::copy_", "aten::_copy_from", "aten::_to_copy"};  // take tensors of both sides
+const Names indexing{"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"};
+const Names strict{"aten::index_select", "aten::gather", "aten::scatter", "aten::scatter_"};  // not even a number
+const Names reading{"aten::_local_scalar_dense", "aten::nonzero",    "aten::masked_select",      "aten::equal",
+                    "aten::bincount",            "aten::_unique2",   "aten::unique_consecutive", "aten::unique_dim",
+                    "aten::multinomial"};
+std::atomic<int64_t> waits = 0;
 
-bool waits_for_copy(const std::string& name, const std::vector<IValue>& arguments) {
-    return name == "aten::copy_" && on_device(arguments[0].toTensor()) != on_device(arguments[1].toTensor()) &&
-           !arguments[2].toBool();
+bool is_mask(const std::optional<Tensor>& index) {
+    return index && index->defined() && (index->scalar_type() == at::kBool || index->scalar_type() == at::kByte);
 }
+
+// Whether the host needs a number of the device's to go on.
+bool waits_for_device(const std::string& name, const std::vector<IValue>& arguments) {
+    if (name == "aten::copy_") {
+        const bool same = on_device(arguments[0].toTensor()) == on_device(arguments[1].toTensor());
+        return !same && !arguments[2].toBool();
+    }
+    if (indexing.count(name)) {
+        const auto indices = arguments[1].toOptionalTensorVector();
+        return std::any_of(indices.begin(), indices.end(), is_mask);
+    }
+    return reading.count(name) > 0;
+}
+
+// Whether a GPU's operator takes this tensor of the host: a number on its own, as a rule, and indices.
+bool takes_from_host(const std::string& name, const Tensor& tensor, bool among_others, bool index) {
+    if (!tensor.defined() || tensor.is_meta() || copying.count(name)) return true;
+    if (index) return indexing.count(name) > 0;
+    return tensor.dim() == 0 && !among_others && !strict.count(name);
+}
+
+// Dropout draws from a default generator that it isn't given: here the device's takes the host's place meanwhile.
+class Drawing {
+   public:
+    explicit Drawing(const std::string& name) : swapped_(name == "aten::native_dropout") {
+        if (!swapped_) return;
+        before_ = hosts_.get_state();
+        hosts_.set_state(inner(default_generator()).get_state());
+    }
+    ~Drawing() {
+        if (!swapped_) return;
+        auto devices = inner(default_generator());
+        devices.set_state(hosts_.get_state());
+        hosts_.set_state(before_);
+    }
+
+   private:
+    bool swapped_;
+    at::Generator hosts_ = at::detail::getDefaultCPUGenerator();
+    Tensor before_;
+};
 
 void call_on_host(const c10::OperatorHandle& op, DispatchKeySet, torch::jit::Stack* stack) {
     const auto& schema = op.schema();
     const auto& name = schema.name();
     const auto& parameters = schema.arguments();
     const std::vector<IValue> arguments(stack->end() - parameters.size(), stack->end());
-    if (reading.count(name) || waits_for_copy(name, arguments)) ++waits;
+    TORCH_CHECK(name != "aten::set_", "the emulated device has no ", name);
+    if (waits_for_device(name, arguments)) ++waits;
 
     Seen seen;
     Device wanted = DEVICE;
-    const auto take = [&](const Tensor& tensor) {
+    const auto take = [&](const Tensor& tensor, bool among_others = false, bool index = false) {
         if (on_device(tensor)) return to_host(tensor, seen);
         TORCH_CHECK(
-            !tensor.defined() || tensor.dim() == 0 || tensor.is_meta() || mixing.count(name),
+            takes_from_host(name, tensor, among_others, index),
             "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! (",
             name,
             ")"
@@ -258,17 +305,19 @@ void call_on_host(const c10::OperatorHandle& op, DispatchKeySet, torch::jit::Sta
             value = take(value.toTensor());
         } else if (value.isTensorList()) {
             c10::List<Tensor> taken;
-            for (const Tensor& tensor : value.toTensorVector()) taken.push_back(take(tensor));
+            for (const Tensor& tensor : value.toTensorVector()) taken.push_back(take(tensor, true));
             value = taken;
         } else if (value.isOptionalTensorList()) {
             c10::List<std::optional<Tensor>> taken;
             for (const std::optional<Tensor>& tensor : value.toOptionalTensorVector())
-                taken.push_back(tensor ? std::optional<Tensor>(take(*tensor)) : tensor);
+                taken.push_back(tensor ? std::optional<Tensor>(take(*tensor, true, true)) : tensor);
             value = taken;
         } else if (value.isDevice()) {
             wanted = value.toDevice();
+            TORCH_CHECK(wanted.index() <= 0, "CUDA error: invalid device ordinal");
             value = HOST;
         } else if (parameters[i].name() == "pin_memory") {
+            TORCH_CHECK(!value.isBool() || !value.toBool() || wanted.is_cpu(), "only the host's memory can be pinned");
             value = IValue();
         } else if (value.isGenerator()) {
             TORCH_CHECK(
@@ -283,7 +332,10 @@ void call_on_host(const c10::OperatorHandle& op, DispatchKeySet, torch::jit::Sta
         }
     }
 
-    op.redispatchBoxed(DispatchKeySet(DispatchKey::CPU), stack);
+    {
+        Drawing from(name);
+        op.redispatchBoxed(DispatchKeySet(DispatchKey::CPU), stack);
+    }
 
     const auto give = [&](const Tensor& tensor) {
         return tensor.defined() && tensor.is_cpu() && wanted.is_cuda() ? to_device(tensor, seen) : tensor;
@@ -313,10 +365,10 @@ void call_on_host(const c10::OperatorHandle& op, DispatchKeySet, torch::jit::Sta
     }
 }
 
-// ---- what the stand-in's Python half asks for -----------------------------------------------------------------------
+// ---- what the Python half asks for ----------------------------------------------------------------------------------
 
 int64_t take_waits() {
-    return std::exchange(waits, 0);
+    return waits.exchange(0);
 }
 
 // An operator of a library that has one for any device and a faster one for CPUs.
@@ -324,7 +376,7 @@ void take_from_host(const std::string& name) {
     static std::vector<c10::RegistrationHandleRAII> taken;
     auto kernel = c10::KernelFunction::makeFromBoxedFunction<&call_on_host>();
     auto& dispatcher = c10::Dispatcher::singleton();
-    taken.push_back(dispatcher.registerImpl({name, ""}, DispatchKey::CUDA, kernel, {}, nullptr, "stand-in"));
+    taken.push_back(dispatcher.registerImpl({name, ""}, DispatchKey::CUDA, kernel, {}, nullptr, "emulated"));
 }
 
 Tensor seen_from_host(const Tensor& tensor) {
@@ -349,13 +401,14 @@ TORCH_LIBRARY_IMPL(aten, CUDA, library) {  // torch's own way to copy, for all d
     library.impl("copy_", torch::CppFunction::makeFromBoxedFunction<&call_on_host>());
 }
 
-TORCH_LIBRARY(standin, library) {
+TORCH_LIBRARY(emulated, library) {
     library.def("take_waits() -> int", &take_waits);
+    library.def("default_generator() -> Generator?", [] { return default_generator(); });
     library.def("take_from_host(str name) -> ()", [](c10::string_view name) { take_from_host(std::string(name)); });
     library.def("resize_storage(Storage storage, int count) -> ()", &resize_storage);
     library.def("seen_from_host(Tensor tensor) -> Tensor");
 }
 
-TORCH_LIBRARY_IMPL(standin, CompositeExplicitAutograd, library) {
+TORCH_LIBRARY_IMPL(emulated, CompositeExplicitAutograd, library) {
     library.impl("seen_from_host", &seen_from_host);
 }

@@ -1,10 +1,9 @@
-"""With this folder on PYTHONPATH every process has a CUDA device that isn't one, for tests on machines without a GPU.
+"""A CUDA device that isn't one, for tests on machines without a GPU.
 
-    PYTHONPATH=tests/gpu/standin pytest tests/gpu
+    EMULATED_GPUS=4 PYTHONPATH=tests/gpu/emulation pytest tests/gpu
 
 `device.cpp` has its memory and its operators; here are the parts of `torch.cuda` that the package and its libraries
-call, and a stand-in for NCCL on top of gloo. STANDIN_GPUS says how many there seem to be; each process has one of them.
-`nvidia-smi` lists them.
+call, and NCCL's sums by gloo. There seem to be EMULATED_GPUS devices, which `nvidia-smi` lists, but a process has one.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ def built() -> Path:
     return library
 
 
-os.environ["PATH"] = os.pathsep.join([str(HERE), os.environ.get("PATH", "")])  # has an nvidia-smi
+os.environ["PATH"] = os.pathsep.join([str(HERE), os.environ.get("PATH", "")])  # with an nvidia-smi
 ctypes.CDLL(str(built()), ctypes.RTLD_GLOBAL)  # before torch asks for a device
 
 import torch  # noqa: E402
@@ -99,30 +98,35 @@ class Waits:
     watched = False
 
     def __call__(self, mode: str) -> None:
-        count = torch.ops.standin.take_waits()
-        if self.watched and count:
+        count = torch.ops.emulated.take_waits()
+        watched, self.watched = self.watched, mode == "error"
+        if watched and count:
             raise RuntimeError(f"called {count} synchronizing operations")
-        self.watched = mode == "error"
 
 
 def _properties(index: int = 0) -> SimpleNamespace:
-    return SimpleNamespace(name="stand-in", total_memory=MEMORY, major=9, minor=0, uuid=f"stand-in-{index}")
+    return SimpleNamespace(name="emulated", total_memory=MEMORY, major=9, minor=0, uuid=f"emulated-{index}")
 
 
 def _resize(storage: torch.UntypedStorage, count: int, own: Any = torch.UntypedStorage.resize_) -> Any:
     if storage.device.type != "cuda":
         return own(storage, count)
-    torch.ops.standin.resize_storage(storage, count)
+    torch.ops.emulated.resize_storage(storage, count)
     return storage
 
 
-generator = torch.Generator("cuda")
-STANDS_IN = {
+def _count() -> int:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return int(os.environ.get("EMULATED_GPUS", "1")) if visible is None else len(visible.split(","))
+
+
+generator = torch.ops.emulated.default_generator()
+EMULATED = {
     "_lazy_init": lambda: None,
     "is_available": lambda: True,
     "is_initialized": lambda: True,
     "is_bf16_supported": lambda **_: True,
-    "device_count": lambda: int(os.environ.get("STANDIN_GPUS", "1")),
+    "device_count": _count,
     "current_device": lambda: 0,
     "set_device": lambda _: None,
     "device": lambda *_: nullcontext(),
@@ -132,7 +136,7 @@ STANDS_IN = {
     "max_memory_allocated": lambda *_: 2**20,
     "memory_allocated": lambda *_: 2**20,
     "mem_get_info": lambda *_: (MEMORY, MEMORY),
-    "get_device_name": lambda *_: "stand-in",
+    "get_device_name": lambda *_: "emulated",
     "get_device_capability": lambda *_: (9, 0),
     "get_device_properties": _properties,
     "default_generators": (generator,),
@@ -147,13 +151,13 @@ STANDS_IN = {
     "stream": lambda stream: stream or nullcontext(),
     "current_stream": lambda *_: Stream(),
     "default_stream": lambda *_: Stream(),
-    "stand_in": True,  # for tests that it can't pass
+    "emulated": True,  # for tests that it can't pass
 }
-for name, value in STANDS_IN.items():
+for name, value in EMULATED.items():
     setattr(torch.cuda, name, value)
 for name in torch._C._dispatch_get_registrations_for_dispatch_key("CPU"):
     if name.startswith("bitsandbytes::") and "." not in name:
-        torch.ops.standin.take_from_host(name)
+        torch.ops.emulated.take_from_host(name)
 torch._C._cuda_getCurrentRawStream = lambda _: 0  # what torch's modules import
 torch._C._cuda_setDevice = lambda _: None
 torch.Stream, torch.Event = Stream, Event
@@ -164,14 +168,14 @@ torch.UntypedStorage.resize_ = _resize
 def _on_host(value: Any) -> Any:
     """The device's tensors as the host's, in lists, too."""
     if isinstance(value, torch.Tensor):
-        return torch.ops.standin.seen_from_host(value)
+        return torch.ops.emulated.seen_from_host(value)
     return [_on_host(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 class Nccl(distributed.ProcessGroup):
     """NCCL's sums, by gloo: done when the call returns."""
 
-    group_desc = "stand-in"
+    group_desc = "emulated"
 
     def __init__(self, store: Any, rank: int, size: int, timeout: Any) -> None:
         super().__init__(rank, size)
@@ -185,7 +189,7 @@ class Nccl(distributed.ProcessGroup):
         return self._size
 
     def getBackendName(self) -> str:  # noqa: N802
-        return "standin"
+        return "emulated"
 
     @property
     def group_name(self) -> str:
@@ -225,8 +229,8 @@ class Nccl(distributed.ProcessGroup):
 
 
 def _init_process_group(backend: str, *arguments: Any, own: Any = distributed.init_process_group, **named: Any) -> None:
-    own(backend.replace("nccl", "standin"), *arguments, **named)
+    own(backend.replace("nccl", "emulated"), *arguments, **named)
 
 
-distributed.Backend.register_backend("standin", Nccl, devices=["cuda"])
+distributed.Backend.register_backend("emulated", Nccl, devices=["cuda"])
 distributed.init_process_group = _init_process_group
