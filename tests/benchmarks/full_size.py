@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from packs.tasks import Shape, write_checkpoint
 
 HERE = Path(__file__).parent

@@ -17,8 +17,8 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from packs.tasks import EXAMPLES, Shape, Task, random_examples, spec_of
 
+from packs.tasks import EXAMPLES, Shape, Task, random_examples, spec_of
 from understudy.data.encoding import Encoded
 from understudy.models.loading import load_base
 from understudy.models.peak_flops import peak_flops

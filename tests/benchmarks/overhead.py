@@ -28,10 +28,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from overhead_process import Watched, watch
 from overhead_study import Filler, Size, raw_config, sizes
 from startup import PHASES, ROLES, startup
-
 from understudy.paths import StudyPaths
 
 ROOT = Path(__file__).parents[2]

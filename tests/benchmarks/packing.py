@@ -28,11 +28,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from packs import tables
 from packs.contest import Effort, Entrants, ablate, compare, process_each
 from packs.pool import Arrangement, Pool, ask_all
 from packs.tasks import Architecture, Shape, Task
-
 from understudy.models.hardware import cores
 
 # hidden size, layers, heads, heads of keys and values, feed-forward size, vocabulary, architecture

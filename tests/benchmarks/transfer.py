@@ -34,7 +34,6 @@ from replays.report import BUDGETS, report, speed
 from replays.statistics import Results, at_cost, regrets
 from replays.tables import Table, fine_tuning, step_law
 from replays.tasks import Problem, Task, halves, listing, problem, task_sets
-
 from understudy.errors import UserError
 
 HERE = Path(__file__).parent

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from training_study import make_job, make_spec
 
+from training_study import make_job, make_spec
 from understudy.store import Store
 from understudy.train.launch import train_alone
 from understudy.train.pack import train_pack

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from packed_study import EXAMPLES, largest_gap, train_packed, varied
 from reference_loop import reference_losses, with_adapter
 from training_study import make_job, make_spec, tiny_llama
-
 from understudy.hyperparameters import SCHEDULES
 from understudy.models.loading import load_base
 from understudy.train.engine import Engine

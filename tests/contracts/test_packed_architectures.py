@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from packed_study import EXAMPLES
-from reference_loop import labelled, training_loss, with_adapter
 from torch import Tensor
-from training_study import EOS, PAD, VOCABULARY, make_spec
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from packed_study import EXAMPLES
+from reference_loop import labelled, training_loss, with_adapter
+from training_study import EOS, PAD, VOCABULARY, make_spec
 from understudy.errors import ModelError
 from understudy.packing import PACKABLE
 from understudy.train.packed import head

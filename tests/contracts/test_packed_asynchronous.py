@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from packed_study import make_pack, varied
 from torch.utils._python_dispatch import TorchDispatchMode
-from training_study import tiny_llama
 
+from packed_study import make_pack, varied
+from training_study import tiny_llama
 from understudy.train.packed.base import read_base
 from understudy.train.packed.trials import choose
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+
 from packed_study import EXAMPLES, Outcome, train_packed, varied
 from training_study import PAD, make_job, make_spec, random_examples, tiny_llama
-
 from understudy.models.loading import load_base
 from understudy.process import set_threads
 from understudy.train.engine import Engine

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+
 from packed_study import EXAMPLES, largest_gap, train_packed, varied
 from reference_loop import reference_losses, with_adapter
-from torch import nn
 from training_study import make_spec, tiny_llama
-
 from understudy.data.encoding import Encoded
 from understudy.train.batches import data_order
 from understudy.train.packed import products

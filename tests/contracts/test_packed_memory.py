@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+
 from packed_study import without_cost
 from training_study import limit_memory, make_job, make_spec
-
 from understudy.store import Store
 from understudy.train.pack import train_pack
 from understudy.train.packed import adapters, pack, passes

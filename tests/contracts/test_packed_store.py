@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-from packed_study import EXAMPLES, varied, without_cost
 from peft import PeftModel
-from reference_loop import labelled
 from torch import Tensor
-from training_study import make_job, make_spec, tiny_llama
 
+from packed_study import EXAMPLES, varied, without_cost
+from reference_loop import labelled
+from training_study import make_job, make_spec, tiny_llama
 from understudy.files import read_model, write_json
 from understudy.models.loading import load_base
 from understudy.settings import RunningSettings

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+
 from packed_study import Outcome, make_pack
 from training_study import make_spec, tiny_llama
-
 from understudy.errors import UnderstudyError
 from understudy.train.packed.base import read_base
 from understudy.trial import Halving

@@ -12,12 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import interruptions
 import pytest
 import torch
+
+import interruptions
 from interruptions import Plan, always_saved, exit_code, said, steps_of
 from training_study import make_job, make_spec, target_words
-
 from understudy.artifacts import Proposal
 from understudy.errors import StorageError
 from understudy.files import write_json

@@ -8,13 +8,13 @@ import signal
 import time
 from pathlib import Path
 
-import interruptions
 import pytest
+
+import interruptions
+import understudy
 from interruptions import in_a_process
 from packed_study import without_cost
 from training_study import make_job, make_spec
-
-import understudy
 from understudy import progress, watchdog
 from understudy.train.pack import train_pack
 from understudy.train.trial import Job

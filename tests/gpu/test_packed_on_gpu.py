@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from packed_study import make_pack, train_packed, varied
 from training_study import make_job, make_spec, tiny_llama
-
 from understudy.train.launch import train_alone
 from understudy.train.pack import train_pack
 from understudy.train.packed.base import read_base

@@ -8,13 +8,13 @@ from pathlib import Path
 from signal import SIGKILL
 from typing import Any
 
-import interruptions
 import pytest
 import torch
+
+import interruptions
 from interruptions import Plan, always_saved, steps_of
 from rank_study import curve
 from training_study import make_job, make_spec, target_words
-
 from understudy.artifacts import Proposal
 from understudy.train.launch import train_alone
 from understudy.trial import TrialRecord, TrialSpec

@@ -11,8 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from training_study import make_job, make_spec
 
+from training_study import make_job, make_spec
 from understudy.artifacts import Proposal
 from understudy.files import write_json
 from understudy.paths import StudyPaths

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from training_study import PAD, make_spec, random_examples, tiny_llama
 
+from training_study import PAD, make_spec, random_examples, tiny_llama
 from understudy.train.history import History
 from understudy.train.loop import Examples
 from understudy.train.packed import adapters

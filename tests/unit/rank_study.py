@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from torch import distributed
-from training_study import DEVICE, make_job, make_spec, tiny_llama
 
+from training_study import DEVICE, make_job, make_spec, tiny_llama
 from understudy import process
 from understudy.settings import Quantization
 from understudy.train import launch

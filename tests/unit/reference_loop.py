@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from training_study import PAD
 from transformers import get_scheduler
 
+from training_study import PAD
 from understudy.data.encoding import Encoded
 from understudy.train.batches import data_order
 from understudy.trial import TrialSpec, derive_seed

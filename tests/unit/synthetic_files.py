@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from synthetic_study import Study
-
 from understudy.cli import main
 from understudy.files import write_json
 from understudy.paths import StudyPaths

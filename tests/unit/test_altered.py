@@ -10,8 +10,8 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from test_store import record
 
+from test_store import record
 from understudy import checksums, progress
 from understudy.cli import collect_proxy
 from understudy.data.files import SCHEMA, read_split

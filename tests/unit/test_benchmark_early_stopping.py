@@ -9,6 +9,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+
 from finished_runs import BENCHMARKS
 
 with mock.patch.object(sys, "path", [str(BENCHMARKS), *sys.path]):

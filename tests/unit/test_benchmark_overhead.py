@@ -12,6 +12,7 @@ from unittest import mock
 
 import pytest
 import yaml
+
 from finished_runs import BENCHMARKS
 
 with mock.patch.object(sys, "path", [str(BENCHMARKS), *sys.path]):

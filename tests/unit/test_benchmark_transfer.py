@@ -12,9 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import finished_runs
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
+
+import finished_runs
 import transfer
 from finished_runs import BATCHES, BENCHMARKS, RATES
 from replays.jobs import Terms, job, run_all
@@ -22,7 +24,6 @@ from replays.methods import ENTRIES
 from replays.replay import Seen, Snapper, View, proxy_budget, proxy_stage, replay
 from replays.tables import Configuration, Table, fine_tuning, step_law, step_law_optimum
 from replays.tasks import Problem, Task, halves, listing, problem, task_sets
-from scipy.stats import spearmanr
 
 TERMS = Terms(seeds=2, trials=4, window=1, proxy_trials=12)
 

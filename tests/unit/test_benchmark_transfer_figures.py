@@ -6,15 +6,16 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-import finished_runs
 import numpy as np
 import pytest
+from scipy.stats import wilcoxon
+
+import finished_runs
 from replays.replay import Run, Snapper
 from replays.report import BUDGETS, report
 from replays.statistics import Results, at_cost, average_ranks, by_lie, difference, regrets, summary, wilcoxon_holm
 from replays.tables import step_law
 from replays.tasks import Problem, Task, problem
-from scipy.stats import wilcoxon
 
 
 @pytest.fixture(scope="module")

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import finished_runs
 import pytest
+
+import finished_runs
 from replays.methods import ENTRIES, Entry
 from replays.replay import Seen, View, proxy_stage
 from replays.tables import Configuration, step_law
 from replays.tasks import Problem, Task, problem
-
 from understudy.space import Range
 
 

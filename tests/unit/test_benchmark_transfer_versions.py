@@ -10,8 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import finished_runs
 import pytest
+
+import finished_runs
 from replays import code
 from replays.methods import ENTRIES, FOLDERS, REPLAY
 from replays.replay import replay

@@ -9,8 +9,8 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from shipped_config import ROOT, problems, schema_for_yaml, shipped
 
+from shipped_config import ROOT, problems, schema_for_yaml, shipped
 from understudy import config, reference
 from understudy.errors import SYNONYMS
 from understudy.hyperparameters import HYPERPARAMETERS

@@ -6,8 +6,8 @@ from typing import Any
 
 import jsonschema
 import pytest
-from shipped_config import problems, schema_for_yaml, shipped
 
+from shipped_config import problems, schema_for_yaml, shipped
 from understudy import config
 from understudy.sections import SearchSection, sections
 

@@ -10,8 +10,8 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import TEXTS
 
+from tiny_models import TEXTS
 from understudy.data.encoding import encode, encode_prompt
 from understudy.data.files import SCHEMA
 from understudy.errors import DataError

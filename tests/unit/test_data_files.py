@@ -10,8 +10,8 @@ from typing import Any
 
 import polars as pl
 import pytest
-from test_data_stdlib import prepare, rows
 
+from test_data_stdlib import prepare, rows
 from understudy import progress
 from understudy.cli import main
 from understudy.errors import DataError

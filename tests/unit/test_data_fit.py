@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from test_data_files import SIZES, write
 from tiny_models import llama_config, save
-
 from understudy import progress
 from understudy.cli import main
 from understudy.data.encoding import Encoded

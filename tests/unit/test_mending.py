@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
-from test_store import INPUTS, record
 
+from test_store import INPUTS, record
 from understudy import checksums
 from understudy.files import file_sha256, write_json
 from understudy.mending import mend

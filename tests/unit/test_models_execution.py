@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import card
 
+from tiny_models import card
 from understudy.errors import UserError
 from understudy.models import hardware
 from understudy.models.estimates import (

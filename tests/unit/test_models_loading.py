@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import EXECUTION, card, configs, llama_config, save
 
+from tiny_models import EXECUTION, card, configs, llama_config, save
 from understudy.errors import ModelError
 from understudy.models.loading import load_base, load_tokenizer
 from understudy.models.quantization import import_bitsandbytes

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import EXECUTION, TEXTS, configs, llama_config, save
 
+from tiny_models import EXECUTION, TEXTS, configs, llama_config, save
 from understudy import progress
 from understudy.errors import ModelError
 from understudy.models import cache, hub, pretrain

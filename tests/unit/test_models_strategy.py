@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from test_models_execution import CPU, EIGHT, H100, SMALL, llama, settings
 
+from test_models_execution import CPU, EIGHT, H100, SMALL, llama, settings
 from understudy.errors import UserError
 from understudy.models import execution
 from understudy.models.execution import resolve

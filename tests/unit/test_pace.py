@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import yaml
+
 from synthetic_study import make
 from training_study import make_spec
-
 from understudy import abreast, progress
 from understudy.abreast import Room
 from understudy.config import StudyConfig, parse
@@ -172,7 +172,7 @@ def test_what_a_target_trial_costs_beside_one_of_the_proxy() -> None:
 def test_a_window_that_leaves_gpus_idle_is_told() -> None:
     config = study(execution__device="cuda", target__trials=24, target__window=4)
     (line,) = abreast.narrow(config, Room(64, 8))
-    assert line.startswith("8 GPUs, but `target.window` (4) lets 4 target trials run side by side, where 8 would fit")
+    assert line.startswith("8 GPUs, but `target.window` (4) lets 4 target trials side by side run, where 8 would fit")
     assert line.endswith("at most a quarter of `target.trials` (6 for 24 trials)")
     assert abreast.narrow(config, Room(64, 4)) == []
     assert abreast.narrow(config, Room(64)) == [], "how many GPUs there are isn't known"
@@ -183,4 +183,4 @@ def test_a_window_that_leaves_gpus_idle_is_told() -> None:
 def test_idle_cores_are_told_where_the_window_could_be_wider() -> None:
     assert abreast.narrow(study(), Room(64)) == []
     (line,) = abreast.narrow(study(target__window=1), Room(64))
-    assert line.startswith("64 cores, but `target.window` (1) lets 1 target trial run side by side, where 64 would fit")
+    assert line.startswith("64 cores, but `target.window` (1) lets one target trial at a time run, where 64 would fit")

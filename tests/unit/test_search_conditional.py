@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import search_study as made
 import yaml
 
+import search_study as made
 from understudy.artifacts import Proposal
 from understudy.config import StudyConfig
 from understudy.files import read_model

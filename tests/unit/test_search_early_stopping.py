@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
-import search_study as made
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import search_study as made
 from understudy.artifacts import Proposal
 from understudy.files import read_model, write_json
 from understudy.search.early_stopping import MARGIN, expected_loss, stop_above

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import search_study as made
 
+import search_study as made
 from understudy.artifacts import Selection, Starts, Winner
 from understudy.cli import main
 from understudy.errors import CorruptFileError, UnderstudyError, UserError

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import search_study as made
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import search_study as made
 from understudy.artifacts import Proposal, Region, Regions, Starts
 from understudy.files import read_model
 from understudy.search.guidance import choose_place, draw, faded, fixed, move_inside, outside, place_shares

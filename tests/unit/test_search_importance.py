@@ -8,11 +8,11 @@ import re
 import numpy as np
 import polars as pl
 import pytest
-import search_study as made
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import ks_2samp
 
+import search_study as made
 from understudy.search.clusters import embed, group
 from understudy.search.evidence import locate
 from understudy.search.importance import importance_table, standings

@@ -6,8 +6,8 @@ import itertools
 from typing import Any
 
 import pytest
-import search_study as made
 
+import search_study as made
 from understudy.config import StudyConfig
 from understudy.graph import BLOCK, echo_packs, proxy_packs, totals
 from understudy.packing import PACKABLE, reason_for_solo

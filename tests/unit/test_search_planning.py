@@ -6,11 +6,11 @@ import itertools
 from pathlib import Path
 
 import pytest
-import search_study as made
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import qmc
 
+import search_study as made
 from understudy.artifacts import Proposal
 from understudy.cli import main
 from understudy.errors import UserError

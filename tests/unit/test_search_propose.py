@@ -13,12 +13,12 @@ from pathlib import Path
 
 import optuna
 import pytest
-import search_study as made
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern
 
+import search_study as made
 from understudy.artifacts import Proposal, Region, Regions, Starts
 from understudy.cli import main
 from understudy.errors import CorruptFileError

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pytest
-import search_study as made
 
+import search_study as made
 from understudy.artifacts import Proposal
 from understudy.errors import UserError
 from understudy.files import read_model

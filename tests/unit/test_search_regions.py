@@ -6,8 +6,8 @@ import math
 import re
 
 import pytest
-import search_study as made
 
+import search_study as made
 from understudy.search.guidance import outside
 from understudy.search.transfer import transfer
 from understudy.space import Choices

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import search_study as made
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import search_study as made
 from understudy.artifacts import Regions, Starts
 from understudy.cli import main
 from understudy.config import StudyConfig

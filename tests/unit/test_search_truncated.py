@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import search_study as made
 
+import search_study as made
 from understudy.artifacts import Proposal, Regions, Starts
 from understudy.errors import UserError
 from understudy.files import read_model, write_json

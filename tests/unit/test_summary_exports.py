@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import synthetic_files
-import synthetic_study
 import torch
 import yaml
 
+import synthetic_files
+import synthetic_study
 from understudy.cli import main
 from understudy.models.quantization import quantization_config
 from understudy.paths import StudyPaths

@@ -7,9 +7,9 @@ from xml.etree import ElementTree
 
 import polars as pl
 import pytest
-import synthetic_study
 from matplotlib.figure import Figure
 
+import synthetic_study
 from understudy.space import Choices
 from understudy.summary import derived, figures, panels, style
 from understudy.summary.tables import costs_frame, curves_frame, trials_frame

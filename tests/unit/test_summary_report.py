@@ -10,10 +10,10 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-import synthetic_files
-import synthetic_study
 import yaml
 
+import synthetic_files
+import synthetic_study
 from understudy import progress
 from understudy.artifacts import DecodeResults, Interval, Outlook
 from understudy.cli import main

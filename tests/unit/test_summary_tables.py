@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-import synthetic_study
 from scipy import stats
 
+import synthetic_study
 from understudy.artifacts import Outlook
 from understudy.cli import main
 from understudy.errors import CorruptFileError

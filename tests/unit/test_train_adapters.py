@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import configs
 from torch import nn
-from training_study import execution, make_spec, tiny_llama
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, Qwen2Config
 
+from tiny_models import configs
+from training_study import execution, make_spec, tiny_llama
 from understudy.errors import ConfigError
 from understudy.train.adapters import attention_dropout, target_layers, trainable
 

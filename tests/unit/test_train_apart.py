@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from training_study import EOS, PAD, VOCABULARY, execution, random_examples, tiny_llama
 from transformers import AttentionInterface, MambaConfig, MambaForCausalLM
 
+from training_study import EOS, PAD, VOCABULARY, execution, random_examples, tiny_llama
 from understudy.errors import ModelError
 from understudy.train.apart import check_apart
 from understudy.train.evaluation import completion_losses

@@ -7,8 +7,8 @@ from itertools import islice, product
 
 import pytest
 import torch
-from training_study import random_examples
 
+from training_study import random_examples
 from understudy.data.encoding import Encoded
 from understudy.steps import evaluation_steps, total_steps
 from understudy.train import batches

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from training_study import make_job, make_spec, target_words
 
+from training_study import make_job, make_spec, target_words
 from understudy.artifacts import Proposal
 from understudy.cli import main
 from understudy.files import read_model, write_json

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from training_study import load_tiny, make_job, make_spec
 from transformers import AutoModelForCausalLM
 
+from training_study import load_tiny, make_job, make_spec
 from understudy.artifacts import Finalist, Selection
 from understudy.cli import main
 from understudy.errors import ConfigError, UserError

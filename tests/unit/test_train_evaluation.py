@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from training_study import EOS, PAD, VOCABULARY, execution, random_examples, tiny_llama, write_checkpoint
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
 
+from training_study import EOS, PAD, VOCABULARY, execution, random_examples, tiny_llama, write_checkpoint
 from understudy.data.encoding import Encoded
 from understudy.models.loading import load_base
 from understudy.train.evaluation import completion_losses, score

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
 import training_study
 from training_study import make_job, make_spec, target_words
-
 from understudy.artifacts import Proposal
 from understudy.store import Store
 from understudy.train import launch

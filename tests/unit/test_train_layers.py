@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch._dynamo
-from rank_study import curve
 from torch import nn
-from training_study import make_job, make_spec, tiny_llama
 
+from rank_study import curve
+from training_study import make_job, make_spec, tiny_llama
 from understudy.errors import ModelError
 from understudy.train.engine import Engine
 from understudy.train.layers import compiled, decoder_layers

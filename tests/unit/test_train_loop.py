@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from reference_loop import reference_losses, with_adapter
 from torch import nn
-from training_study import EOS, PAD, VOCABULARY, execution, make_spec, random_examples, tiny_llama
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from reference_loop import reference_losses, with_adapter
+from training_study import EOS, PAD, VOCABULARY, execution, make_spec, random_examples, tiny_llama
 from understudy.hyperparameters import SCHEDULES
 from understudy.settings import TrainingSettings
 from understudy.train.adapters import trainable

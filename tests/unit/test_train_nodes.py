@@ -7,9 +7,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from rank_study import curve
 from training_study import make_job, make_spec
-
 from understudy import process
 from understudy.cluster import ClusterError
 from understudy.errors import UserError

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from training_study import make_spec, tiny_llama
 from transformers import TrainingArguments, get_scheduler
 
+from training_study import make_spec, tiny_llama
 from understudy.hyperparameters import HYPERPARAMETERS, SCHEDULES
 from understudy.train.adapters import lora_config
 from understudy.train.gradients import Gradients

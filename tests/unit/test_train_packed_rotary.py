@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from training_study import tiny_llama
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from training_study import tiny_llama
 from understudy.train.packed.base import read_base
 from understudy.train.packed.rotary import Rotary
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from training_study import make_spec, random_examples
 from transformers import get_scheduler
 
+from training_study import make_spec, random_examples
 from understudy.hyperparameters import SCHEDULES
 from understudy.train.batches import data_order
 from understudy.train.packed.adapters import Weights

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-import training_study
 from peft import PeftModel
-from rank_study import Case, curve, make_case, train_cases
 from safetensors.torch import load_file
-from training_study import load_tiny, make_job, make_spec
 from transformers import AutoModelForCausalLM
 
+import training_study
+from rank_study import Case, curve, make_case, train_cases
+from training_study import load_tiny, make_job, make_spec
 from understudy.store import Store
 from understudy.train import launch
 from understudy.train.engine import Engine

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from training_study import execution, make_job, make_spec, write_split
 
+from training_study import execution, make_job, make_spec, write_split
 from understudy.data.encoding import encode_prompt
 from understudy.errors import CorruptFileError
 from understudy.models.loading import load_base, load_tokenizer

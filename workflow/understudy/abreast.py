@@ -56,11 +56,10 @@ def narrow(study: StudyConfig, room: Room) -> list[str]:
     if fitting <= target.window or (room.gpus is None and target.window == most):
         return []
     there = f"{room.gpus} GPUs" if room.gpus is not None else f"{room.cores} cores"
-    alone = target.window == 1
+    at_work = "one target trial at a time" if target.window == 1 else f"{target.window} target trials side by side"
     return [
-        f"{there}, but `target.window` ({target.window}) lets {target.window} target "
-        f"{'trial' if alone else 'trials'} run side by side, where {fitting} would fit; it can be at most a quarter of "
-        f"`target.trials` ({most} for {target.trials} trials)"
+        f"{there}, but `target.window` ({target.window}) lets {at_work} run, where {fitting} would fit; "
+        f"it can be at most a quarter of `target.trials` ({most} for {target.trials} trials)"
     ]
 
 

@@ -43,9 +43,9 @@ def lease(execution: ResolvedExecution) -> None:
         return
     devices = visible()
     if len(devices) < execution.processes:
+        needed = "1 GPU" if execution.processes == 1 else f"{execution.processes} GPUs, one per process"
         raise UserError(
-            f"the trial needs {execution.processes} GPUs, one per process, but only {len(devices)} are visible here; "
-            "lower `processes` or ask the scheduler for more"
+            f"the trial needs {needed}; visible here: {len(devices)}; lower `processes` or ask the scheduler for more"
         )
     silent_until: float | None = time.monotonic() + SAY_SECONDS
     while not (leased := _try(devices, execution.processes)):

@@ -88,6 +88,7 @@ def _stage(
 def _dtype(
     role: Role, stage: StageExecution, device: Literal["cpu", "cuda"], hardware: Hardware, notes: list[str]
 ) -> Literal["float32", "bfloat16"]:
+    """What it computes in; where that was chosen here, `notes` says why."""
     if stage.dtype != "auto":
         return stage.dtype
     reason = "the CPU" if device == "cpu" else f"GPUs {'with' if hardware.bfloat16 else 'without'} bfloat16"

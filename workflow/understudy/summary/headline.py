@@ -144,8 +144,9 @@ def _cost(costs: pl.DataFrame) -> list[str]:
     for row in costs.iter_rows(named=True):
         gpu = f"   {row['gpu_hours']:.2f} GPU hours" if row["gpu_hours"] > 0 else ""
         gpu += f"   MFU {percent_text(row['mfu'])}" if row["mfu"] is not None else ""
+        trials = "trial " if row["trials"] == 1 else "trials"
         lines.append(
-            f"  {STAGE_NAMES[row['stage']]:<14}{row['trials']:>5} trials   {seconds_text(row['wall_seconds']):>9}   "
+            f"  {STAGE_NAMES[row['stage']]:<14}{row['trials']:>5} {trials}   {seconds_text(row['wall_seconds']):>9}   "
             f"{flops_text(row['flops']):>11}   {percent_text(row['share']):>5} of FLOPs{gpu}"
         )
     return lines

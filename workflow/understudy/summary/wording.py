@@ -109,7 +109,7 @@ def agreement_text(spearman: tuple[float, float, float] | None, pairs: int) -> s
     if pairs < ENOUGH_PAIRS:
         return (
             f"Too few configurations ran on both to tell whether the proxy ranks as the target does: "
-            f"Spearman {value:.2f} from {pairs} pairs."
+            f"Spearman {value:.2f} from {counted(pairs, 'pair')}."
         )
     word = next((word for least, word in WORDS if value >= least), None)
     sentence = f"The proxy ranks configurations {word} as the target does"
@@ -189,7 +189,7 @@ def apart_text(
 def statuses_text(statuses: Iterable[tuple[str, int]]) -> str:
     """`90 trials complete, 24 stopped early, 2 diverged, 1 out of memory`."""
     counts = dict(statuses)
-    parts = [f"{counts.pop('complete', 0)} trials complete"]
+    parts = [f"{counted(counts.pop('complete', 0), 'trial')} complete"]
     if stopped := counts.pop("stopped", 0):
         parts.append(f"{stopped} stopped early")
     return ", ".join(parts + [f"{count} {status.replace('_', ' ')}" for status, count in sorted(counts.items())])
