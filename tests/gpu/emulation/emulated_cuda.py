@@ -30,7 +30,8 @@ def built() -> Path:
     assert spec is not None
     assert spec.origin is not None
     torch_folder, source = Path(spec.origin).parent, HERE / "device.cpp"
-    digest = hashlib.sha256(source.read_bytes() + version("torch").encode()).hexdigest()[:12]
+    made_from = source.read_bytes() + Path(__file__).read_bytes() + version("torch").encode()
+    digest = hashlib.sha256(made_from).hexdigest()[:12]
     library = HERE / "__pycache__" / f"device-{digest}.so"
     if not library.exists():
         library.parent.mkdir(exist_ok=True)
