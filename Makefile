@@ -49,6 +49,7 @@ emulated: $(STAMP)
 
 nightly: $(STAMP)
 	@$(BIN)/pytest -m 'nightly and not slurm'
+	@$(MAKE) --no-print-directory emulated
 
 extra-%: $(EXTRA)%
 	@:
