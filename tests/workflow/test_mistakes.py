@@ -55,7 +55,7 @@ def test_a_dry_run_shows_the_whole_study_and_touches_nothing(tmp_path: Path) -> 
         "15 proxy trials in 5 packs (8 repeat target trials), 8 target trials (up to 1 side by side), 2 finalist trials"
     )
     assert said.count(f"the whole study: {whole}") == 1
-    assert "2 cores, but `target.window` (1) lets 1 target trial run side by side" in said
+    assert "2 cores, but `target.window` (1) lets one target trial at a time run, where 2 would fit" in said
     assert [line.split() for line in said.splitlines() if line.startswith("train_target ")] == [["train_target", "8"]]
     assert not study.results.exists()
 
