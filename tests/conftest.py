@@ -7,7 +7,6 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-import torch
 from xdist.scheduler import LoadScopeScheduling
 
 from understudy.process import fix_products, limit_libraries
@@ -16,12 +15,11 @@ limit_libraries()
 fix_products()
 hypothesis.settings.register_profile("understudy", deadline=None)  # how long an example takes is the machine's matter
 hypothesis.settings.load_profile("understudy")
+if "EMULATED_GPUS" in os.environ:
+    import torch  # not before the lines above
 
-
-if "EMULATED_GPUS" in os.environ and not hasattr(torch.cuda, "emulated"):
-    pytest.exit(
-        "the emulated GPUs aren't there; see `tests/gpu/emulation`", 1
-    )  # or every test for GPUs would be skipped
+    if not hasattr(torch.cuda, "emulated"):  # every test for GPUs would be skipped
+        pytest.exit("the emulated GPUs aren't there; see `tests/gpu/emulation`", 1)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

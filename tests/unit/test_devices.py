@@ -86,6 +86,17 @@ def test_users_with_temporary_folders_and_masks_of_their_own_share_the_locks(
     assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o644}
 
 
+def test_only_locks_that_were_taken_stay_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "FOLDER", tmp_path)
+    monkeypatch.setattr(devices, "_held", held := [])
+    with (tmp_path / "GPU-a").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert devices._try(["GPU-a", "GPU-b"], 1) == ["GPU-b"]  # a file left open would be a warning, and so an error
+    (lock,) = held
+    assert Path(lock.name) == tmp_path / "GPU-b"
+    lock.close()
+
+
 def test_torch_is_asked_only_by_who_has_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr(devices, "_told", lambda *_: "GPU-a\nGPU-b\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from replays.simple import finite, proxy_runs
 from replays.tables import Configuration
 from understudy.hyperparameters import Value
 from understudy.process import set_threads
+from understudy.search.distributions import distribution, to_optuna
 from understudy.search.quiet import quiet_optuna
 from understudy.space import Choices, Range
 
@@ -30,7 +30,7 @@ class Optuna:
             set_threads(1)
         with quiet_optuna() as optuna:
             self._space = view.space
-            self._distributions = {name: distribution(optuna, each) for name, each in view.space.items()}
+            self._distributions = {name: distribution(each) for name, each in view.space.items()}
             self._source = proxy_runs(view, self._scaled) if self._warm else ()
             self._sampler = self._make(optuna, seed)
 
@@ -56,21 +56,6 @@ class Optuna:
         study.add_trial(optuna.trial.create_trial(params=params, distributions=self._distributions, **result))
 
 
-def distribution(optuna: Any, parameter: Range | Choices) -> Any:
-    """Ordered choices are whole numbers, others categories."""
-    if isinstance(parameter, Choices):
-        if parameter.ordered:
-            return optuna.distributions.IntDistribution(0, len(parameter.choices) - 1)
-        return optuna.distributions.CategoricalDistribution(parameter.choices)
-    if parameter.integer:
-        low, high = math.ceil(parameter.low), math.floor(parameter.high)
-        return optuna.distributions.IntDistribution(low, high, log=parameter.log)
-    return optuna.distributions.FloatDistribution(parameter.low, parameter.high, log=parameter.log)
-
-
-def to_optuna(parameter: Range | Choices, value: Value) -> Value:
-    return parameter.choices.index(value) if isinstance(parameter, Choices) and parameter.ordered else value
-
-
 def from_optuna(parameter: Range | Choices, value: Value) -> Value:
+    """A value as Optuna drew it: our own search rounds."""
     return parameter.choices[int(value)] if isinstance(parameter, Choices) and parameter.ordered else value

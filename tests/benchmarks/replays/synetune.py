@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -35,7 +36,7 @@ from understudy.trial import derive_seed
 METRIC = "loss"
 
 
-class _Syne:
+class _Syne(ABC):
     """What the three have in common: the space, the proxy's evaluations, and libraries that draw from global seeds."""
 
     _scaled = False  # whether the proxy's configurations are rescaled by the published rule
@@ -47,8 +48,9 @@ class _Syne:
         with _calm(seed):
             self._begin({"proxy": self._evaluations(proxy_runs(view, self._scaled))}, seed)
 
+    @abstractmethod
     def _begin(self, evaluations: dict[str, TransferLearningTaskEvaluations], seed: int) -> None:
-        raise NotImplementedError
+        """Set the method up with what the proxy found, by task."""
 
     def _evaluations(self, proxy: Sequence[Seen]) -> TransferLearningTaskEvaluations:
         rows = [

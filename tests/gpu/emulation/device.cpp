@@ -191,7 +191,7 @@ Tensor with_storage(const Tensor& like, c10::Storage storage, DispatchKey key) {
     return tensor;
 }
 
-// The bytes of a storage as those of the other side; they are held for as long as anyone has them.
+// The bytes of a storage as those of the other side, which holds it.
 c10::DataPtr shared(const c10::Storage& storage, Device side) {
     auto release = [](void* held) { delete static_cast<c10::Storage*>(held); };
     return {const_cast<void*>(storage.data()), new c10::Storage(storage), release, side};
