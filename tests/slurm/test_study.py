@@ -56,7 +56,9 @@ def study_in(folder: Path, cache: Path, many: bool, **changes: Any) -> Study:
 def test_tables_are_those_of_a_local_run_whatever_happens_on_the_cluster(
     cluster: Cluster, tmp_path: Path, nodes: int
 ) -> None:
-    """Out of memory, a requeue, USR1 on several nodes, `kill -9` of the main process, a time-out and a lost node.
+    """Out of memory, a requeue, `kill -9` of the main process, a time-out and a lost node.
+
+    On several nodes USR1 and the requeue of a job that has all of them, too.
 
     Where a target trial is on two nodes, with one process each, the local run has two processes.
     """
@@ -77,7 +79,8 @@ def test_tables_are_those_of_a_local_run_whatever_happens_on_the_cluster(
     else:
         assert_same_tables(study, local)
     assert_histories(cluster.history(), late, lost, told=many)
-    for log in (f"train_pack/{PACK}", *["train_target/0000"] * many, *(f"train_finalist/{n}/0" for n in (0, 1))):
+    targets = [f"train_target/{number}" for number in ("0000", "0001") if many]
+    for log in (f"train_pack/{PACK}", *targets, *(f"train_finalist/{n}/0" for n in (0, 1))):
         text = (study.results / "logs" / f"{log}.log").read_text()
         assert re.search(r"^goes on after step [1-9]", text, re.MULTILINE), f"{log} began anew:\n{text}"
     assert re.search(r"an earlier run of this study left [1-9]\d* SLURM jobs behind", output(study))
@@ -91,9 +94,13 @@ def run_through_faults(study: Study, cluster: Cluster, nodes: int) -> tuple[str,
     On one node each, both finalists train at the same time.
     """
     with started(study, cluster) as first:
-        put_back(study, cluster, PACK)
+        pack = f"rule_train_pack_wildcards_{PACK}"
+        small = cluster.wait_for_job(pack, seconds=600)  # which runs out of memory
+        put_back(study, cluster, cluster.wait_for_job(pack, seconds=600, besides={small.id}), "train-pack", f"/{PACK}/")
         if nodes > 1:
             tell(study, cluster, "0000")
+            trial = cluster.wait_for_job("rule_train_target_wildcards_0001", seconds=600)
+            put_back(study, cluster, trial, "train-target", "/0001/", node=1)
         left = {caught(study, cluster, nodes).id}
         if nodes == 1:
             left.add(caught(study, cluster, nodes, left).id)
@@ -127,11 +134,9 @@ def caught(
     return job
 
 
-def put_back(study: Study, cluster: Cluster, pack: str) -> None:
-    """Pre-emption that puts a job back into the queue."""
-    first = cluster.wait_for_job(f"rule_train_pack_wildcards_{pack}", seconds=600)  # which runs out of memory
-    job = cluster.wait_for_job(first.comment, seconds=600, besides={first.id})
-    hold(study, "train-pack", f"/{pack}/")
+def put_back(study: Study, cluster: Cluster, job: Job, *words: str, node: int | None = None) -> None:
+    """Pre-emption that puts a job back into the queue, once the command with these words has a checkpoint."""
+    hold(study, *words, node=node)
     cluster.call("scontrol", "requeue", job.id)
     cluster.hurry(job)
 
@@ -164,7 +169,7 @@ def assert_same_tables(study: Study, local: Study) -> None:
 
 
 def assert_histories(history: dict[str, list[str]], late: str, lost: str, told: bool) -> None:
-    """Each job went as it should; with `told` SIGUSR1 was sent to the first target trial."""
+    """Each job went as it should; with `told` the first target trial was sent SIGUSR1, and the second was put back."""
     once = ["FAILED", "COMPLETED"]
     assert history[f"rule_train_pack_wildcards_{PACK}"] == ["FAILED", "REQUEUED", "COMPLETED"]
     if told:
@@ -172,6 +177,6 @@ def assert_histories(history: dict[str, list[str]], late: str, lost: str, told: 
         assert history["rule_train_pack_wildcards_sobol-000"] == once
         assert history["rule_train_echo_wildcards_echo-000"][-1] == "COMPLETED"  # whatever the main's end cost it
     assert history["rule_train_target_wildcards_0000"] == (once if told else ["COMPLETED"])
-    assert history["rule_train_target_wildcards_0001"] == ["COMPLETED"]
+    assert history["rule_train_target_wildcards_0001"] == ["REQUEUED"] * told + ["COMPLETED"]
     assert history[late] == ["CANCELLED", "TIMEOUT", "COMPLETED"]
     assert history[lost] == ["CANCELLED", "REQUEUED", "COMPLETED"]

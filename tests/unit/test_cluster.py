@@ -60,14 +60,31 @@ def test_jobs_of_this_study_that_have_not_ended_are_cancelled_and_no_others(path
     assert "left 3 SLURM jobs behind" in said[0]
 
 
-def test_jobs_are_waited_for(paths: StudyPaths) -> None:
-    queue(paths, (1, "RUNNING", f"{cluster.mark(paths.root)}_a"))
+def queue_until_the_third(paths: StudyPaths) -> Path:
+    """The queue is empty when it is asked for the fourth time; the file has a line for each time."""
     asked = paths.root.parent / "asked"
     until_the_third = f'#!/bin/sh\necho >> {asked}\n[ "$(wc -l < {asked})" -gt 3 ] || cat "$QUEUE"\n'
     (paths.root.parent / "bin" / "squeue").write_text(until_the_third)
-    cluster.clear(paths, "wait", lambda _: None)
+    return asked
+
+
+def test_jobs_that_run_are_waited_for(paths: StudyPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    queue(paths, (1, "RUNNING", f"{cluster.mark(paths.root)}_a"))
+    asked = queue_until_the_third(paths)
+    monkeypatch.setattr(cluster, "REMIND_SECONDS", 0.0)
+    monkeypatch.setattr(cluster, "CANCEL_SECONDS", 0.0)  # concerns what was cancelled alone
+    said: list[str] = []
+    cluster.clear(paths, "wait", said.append)
     assert len(asked.read_text().splitlines()) == 4
     assert not cancelled(paths)
+    assert [words.startswith("still waiting for 1 SLURM job") for words in said] == [False, True, True, True]
+
+
+def test_jobs_that_have_not_begun_are_not_waited_for(paths: StudyPaths) -> None:
+    ours = cluster.mark(paths.root)
+    queue(paths, (1, "RUNNING", f"{ours}_a"), (2, "PENDING", f"{ours}_a"), (3, "REQUEUE_HOLD", f"{ours}_a"))
+    cluster.clear(paths, "wait", lambda _: None)
+    assert cancelled(paths).splitlines() == ["--state=PENDING 2 3"]
 
 
 def test_a_job_that_does_not_end_is_reported(paths: StudyPaths, monkeypatch: pytest.MonkeyPatch) -> None:

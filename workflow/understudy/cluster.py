@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,9 @@ from understudy.settings import LeftBehind
 
 POLL_SECONDS = 2.0
 CANCEL_SECONDS = 300.0  # after which a job that doesn't end is reported: SLURM's KillWait is 30 s by default
+REMIND_SECONDS = 600.0  # between two lines on what is being waited for
 QUERY_SECONDS = 60.0
+NOT_BEGUN = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT")
 ENDED = (
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED"),
     *("NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"),
@@ -74,7 +76,10 @@ def left_behind(root: Path) -> list[QueuedJob]:
 
 
 def clear(paths: StudyPaths, way: LeftBehind, say: Callable[[str], None]) -> None:
-    """Cancel the jobs that a dead run of the study left behind, or wait for them; return when none is left.
+    """Cancel the jobs that a dead run of the study left behind, or wait for those that run; return when none is left.
+
+    What hasn't begun is cancelled either way: nothing is lost by it, and a job that is held, or waits for what never
+    comes, would be waited for without an end. One that runs has its time limit.
 
     The caller holds the study's lock, so that no living run has jobs. A study that never ran on SLURM has none. Raises
     `ClusterError` where SLURM doesn't answer, or a cancelled job doesn't end.
@@ -84,24 +89,50 @@ def clear(paths: StudyPaths, way: LeftBehind, say: Callable[[str], None]) -> Non
     if shutil.which("squeue") is None:
         say("this study was run on SLURM before, whose commands aren't here: jobs that it left behind can't be seen")
         return
-    root = paths.root
-    jobs = left_behind(root)
+    jobs = left_behind(paths.root)
     if not jobs:
         return
-    named = ", ".join(f"{job.id} ({job.comment})" for job in jobs[:5]) + (", …" if len(jobs) > 5 else "")
-    what = "cancelling them" if way == "cancel" else "waiting for them (`resources.left_behind: cancel` would end them)"
-    say(f"an earlier run of this study left {len(jobs)} SLURM jobs behind: {named}; {what}")
     if way == "cancel":
-        _call(["scancel", *(job.id for job in jobs)])
-    began = time.monotonic()
+        what = "cancelling them"
+    else:
+        what = "cancelling those that haven't begun and waiting for the others (`resources.left_behind: cancel` would "
+        what += "end them)"
+    say(f"an earlier run of this study left {len(jobs)} SLURM jobs behind: {_named(jobs)}; {what}")
+    _until_gone(paths.root, way, jobs, say)
+
+
+def _until_gone(root: Path, way: LeftBehind, jobs: list[QueuedJob], say: Callable[[str], None]) -> None:
+    """Cancel or wait, as `clear` says, until no job is left."""
+    cancelled: dict[str, float] = {}  # when, by id
+    reminded = time.monotonic()
     while jobs:
-        if way == "cancel" and time.monotonic() - began > CANCEL_SECONDS:
+        now = time.monotonic()
+        unwanted = [job for job in jobs if way == "cancel" or job.state in NOT_BEGUN]
+        late = [job for job in unwanted if now - cancelled.setdefault(job.id, now) > CANCEL_SECONDS]
+        if late:
             raise ClusterError(
-                f"SLURM job {jobs[0].id} of an earlier run was cancelled {CANCEL_SECONDS:.0f} s ago and is still "
-                f"{jobs[0].state}; see `scontrol show job {jobs[0].id}`, and start again when it is gone"
+                f"SLURM job {late[0].id} of an earlier run was cancelled {CANCEL_SECONDS:.0f} s ago and is still "
+                f"{late[0].state}; see `scontrol show job {late[0].id}`, and start again when it is gone"
             )
+        if way == "wait":  # what has begun since is left alone; what is put back into the queue is cancelled then
+            _cancel([job.id for job in unwanted], "--state=PENDING")
+        else:
+            _cancel([job.id for job in unwanted if cancelled[job.id] == now])
+        if now - reminded > REMIND_SECONDS:
+            reminded = now
+            say(f"still waiting for {len(jobs)} SLURM jobs of an earlier run: {_named(jobs)}")
         time.sleep(POLL_SECONDS)
         jobs = left_behind(root)
+
+
+def _cancel(ids: Sequence[str], *options: str) -> None:
+    if ids:
+        _call(["scancel", *options, *ids])
+
+
+def _named(jobs: Sequence[QueuedJob]) -> str:
+    """The first few of them."""
+    return ", ".join(f"{job.id} ({job.comment})" for job in jobs[:5]) + (", …" if len(jobs) > 5 else "")
 
 
 def _call(command: list[str]) -> str:

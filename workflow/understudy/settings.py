@@ -314,7 +314,8 @@ class ResourcesSettings(Section):
     account: str | None = Field(default=None, min_length=1, description="account of SLURM that pays")
     left_behind: LeftBehind = Field(
         default="cancel",
-        description="what happens to the SLURM jobs of a run whose main process died, before a new run begins",
+        description="what happens to the SLURM jobs of a run whose main process died, before a new run begins; "
+        "those that haven't begun are cancelled either way",
     )
     proxy: StageResources = Field(default=StageResources(), description="jobs of the proxy's packs")
     target: StageResources = Field(default=StageResources(), description="jobs of target trials and finalists")
