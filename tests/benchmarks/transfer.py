@@ -92,17 +92,22 @@ def measured(
 ) -> dict[str, Any]:
     """All sets of all tables: what `report` says of each, and how long proposals took."""
     terms = Terms(options.seeds, TRIALS, options.window, options.proxy_trials)
-    sets = {name: tasks for table in tables for name, tasks in chosen_sets(table, options).items() if tasks}
+    sets = {
+        label(tables, table, name): tasks
+        for table in tables
+        for name, tasks in chosen_sets(table, options).items()
+        if tasks
+    }
     if not sets:
         half = f"the half for {options.half}" if options.half != "both" else "both halves"
         raise UserError(
             f"{half} of {', '.join(table.name for table in tables)} has no task; choose another --half or --sets"
         )
-    by_table = {name: table for table in tables for name in task_sets(table)}
+    by_table = {label(tables, table, name): table for table in tables for name in task_sets(table)}
     problems = {(name, task.id): problem(by_table[name], task) for name, tasks in sets.items() for task in tasks}
     jobs: dict[tuple[str, str], Job] = {}
     for each in problems.values():
-        jobs |= {(entry.name, each.task.id): job(entry, each, terms, cache) for entry in able(entries, each)}
+        jobs |= {(entry.name, each.id): job(entry, each, terms, cache) for entry in able(entries, each)}
     runs = run_all(list(jobs.values()), options.jobs)
     ours, lead = [entry.name for entry in entries if entry.ours], options.lead
     found = {}
@@ -117,6 +122,12 @@ def measured(
         if any(name == entry.name for name, _ in runs)
     }
     return {"sets": found, "seconds": speed(seconds)}
+
+
+def label(tables: Sequence[Table], table: Table, name: str) -> str:
+    """What a set of tasks is called in the report: with its table's name where several tables have such a set."""
+    alone = sum(name in task_sets(each) for each in tables) == 1
+    return name if alone else f"{name} of {table.name}"
 
 
 def chosen_sets(table: Table, options: argparse.Namespace) -> dict[str, list[Task]]:
@@ -143,7 +154,7 @@ def results(
     import numpy as np
 
     curves = {
-        entry.name: np.stack([regrets(each, runs[entry.name, each.task.id], terms.trials) for each in problems])
+        entry.name: np.stack([regrets(each, runs[entry.name, each.id], terms.trials) for each in problems])
         for entry in entries
     }
     budgeted = {

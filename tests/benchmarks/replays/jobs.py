@@ -43,7 +43,7 @@ class Job:
 
     @property
     def name(self) -> tuple[str, str]:
-        return self.entry.name, self.problem.task.id
+        return self.entry.name, self.problem.id
 
 
 def job(entry: Entry, problem: Problem, terms: Terms, cache: Path) -> Job:

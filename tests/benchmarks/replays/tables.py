@@ -73,7 +73,7 @@ def step_law(path: Path) -> Table:
         losses = dict(zip(keys, runs["smoothed_loss"], strict=True))
         if len(losses) < runs.height:
             raise UserError(f"{path} has the same configuration twice for {name}; each may be there once")
-        card = _card("proxy", name, runs["hidden_size"][0], runs["layers"][0], parameters)
+        card = _card("proxy", name, runs["hidden_size"][0], parameters)
         cells[name] = Cell(name, card, tokens, float(parameters) * tokens, losses)
     return Table("steplaw", cells, ("learning_rate", "batch_size"), STEPLAW_DEFAULT)
 
@@ -90,9 +90,11 @@ def step_law_optimum(parameters: float, tokens: float) -> Configuration:
 def fine_tuning(path: Path, config: Path, price: float) -> Table:
     """A table with a row per (configuration id, model, seed), columns per hyperparameter, `eval_loss` and `status`.
 
-    A model's losses are those of its lowest seed. Widths come from the config's models, and so does the space; a run of
-    a model whose name begins with `proxy` costs `price` of a target's, unless the table has a column `flops`. Runs of
-    `truncated…` are shorter ones of `target…`; a column `fidelity` says by how much.
+    Models are called proxy…, target… or truncated…, which are shorter runs of target…; a model's losses are those of
+    its lowest seed. The space is the config's. Further columns, where there are any, say what else is known of a model:
+    `hidden_size`, `parameters` and `model_type` (else they are those of the config's `pretrain`), `tokens` that a run
+    trains on (else as many for all), `flops` of a run (else a proxy's costs `price` of a target's) and the `fidelity`
+    of truncated runs.
     """
     frame = pl.read_parquet(path) if path.suffix == ".parquet" else pl.read_csv(path)
     study = parse(yaml.safe_load(config.read_text(encoding="utf-8")))
@@ -117,15 +119,28 @@ def _own_cell(frame: pl.DataFrame, model: str, names: tuple[str, ...], study: St
         tuple(HYPERPARAMETERS[name].coerce(row[name]) for name in names): float(row["loss"]) for row in rows.to_dicts()
     }
     role = "proxy" if model.startswith("proxy") else "target"
+    share = _mean(rows, "fidelity", 1.0)
+    cost = _mean(rows, "flops", share * (price if role == "proxy" else 1.0))
+    tokens = _mean(rows, "tokens", float(study.data.train_examples * study.data.max_length))
+    return Cell(model, _own_card(rows, role, model, study), tokens, cost, losses)
+
+
+def _mean(rows: pl.DataFrame, column: str, otherwise: float) -> float:
+    return float(rows[column].mean()) if column in rows.columns else otherwise  # type: ignore[arg-type]
+
+
+def _own_card(rows: pl.DataFrame, role: str, model: str, study: StudyConfig) -> ModelCard:
+    """The model by the table's columns, and by the config where it has none."""
     shape = study.models.proxy.pretrain if role == "proxy" else study.models.target.pretrain
-    if shape is None:
-        raise UserError(f"the config's {role} must have `pretrain`, which says how wide {model} is")
-    card = _card(role, model, shape.hidden_size, shape.num_hidden_layers, _parameters(shape.vocab_size, shape))
-    tokens = float(study.data.train_examples * study.data.max_length)
-    share = float(rows["fidelity"].mean()) if "fidelity" in rows.columns else 1.0  # type: ignore[arg-type]
-    guess = share * (price if role == "proxy" else 1.0)
-    cost = float(rows["flops"].mean()) if "flops" in rows.columns else guess  # type: ignore[arg-type]
-    return Cell(model, card, tokens, cost, losses)
+    told = {name: rows[name][0] for name in ("hidden_size", "parameters", "model_type") if name in rows.columns}
+    if shape is not None:
+        told = {"hidden_size": shape.hidden_size, "parameters": _parameters(shape.vocab_size, shape)} | told
+    if not {"hidden_size", "parameters"} <= told.keys():
+        raise UserError(
+            f"the table needs the columns hidden_size and parameters, since the config's {role} has no `pretrain`, "
+            f"which would say how large {model} is"
+        )
+    return _card(role, model, **told)
 
 
 def _parameters(vocabulary: int, shape: object) -> int:
@@ -144,16 +159,17 @@ def _holding(space: Space, cells: Mapping[str, Cell]) -> Space:
     return with_kinds(wide)
 
 
-def _card(role: str, name: str, hidden: int, layers: int, parameters: int) -> ModelCard:
+def _card(role: str, name: str, hidden_size: int, parameters: int, model_type: str = "llama") -> ModelCard:
+    """How deep a model is nobody asks."""
     return ModelCard(
         role="proxy" if role == "proxy" else "target",
         source="pretrained",
         name=name,
         path="nowhere",
         sha256="0" * 64,
-        model_type="llama",
-        hidden_size=hidden,
-        num_hidden_layers=layers,
+        model_type=model_type,
+        hidden_size=hidden_size,
+        num_hidden_layers=1,
         vocab_size=2048,
         parameters=parameters,
         quantization="none",
@@ -184,4 +200,7 @@ def published_rule(table: Table, target: Cell) -> Configuration:
     """The published rule's configuration: Step Law's, else the defaults with LoRA Without Regret's rate."""
     if table.name == "steplaw":
         return step_law_optimum(target.card.parameters, target.tokens)
-    return {**table.defaults, "learning_rate": learning_rate_rule(target.card.hidden_size, "llama", "lora")}
+    return {
+        **table.defaults,
+        "learning_rate": learning_rate_rule(target.card.hidden_size, target.card.model_type, "lora"),
+    }

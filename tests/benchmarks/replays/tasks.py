@@ -74,6 +74,11 @@ class Problem:
     cards: tuple[ModelCard, ModelCard]
     tokens: tuple[float, float]
 
+    @property
+    def id(self) -> str:
+        """A name among the tasks of all tables."""
+        return f"{self.table}: {self.task.id}"
+
     def configuration(self, index: int) -> Configuration:
         return dict(zip(self.names, self.keys[index], strict=True))
 
