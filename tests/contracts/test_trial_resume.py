@@ -314,6 +314,7 @@ def result(root: Path) -> Any:
     return plain
 
 
+@pytest.mark.long
 def test_two_processes(tmp_path: Path) -> None:
     """One is asked to end while it loads, one is killed, all are asked, some twice, then one stops for good.
 

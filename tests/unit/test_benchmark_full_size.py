@@ -14,6 +14,7 @@ import pytest
 BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "full_size.py"
 
 
+@pytest.mark.long
 def test_a_quick_run_measures_every_contender() -> None:
     done = subprocess.run([sys.executable, str(BENCHMARK), "--quick"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -86,6 +86,7 @@ def test_stage_times_come_from_the_files_and_a_trained_trial_is_refused(tmp_path
 
 
 @pytest.mark.workflow
+@pytest.mark.long
 def test_a_quick_run_measures_a_whole_study(tmp_path: Path) -> None:
     command = [sys.executable, str(BENCHMARKS / "overhead.py"), "--quick", "--folder", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)

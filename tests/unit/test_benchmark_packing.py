@@ -25,6 +25,7 @@ PARTS = {"base products", "adapters", "attention", "head", "optimizer", "rest"}
 ABLATIONS = {"padding", "last_layer", "dequantize", "logits", "foreach", "products"}
 
 
+@pytest.mark.long
 def test_a_quick_run_measures_every_contender() -> None:
     command = [sys.executable, str(BENCHMARKS / "packing.py"), "--quick", "--ablate"]
     environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}  # threads that wait in loops are slow beside other work

@@ -89,6 +89,7 @@ def test_every_trial_is_in_the_table(finished: Study) -> None:
     }
 
 
+@pytest.mark.long
 def test_a_killed_study_goes_on_where_it_was_also_on_one_core_and_in_a_folder_with_a_difficult_name(
     finished: Study, tmp_path: Path
 ) -> None:
