@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
@@ -24,7 +25,7 @@ from understudy.search.distributions import to_optuna
 from understudy.search.planning import plan_echo
 from understudy.search.refinement import TwoFidelitySampler
 from understudy.search.sequences import uniform
-from understudy.search.surface import MOST, log_axis, make_surface
+from understudy.search.surface import MOST, log_axis, make_surface, points
 from understudy.search.window import History, read_history
 from understudy.space import Choices, Range
 from understudy.trial import TrialRecord, TrialSpec
@@ -44,6 +45,22 @@ def test_the_first_trials_are_where_the_proxy_was_best(tmp_path: Path) -> None:
     best = min(made.bowl(spec.model_copy(update={"hyperparameters": start.hyperparameters})) for start in starts.starts)
     assert made.bowl(spec) < 2.2
     assert made.best_of(records) <= best + 0.02
+
+
+@pytest.mark.parametrize("sampler", ["two_fidelity", "tpe"])
+def test_rates_may_be_a_list(tmp_path: Path, sampler: str) -> None:
+    """Whose images on the target have more digits than a searched value."""
+    few: dict[str, Any] = {} if sampler == "two_fidelity" else {"target__starts": 1}
+    study = made.config(
+        target__sampler=sampler, space__learning_rate=[2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2], **few
+    )
+    regions, starts = made.transferred(study)
+    listed = regions.space["learning_rate"]
+    assert isinstance(listed, Choices)
+    records = made.run_target(study, tmp_path, regions, starts, 8)
+    rates = {record.spec.hyperparameters["learning_rate"] for record in records}
+    assert rates <= set(listed.choices)
+    assert made.best_of(records) < 2.2
 
 
 def test_the_default_is_run_among_the_first(tmp_path: Path) -> None:
@@ -253,6 +270,10 @@ def test_even_choices_have_a_log_scale() -> None:
     assert whole["batch_size"].to_unit(40) - whole["batch_size"].to_unit(4) == pytest.approx(decade)
     for other in (uneven, {"batch_size": Choices(choices=(8,))}, {"batch_size": Range(low=1, high=9)}):
         assert log_axis(other, "batch_size") == (None, 0.0)
+    listed: dict[str, Range | Choices] = {"learning_rate": Choices(choices=(1e-5, 2e-5, 5e-5, 1e-4, 1e-3))}
+    assert log_axis(listed, "learning_rate") == (0, pytest.approx(1 / 2))
+    places = points(listed, [{"learning_rate": rate} for rate in (1e-5, 1e-4, 1e-3)])
+    assert places[:, 0] == pytest.approx(np.array([0, 0.5, 1]))
 
 
 def test_a_proposal_is_quick() -> None:

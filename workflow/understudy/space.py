@@ -21,6 +21,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field
 from understudy.hyperparameters import HYPERPARAMETERS, Value
 
 EVEN = 0.01  # decades by which the steps between choices may differ
+WIDE = 10.0  # how many times the first choice the last is, from which uneven ones lie on a log scale, too
 
 
 class _Frozen(BaseModel):
@@ -99,6 +100,10 @@ class Range(_Parameter):
             x = math.log(x) if x > 0 else low
         return min(max((x - low) / (high - low), 0.0), 1.0)
 
+    def place(self, value: Value) -> float:
+        """Where models see a value."""
+        return self.to_unit(value)
+
     def contains(self, value: Value) -> bool:
         return not isinstance(value, str) and self.low <= value <= self.high
 
@@ -126,15 +131,17 @@ class Choices(_Parameter):
 
     @property
     def decades(self) -> float | None:
-        """How many factors of ten the unit interval spans, where each choice is as many times the one before it.
+        """How many factors of ten the unit interval spans by `place`; None where it has no log scale.
 
-        So 4, 8, 16, 32 have a log scale, of which each takes a quarter; None where there is none.
+        It has one where each choice is as many times the one before it, so that 4, 8, 16, 32 take a quarter each, and
+        where choices are uneven and span a factor of ten, such as 1e-5, 2e-5, 5e-5, 1e-4.
         """
-        if not self.ordered or len(self.choices) < 2 or float(self.choices[0]) <= 0:
-            return None
-        logs = [math.log10(float(choice)) for choice in self.choices]
-        steps = [second - first for first, second in itertools.pairwise(logs)]
-        return len(logs) * (logs[-1] - logs[0]) / len(steps) if max(steps) - min(steps) < EVEN else None
+        return _log_scale(self.choices)[0] if self.ordered else None
+
+    def place(self, value: Value) -> float:
+        """Where models see a choice: the middle of its interval, or where it lies on a log scale of uneven ones."""
+        places = _log_scale(self.choices)[1] if self.ordered else {}
+        return places[value] if places else self.to_unit(value)
 
     def from_unit(self, u: float) -> Value:
         """The choice whose interval holds unit coordinate `u`."""
@@ -153,6 +160,21 @@ class Choices(_Parameter):
             return self
         wider = (*self.choices, value)
         return self.model_copy(update={"choices": tuple(sorted(wider)) if self.ordered else wider})
+
+
+@functools.lru_cache(maxsize=256)
+def _log_scale(choices: tuple[float, ...]) -> tuple[float | None, dict[Value, float]]:
+    """The decades of ordered choices, and their places where these aren't the middles of equal intervals."""
+    if len(choices) < 2 or float(choices[0]) <= 0:
+        return None, {}
+    logs = [math.log10(float(choice)) for choice in choices]
+    steps = [second - first for first, second in itertools.pairwise(logs)]
+    span = logs[-1] - logs[0]
+    if max(steps) - min(steps) < EVEN:
+        return len(logs) * span / len(steps), {}
+    if float(choices[-1]) < WIDE * float(choices[0]):
+        return None, {}
+    return span, {choice: (log - logs[0]) / span for choice, log in zip(choices, logs, strict=True)}
 
 
 def _shape(value: Any) -> str:

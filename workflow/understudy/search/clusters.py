@@ -42,7 +42,7 @@ def embed(
                 for choice in parameter.choices
             )
         else:
-            columns.append(weight * np.array([parameter.to_unit(values[name]) for values in configurations]))
+            columns.append(weight * np.array([parameter.place(values[name]) for values in configurations]))
     return np.stack(columns, axis=1)
 
 

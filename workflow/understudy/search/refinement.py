@@ -1,6 +1,12 @@
 """An Optuna sampler that proposes what the two-fidelity model expects to be better than anything so far.
 
-It can be used without the workflow:
+It can be used without the workflow, with any study of a cheaper model for a proxy:
+
+    proxy.optimize(objective_of_the_small_model, n_trials=50)
+    study = optuna.create_study(sampler=TwoFidelitySampler.from_study(proxy, seed=1))
+    study.optimize(objective_of_the_large_model, n_trials=10)
+
+or with what the workflow's transfer found:
 
     regions = read_model(Path("results/transfer/regions.json"), Regions)
     study = optuna.create_study(sampler=TwoFidelitySampler(regions.surface, regions.space, seed=1))
@@ -9,7 +15,7 @@ It can be used without the workflow:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,10 +29,11 @@ from understudy.hyperparameters import Value
 from understudy.search.distributions import distribution, from_optuna, to_optuna
 from understudy.search.failures import FAILED, worse_than
 from understudy.search.gaussian import Array
-from understudy.search.surface import RATE, points, posterior, rate_axis
+from understudy.search.optuna_study import native, read_study
+from understudy.search.surface import RATE, log_axis, make_surface, points, posterior
 from understudy.search.two_fidelity import TwoFidelity, Units
 from understudy.search.values import Identity, from_unit, identity, rounded
-from understudy.space import Space
+from understudy.space import Choices, Range, Space
 
 SPREAD_OUT = 2048  # candidates all over the space, a power of two
 AROUND = 48  # candidates around each centre
@@ -38,6 +45,7 @@ LOOKED_AT = 256  # of the best candidates, for a larger gain
 ROUNDS = 2  # of candidates around centres
 LESS = 0.005  # in units: what counts as better
 STEP_DOWN = math.sqrt(10)  # by which the rate falls below all that failed while there is no loss at all
+BEST = 5  # of a proxy's study, with which a target's begins
 LIKELY = 0.35  # chance to be better from which the expected loss decides
 
 
@@ -58,12 +66,14 @@ class TwoFidelitySampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
     budget is a few runs, looking for what might be much better but probably isn't costs more than it finds (measured:
     see `tests/benchmarks/README.md`). Running trials are believed to come out as predicted.
 
-    `surface` and `space` are those of `results/transfer/regions.json`; a trial's parameters have `distributions`.
+    `surface` and `space` are those of `results/transfer/regions.json`; a trial's parameters have `distributions`, where
+    choices with an order are their places in it. The parameter called `rate` may be shifted between the two models.
     `hints` are configurations of the space, such as the proxy's best: the first trial is one of them, since what a
     model imagines beyond its data waits for a result; then they are candidates beside those that the sampler draws.
     `truncated` has configurations with the losses of shorter runs of the same model, which count as a fidelity between.
-    A trial fails that has a loss which isn't finite, or the user attribute `failed`. While nothing has a loss, failures
-    lower the rate, half a decade at a time.
+    A trial fails that has a loss which isn't finite, or the user attribute `failed`, or that failed in Optuna's terms.
+    While nothing has a loss, failures lower the rate, half a decade at a time. One that was pruned counts by its last
+    value.
 
     With `gain`, a share of the best loss, `outlook.worth` says how probable it is that a candidate beats it by so much.
     """
@@ -76,17 +86,36 @@ class TwoFidelitySampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         hints: Sequence[Mapping[str, Value]] = (),
         gain: float = 0.0,
         truncated: Sequence[tuple[Mapping[str, Value], float]] = (),
+        rate: str = RATE,
     ) -> None:
         self.surface, self.space = surface, space
         self.distributions = {name: distribution(parameter) for name, parameter in space.items()}
+        self._encode: Callable[[Range | Choices, Value], Value] = to_optuna
+        self._decode: Callable[[Range | Choices, Value], Value] = from_optuna
+        self._rate = rate
         self._gain = gain
         self._hints = [dict(values) for values in hints]
         self._generator = np.random.default_rng(seed)
-        self._process, self._axis = posterior(surface), rate_axis(space)
+        self._process, self._axis = posterior(surface), log_axis(space, rate)
         short = _settled([dict(values) for values, _ in truncated], [loss for _, loss in truncated])
         self._truncated = (points(space, short.configurations), self._units(short.losses)) if short.losses else None
         self._failed = short.failed
         self.outlook: Outlook | None = None  # of the last proposal
+
+    @classmethod
+    def from_study(cls, proxy: optuna.Study, seed: int, rate: str = RATE, gain: float = 0.0) -> TwoFidelitySampler:
+        """For a study whose objective suggests the same parameters as the proxy's did, by the same distributions.
+
+        The proxy's best trials are the hints. Both studies have a direction of their own. Nothing is rescaled: how far
+        the learning rate, called `rate`, is off is learnt from the target's results, from a prior of a factor of 1.8.
+        Raises `UserError` where the study can't serve (see `read_study`).
+        """
+        found = read_study(proxy)
+        surface = make_surface(found.space, found.configurations, found.losses)
+        sampler = cls(surface, found.space, seed, found.best(BEST), gain, rate=rate)
+        sampler.distributions = found.distributions
+        sampler._encode, sampler._decode = _as_it_is, native
+        return sampler
 
     def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, Any]:  # noqa: ARG002
         """The whole space, with or without finished trials."""
@@ -96,26 +125,34 @@ class TwoFidelitySampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         """All parameters of a trial."""
         states = optuna.trial.TrialState
         sign = -1.0 if study.direction == optuna.study.StudyDirection.MAXIMIZE else 1.0
-        told = study.get_trials(deepcopy=False, states=(states.COMPLETE,))
-        running = [
+        others = [
             other
-            for other in study.get_trials(deepcopy=False, states=(states.RUNNING,))
-            if other.number != trial.number and set(self.space) <= set(other.params)
+            for other in study.get_trials(deepcopy=False)
+            if other.number != trial.number and self.space.keys() <= other.params.keys()
         ]
-        losses = [math.inf if other.user_attrs.get(FAILED) else sign * float(other.value) for other in told]
+        ended = (states.COMPLETE, states.PRUNED, states.FAIL)
+        told = [other for other in others if other.state in ended]
+        running = [other for other in others if other.state == states.RUNNING]
+        losses = [
+            math.inf if other.value is None or other.user_attrs.get(FAILED) else sign * float(other.value)
+            for other in told
+        ]
         results = _settled([self._values(other.params) for other in told], losses)
         values = self._best(results, [self._values(other.params) for other in running])
-        return {name: to_optuna(parameter, values[name]) for name, parameter in self.space.items()}
+        return {name: self._encode(parameter, values[name]) for name, parameter in self.space.items()}
 
     def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:  # noqa: ARG002
         """Never needed in the surface's space.
 
         Raises `ValueError`: the surface knows nothing of another parameter.
         """
-        raise ValueError(f"{param_name} isn't in the space of the proxy's surface, which has {', '.join(self.space)}")
+        known = ", ".join(f"{name} by {each}" for name, each in self.distributions.items())
+        raise ValueError(
+            f"{param_name} isn't in the space of the proxy's surface, or not by {param_distribution}; it has {known}"
+        )
 
     def _values(self, params: Mapping[str, Any]) -> dict[str, Value]:
-        return {name: from_optuna(parameter, params[name]) for name, parameter in self.space.items()}
+        return {name: self._decode(parameter, params[name]) for name, parameter in self.space.items()}
 
     def _best(self, results: _Results, running: Sequence[dict[str, Value]]) -> dict[str, Value]:
         """What to try next."""
@@ -189,10 +226,10 @@ class TwoFidelitySampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         """
         if not failed or self._axis[0] is None:
             return candidates
-        lowest = min(float(values[RATE]) for values in failed)
-        below_all = min([lowest, *(float(values[RATE]) for values in running)])
-        found = ([each for each in candidates if float(each[RATE]) <= rate / STEP_DOWN] for rate in (below_all, lowest))
-        return next(filter(None, found), [each for each in candidates if float(each[RATE]) < lowest])
+        lowest = min(float(values[self._rate]) for values in failed)
+        below_all = min([lowest, *(float(values[self._rate]) for values in running)])
+        found = ([each for each in candidates if float(each[self._rate]) <= rate / STEP_DOWN] for rate in (below_all, lowest))
+        return next(filter(None, found), [each for each in candidates if float(each[self._rate]) < lowest])
 
     def _chance(self, model: TwoFidelity, configurations: Sequence[dict[str, Value]], level: float) -> float:
         """The largest of their chances to come out below a level."""
@@ -225,6 +262,10 @@ class TwoFidelitySampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
             if (key := identity(values)) not in taken:
                 found.setdefault(key, values)
         return list(found.values())
+
+
+def _as_it_is(_: Range | Choices, value: Value) -> Value:
+    return value
 
 
 def _settled(configurations: list[dict[str, Value]], losses: Sequence[float]) -> _Results:

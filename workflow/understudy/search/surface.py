@@ -78,11 +78,6 @@ def points(space: Space, configurations: Sequence[Mapping[str, Value]]) -> Array
     return embed(space, configurations, dict.fromkeys(space, 1.0))
 
 
-def rate_axis(space: Space) -> tuple[int | None, float]:
-    """The learning rate's `log_axis`."""
-    return log_axis(space, RATE)
-
-
 def log_axis(space: Space, wanted: str) -> tuple[int | None, float]:
     """A hyperparameter's column in `points`, and how long a factor of ten is on it; None where it has no log scale."""
     parameter = space.get(wanted)

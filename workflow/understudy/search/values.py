@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from understudy.hyperparameters import Value
-from understudy.space import Range, Space, consistent
+from understudy.space import Choices, Range, Space, consistent
 
 DIGITS = 6  # significant digits of a searched value
 SCALED_DIGITS = 9  # of a rescaled value: enough to get the searched one back
@@ -28,12 +28,12 @@ def from_unit(space: Space, coordinates: list[float]) -> dict[str, Value]:
     return consistent(space, values)
 
 
-def settled(value: Value, parameter: object) -> Value:
-    """A searched value, rounded but not out of its range."""
+def settled(value: Value, parameter: Range | Choices) -> Value:
+    """A searched value, rounded but not out of its range; a choice as it is."""
+    if isinstance(parameter, Choices):
+        return value
     value = rounded(value)
-    if isinstance(parameter, Range) and isinstance(value, float):
-        return min(max(value, parameter.low), parameter.high)
-    return value
+    return min(max(value, parameter.low), parameter.high) if isinstance(value, float) else value
 
 
 Identity = tuple[tuple[str, Value], ...]
