@@ -27,7 +27,7 @@ from scipy.stats import qmc
 from understudy.artifacts import Outlook, Surface
 from understudy.hyperparameters import Value
 from understudy.search.distributions import distribution, from_optuna, to_optuna
-from understudy.search.failures import FAILED, worse_than
+from understudy.search.failures import FAILED, WITHDRAWN, worse_than
 from understudy.search.gaussian import Array
 from understudy.search.optuna_study import native, read_study
 from understudy.search.surface import RATE, log_axis, make_surface, points, posterior
@@ -73,7 +73,7 @@ class TwoFidelitySampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
     `truncated` has configurations with the losses of shorter runs of the same model, which count as a fidelity between.
     A trial fails that has a loss which isn't finite, or the user attribute `failed`, or that failed in Optuna's terms.
     While nothing has a loss, failures lower the rate, half a decade at a time. One that was pruned counts by its last
-    value.
+    value, and as failed without one.
 
     With `gain`, a share of the best loss, `outlook.worth` says how probable it is that a candidate beats it by so much.
     """
@@ -131,7 +131,7 @@ class TwoFidelitySampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
             if other.number != trial.number and self.space.keys() <= other.params.keys()
         ]
         ended = (states.COMPLETE, states.PRUNED, states.FAIL)
-        told = [other for other in others if other.state in ended]
+        told = [other for other in others if other.state in ended and not other.user_attrs.get(WITHDRAWN)]
         running = [other for other in others if other.state == states.RUNNING]
         losses = [
             math.inf if other.value is None or other.user_attrs.get(FAILED) else sign * float(other.value)

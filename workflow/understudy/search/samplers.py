@@ -16,7 +16,7 @@ from understudy.errors import UserError
 from understudy.hyperparameters import Value
 from understudy.search.distributions import distribution, from_optuna, to_optuna
 from understudy.search.early_stopping import expected_loss
-from understudy.search.failures import FAILED, worse_than
+from understudy.search.failures import FAILED, WITHDRAWN, worse_than
 from understudy.search.quiet import quiet_optuna
 from understudy.search.window import History
 from understudy.settings import Sampler
@@ -80,6 +80,7 @@ def _asked(
             trial = study.ask(distributions)
             values = {name: from_optuna(space[name], trial.params[name]) for name in space}
             found.append((consistent(space, values), study.sampler))
+            trial.set_user_attr(WITHDRAWN, True)
             study.tell(trial, state=optuna.trial.TrialState.FAIL)  # or the next one would avoid it as running
     return found
 
