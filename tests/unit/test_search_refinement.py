@@ -47,6 +47,21 @@ def test_the_first_trials_are_where_the_proxy_was_best(tmp_path: Path) -> None:
     assert made.best_of(records) <= best + 0.02
 
 
+@pytest.mark.parametrize("sampler", ["two_fidelity", "tpe", "gp", "random"])
+def test_a_default_may_have_no_place_on_a_log_scale(tmp_path: Path, sampler: str) -> None:
+    """Weight decay is searched from 1e-4 on; the default configuration, a trial of both stages, has none."""
+    few: dict[str, Any] = {} if sampler == "two_fidelity" else {"target__starts": 2}
+    study = made.config(target__sampler=sampler, space__weight_decay={"low": 1e-4, "high": 0.1, "log": True}, **few)
+    regions, starts = made.transferred(study)
+    assert starts.default["weight_decay"] == 0
+    records = made.run_target(study, tmp_path, regions, starts, propose.CHECK + 2)
+    decays = [record.spec.hyperparameters["weight_decay"] for record in records]
+    assert all(decay == 0 or 1e-4 <= float(decay) <= 0.1 for decay in decays)
+    assert max(decays) > 0
+    if sampler == "two_fidelity":
+        assert starts.default in [record.spec.hyperparameters for record in records]
+
+
 @pytest.mark.parametrize("sampler", ["two_fidelity", "tpe"])
 def test_rates_may_be_a_list(tmp_path: Path, sampler: str) -> None:
     """Whose images on the target have more digits than a searched value."""

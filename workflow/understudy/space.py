@@ -108,8 +108,10 @@ class Range(_Parameter):
         return not isinstance(value, str) and self.low <= value <= self.high
 
     def widened(self, value: Value) -> Range:
-        """The same range, stretched to hold `value`."""
+        """The same range, stretched to hold `value`, unless that has no place on its log scale, as a default of 0."""
         x = float(value)
+        if self.log and x <= 0:
+            return self
         return self.model_copy(update={"low": min(self.low, x), "high": max(self.high, x)})
 
 

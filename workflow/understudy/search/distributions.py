@@ -25,8 +25,10 @@ def distribution(parameter: Range | Choices) -> Any:
 
 
 def to_optuna(parameter: Range | Choices, value: Value) -> Value:
-    """A value as the parameter's distribution has it."""
-    return parameter.choices.index(value) if isinstance(parameter, Choices) and parameter.ordered else value
+    """A value as the parameter's distribution has it; one without a place on its log scale is at the low end."""
+    if isinstance(parameter, Choices):
+        return parameter.choices.index(value) if parameter.ordered else value
+    return value if not parameter.log or float(value) > 0 else parameter.low
 
 
 def from_optuna(parameter: Range | Choices, value: Value) -> Value:
