@@ -66,9 +66,7 @@ def test_a_default_may_have_no_place_on_a_log_scale(tmp_path: Path, sampler: str
 def test_rates_may_be_a_list(tmp_path: Path, sampler: str) -> None:
     """Whose images on the target have more digits than a searched value."""
     few: dict[str, Any] = {} if sampler == "two_fidelity" else {"target__starts": 1}
-    study = made.config(
-        target__sampler=sampler, space__learning_rate=[2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2], **few
-    )
+    study = made.config(target__sampler=sampler, space__learning_rate=[2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2], **few)
     regions, starts = made.transferred(study)
     listed = regions.space["learning_rate"]
     assert isinstance(listed, Choices)

@@ -80,4 +80,3 @@ def native(parameter: Range | Choices, value: Any) -> Value:
     if value in parameter.choices:
         return parameter.choices[parameter.choices.index(value)]
     return min(parameter.choices, key=lambda choice: abs(float(choice) - value))  # a step, but for its last digit
-

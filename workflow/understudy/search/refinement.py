@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -226,10 +227,13 @@ class TwoFidelitySampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         """
         if not failed or self._axis[0] is None:
             return candidates
+        rates = [float(each[self._rate]) for each in candidates]
         lowest = min(float(values[self._rate]) for values in failed)
         below_all = min([lowest, *(float(values[self._rate]) for values in running)])
-        found = ([each for each in candidates if float(each[self._rate]) <= rate / STEP_DOWN] for rate in (below_all, lowest))
-        return next(filter(None, found), [each for each in candidates if float(each[self._rate]) < lowest])
+        found = (
+            list(compress(candidates, [rate <= most / STEP_DOWN for rate in rates])) for most in (below_all, lowest)
+        )
+        return next(filter(None, found), list(compress(candidates, [rate < lowest for rate in rates])))
 
     def _chance(self, model: TwoFidelity, configurations: Sequence[dict[str, Value]], level: float) -> float:
         """The largest of their chances to come out below a level."""
