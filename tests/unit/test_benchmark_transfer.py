@@ -302,6 +302,24 @@ def test_columns_of_a_table_say_how_large_its_models_are(tmp_path: Path) -> None
     pl.DataFrame(rows).drop("hidden_size").write_csv(path)
     with pytest.raises(UserError, match="hidden_size and parameters"):
         fine_tuning(path, tmp_path / "hub.yaml", 0.1)
+    pl.DataFrame(rows).with_columns(pl.col("eval_loss") - 5e3).write_csv(path)
+    with pytest.raises(UserError, match="a loss of -4000, but regrets relative"):
+        fine_tuning(path, tmp_path / "hub.yaml", 0.1)
+
+
+def test_what_a_config_has_no_default_for_has_the_programs(tmp_path: Path) -> None:
+    """As in a study; the proxy stage's grid is filled up with it."""
+    path, config = tmp_path / "own.parquet", yaml.safe_load((Path(__file__).parent / "study.yaml").read_text())
+    finished_runs.write_runs(path)
+    del config["defaults"]["lora_r"]
+    del config["defaults"]["warmup_ratio"]
+    config["proxy"]["grid"] = {"learning_rate": [1e-3, 1e-2]}
+    (tmp_path / "few.yaml").write_text(yaml.safe_dump(config))
+    table = fine_tuning(path, tmp_path / "few.yaml", 0.1)
+    task = problem(table, task_sets(table)["own"][0])
+    assert {"lora_r": 16, "warmup_ratio": 0.03}.items() <= task.default.items()
+    assert {"lora_r": 16, "warmup_ratio": 0.03}.items() <= task.rule.items()
+    assert len(proxy_stage(task, 1)) == proxy_budget(task)
 
 
 def test_two_tables_have_sets_of_their_own(tmp_path: Path) -> None:

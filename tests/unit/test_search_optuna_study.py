@@ -101,6 +101,12 @@ def test_a_study_that_cannot_serve_is_refused_in_words(proxy: optuna.Study) -> N
         study.ask().suggest_float("dropout", 0, 1)
 
 
+def test_an_objective_with_fewer_parameters_is_refused_in_words(proxy: optuna.Study) -> None:
+    study = optuna.create_study(sampler=TwoFidelitySampler.from_study(proxy, seed=1))
+    with pytest.raises(ValueError, match="trial 0 is complete without batch_size, layers, rank, schedule, warmup"):
+        study.optimize(lambda trial: trial.suggest_float("lr", 1e-5, 1e-1, log=True), n_trials=2)
+
+
 @pytest.mark.parametrize(
     ("distribution", "expected"),
     [

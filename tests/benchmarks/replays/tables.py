@@ -106,8 +106,12 @@ def fine_tuning(path: Path, config: Path, price: float) -> Table:
             f"{', '.join(frame.columns)}"
         )
     cells = {model: _own_cell(frame, model, tuple(space), study, price) for model in sorted(frame["model"].unique())}
+    lowest = min(min(cell.losses.values()) for cell in cells.values())
+    if lowest <= 0:
+        raise UserError(f"{path} has a loss of {lowest:g}, but regrets relative to the best loss need positive ones")
     grid = {name: values for name, values in study.proxy.grid.items() if name in space}
-    return Table(path.stem, cells, tuple(space), dict(study.defaults), _holding(space, cells), grid)
+    defaults = {name: HYPERPARAMETERS[name].default for name in space if name != "learning_rate"} | study.defaults
+    return Table(path.stem, cells, tuple(space), defaults, _holding(space, cells), grid)
 
 
 def _own_cell(frame: pl.DataFrame, model: str, names: tuple[str, ...], study: StudyConfig, price: float) -> Cell:

@@ -95,7 +95,7 @@ class TwoFidelitySampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         self._decode: Callable[[Range | Choices, Value], Value] = from_optuna
         self._rate = rate
         self._gain = gain
-        self._hints = [dict(values) for values in hints]
+        self._hints = [{name: values[name] for name in space} for values in hints]
         self._generator = np.random.default_rng(seed)
         self._process, self._axis = posterior(surface), log_axis(space, rate)
         short = _settled([dict(values) for values, _ in truncated], [loss for _, loss in truncated])
@@ -123,17 +123,14 @@ class TwoFidelitySampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         return dict(self.distributions)
 
     def sample_relative(self, study: Any, trial: Any, search_space: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002
-        """All parameters of a trial."""
-        states = optuna.trial.TrialState
+        """All parameters of a trial.
+
+        Raises `ValueError` where a complete trial lacks one of them.
+        """
         sign = -1.0 if study.direction == optuna.study.StudyDirection.MAXIMIZE else 1.0
-        others = [
-            other
-            for other in study.get_trials(deepcopy=False)
-            if other.number != trial.number and self.space.keys() <= other.params.keys()
-        ]
-        ended = (states.COMPLETE, states.PRUNED, states.FAIL)
-        told = [other for other in others if other.state in ended and not other.user_attrs.get(WITHDRAWN)]
-        running = [other for other in others if other.state == states.RUNNING]
+        others = [other for other in study.get_trials(deepcopy=False) if self._counts(other, trial)]
+        running = [other for other in others if not other.state.is_finished()]
+        told = [other for other in others if other.state.is_finished()]
         losses = [
             math.inf if other.value is None or other.user_attrs.get(FAILED) else sign * float(other.value)
             for other in told
@@ -141,6 +138,17 @@ class TwoFidelitySampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         results = _settled([self._values(other.params) for other in told], losses)
         values = self._best(results, [self._values(other.params) for other in running])
         return {name: self._encode(parameter, values[name]) for name, parameter in self.space.items()}
+
+    def _counts(self, other: Any, trial: Any) -> bool:
+        """Whether a proposal for `trial` minds another one; those that wait or ended early have no parameters yet."""
+        missing = self.space.keys() - other.params.keys()
+        if missing and other.state == optuna.trial.TrialState.COMPLETE:
+            raise ValueError(
+                f"trial {other.number} is complete without {', '.join(sorted(missing))}, which the surface has; "
+                "an objective must suggest all of its parameters"
+            )
+        waits = other.state == optuna.trial.TrialState.WAITING
+        return not (missing or waits or other.number == trial.number or other.user_attrs.get(WITHDRAWN))
 
     def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:  # noqa: ARG002
         """Never needed in the surface's space.
