@@ -10,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 
 import synthetic_study
-from understudy.space import Choices
+from understudy.space import Choices, Range
 from understudy.summary import derived, figures, panels, style
 from understudy.summary.tables import costs_frame, curves_frame, trials_frame
 from understudy.trial import TrialRecord
@@ -182,6 +182,19 @@ def test_layers_stand_below_each_other_under_their_panel(study: synthetic_study.
     axes = next(axes for axes in drawn.axes if axes.get_title() == "lora_target_modules")
     assert [label.get_text() for label in axes.get_xticklabels()] == ["all-linear", "down_proj\nq_proj"]
     assert sum(len(points.get_offsets()) for points in axes.collections) > 20
+
+
+def test_what_has_no_place_on_a_log_scale_lies_at_its_low_end(study: synthetic_study.Study) -> None:
+    """Such as the default configuration's weight decay of 0."""
+    space = {"weight_decay": Range(low=1e-4, high=1.0, log=True)}
+    frame = trials_frame(study.records).with_columns(
+        weight_decay=pl.when(pl.col("weight_decay") > 0.15).then(pl.col("weight_decay")).otherwise(0.0)
+    )
+    drawn = panels.slices(frame, study.regions.model_copy(update={"space": space, "regions": ()}), list(space))
+    axes = next(axes for axes in drawn.axes if axes.get_title() == "weight_decay")
+    shown = [x for points in axes.collections for x, _ in points.get_offsets().tolist()]
+    assert shown.count(1e-4) > 3
+    assert min(x for x in shown if x != 1e-4) > 0.15
 
 
 @pytest.mark.parametrize(("flops", "unit"), [(0, "FLOP"), (950, "FLOP"), (2.9e12, "TFLOP"), (1e21, "ZFLOP")])

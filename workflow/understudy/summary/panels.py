@@ -113,9 +113,13 @@ def _ruled(axes: Axes, parameter: Range) -> None:
 
 
 def _positions(values: pl.Series, parameter: Range | Choices | None, shift: float) -> NDArray[np.float64]:
-    """Where values lie on a panel's axis: choices side by side, the proxy's left of the target's, spread a little."""
+    """Where values lie on a panel's axis: choices side by side, the proxy's left of the target's, spread a little.
+
+    What has no place on a log scale, such as a default of 0, lies at its low end.
+    """
     if not isinstance(parameter, Choices):
-        return values.cast(pl.Float64).to_numpy()
+        numbers = values.cast(pl.Float64).to_numpy()
+        return np.where(numbers > 0, numbers, parameter.low) if parameter is not None and parameter.log else numbers
     places = np.array([parameter.choices.index(value) for value in values], dtype=float)
     return places + shift + 0.28 * (np.arange(len(places)) * GOLDEN % 1 - 0.5)
 
