@@ -130,6 +130,7 @@ def test_ctrl_c_while_a_model_is_prepared_is_said_in_a_few_words(tmp_path: Path)
         assert word not in said
 
 
+@pytest.mark.long
 def test_more_trials_train_only_the_new_ones(finished: Study, tmp_path: Path) -> None:
     study = copy_of(finished, tmp_path / "more", target__trials=4)
     before = study.trained()
@@ -181,6 +182,7 @@ def test_halving_in_a_study_that_has_begun(tmp_path: Path) -> None:
     assert sorted(tables[2].tail(4).filter(status="complete")["id"]) == sorted(best)
 
 
+@pytest.mark.long
 def test_nothing_is_trained_again(finished: Study, tmp_path: Path) -> None:
     """Snakemake knows nothing of the study and runs every rule, as after a change of all their texts."""
     study = copy_of(finished, tmp_path / "again", bookkeeping=False)

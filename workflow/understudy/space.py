@@ -128,8 +128,7 @@ class Choices(_Parameter):
 
     @property
     def ordered(self) -> bool:
-        numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in self.choices)
-        return numeric and list(self.choices) == sorted(self.choices)
+        return _ordered(self.choices)
 
     @property
     def decades(self) -> float | None:
@@ -138,11 +137,11 @@ class Choices(_Parameter):
         It has one where each choice is as many times the one before it, so that 4, 8, 16, 32 take a quarter each, and
         where choices are uneven and span a factor of ten, such as 1e-5, 2e-5, 5e-5, 1e-4.
         """
-        return _log_scale(self.choices)[0] if self.ordered else None
+        return _log_scale(self.choices)[0]
 
     def place(self, value: Value) -> float:
         """Where models see a choice: the middle of its interval, or where it lies on a log scale of uneven ones."""
-        places = _log_scale(self.choices)[1] if self.ordered else {}
+        places = _log_scale(self.choices)[1]
         return places[value] if places else self.to_unit(value)
 
     def from_unit(self, u: float) -> Value:
@@ -164,10 +163,15 @@ class Choices(_Parameter):
         return self.model_copy(update={"choices": tuple(sorted(wider)) if self.ordered else wider})
 
 
+def _ordered(choices: tuple[Value, ...]) -> bool:
+    numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in choices)
+    return numeric and list(choices) == sorted(choices)
+
+
 @functools.lru_cache(maxsize=256)
-def _log_scale(choices: tuple[float, ...]) -> tuple[float | None, dict[Value, float]]:
+def _log_scale(choices: tuple[Value, ...]) -> tuple[float | None, dict[Value, float]]:
     """The decades of ordered choices, and their places where these aren't the middles of equal intervals."""
-    if len(choices) < 2 or float(choices[0]) <= 0:
+    if not _ordered(choices) or len(choices) < 2 or float(choices[0]) <= 0:
         return None, {}
     logs = [math.log10(float(choice)) for choice in choices]
     steps = [second - first for first, second in itertools.pairwise(logs)]
