@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,7 +22,7 @@ from understudy.search.defaults import known_good, learning_rate_rule
 from understudy.search.grid import grid_points, grid_size
 from understudy.search.planning import plan_echo
 from understudy.search.scaling import scale_rules, to_proxy, to_target
-from understudy.search.sequences import sobol, uniform
+from understudy.search.sequences import scrambled_sobol, sobol, sobol_directions, uniform
 from understudy.search.values import rounded
 from understudy.space import Choices, Range
 from understudy.trial import Execution, Pack, TrialSpec, derive_seed, search_seed
@@ -44,6 +45,16 @@ def test_sobol_is_scipys_sequence(first: int, count: int) -> None:
     assert [list(point.values()) for point in ours] == [
         [rounded(float(u)) for u in point] for point in reference[first : first + count]
     ]
+
+
+@pytest.mark.parametrize("dimensions", [1, 2, 10, 40])
+def test_a_proposals_candidates_are_scipys_too(dimensions: int) -> None:
+    directions = sobol_directions(dimensions, 7)
+    for seed in range(3):
+        ours, theirs = np.random.default_rng(seed), np.random.default_rng(seed)
+        expected = qmc.Sobol(dimensions, rng=theirs).random(2**7)
+        assert np.array_equal(scrambled_sobol(directions, ours), expected)
+        assert ours.random() == theirs.random()
 
 
 def test_trials_of_an_origin_follow_from_their_number_alone() -> None:

@@ -64,6 +64,9 @@ class Surface(_Frozen):
     noise: float
     points: tuple[tuple[float, ...], ...] = Field(description="the trials' images in unit coordinates")
     values: tuple[float, ...] = Field(description="their losses in units")
+    directions: tuple[tuple[int, ...], ...] = Field(
+        default=(), description="Sobol's direction numbers, a row per hyperparameter: a proposal's candidates"
+    )
 
 
 class Regions(_Frozen):

@@ -221,10 +221,10 @@ def from_unit(space: Space, coordinates: list[float]) -> dict[str, Value]:
 
 def at_rest(space: Space, values: Mapping[str, Value]) -> set[str]:
     """The conditional parameters whose condition doesn't hold. One that isn't among the values sets no condition."""
+    conditional = [(name, parameter, parameter.when) for name, parameter in space.items() if parameter.when]
     settled, found = dict(values), set()
-    for name, parameter in space.items():
-        conditions = (parameter.when or {}).items()
-        if any(settled.get(other, valid[0]) not in valid for other, valid in conditions):
+    for name, parameter, when in conditional:
+        if any(settled.get(other, valid[0]) not in valid for other, valid in when.items()):
             assert parameter.rest is not None, "the config sets it"
             settled[name] = parameter.rest
             found.add(name)

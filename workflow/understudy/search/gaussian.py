@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_solve, cholesky, solve_triangular
-from scipy.optimize import minimize
 
 Array = NDArray[np.float64]
 
@@ -22,6 +21,7 @@ LENGTH = (math.log(0.5), 1.0)
 VARIANCE = (0.0, 1.0)
 NOISE = (math.log(1e-3), 1.5)
 JITTER = 1e-8
+BLOCK = 32768  # numbers that a processor's cache holds with a few like them; whole matrices wait for memory
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,13 @@ class Marginal:
         """(m,), without noise."""
         return np.asarray(np.maximum(self.kernel.variance - (self.half**2).sum(axis=0), 1e-12))
 
-    def covariance(self, other: Marginal) -> Array:
-        """With the process at other points, given the same data (m, other's m)."""
-        covariance = self.kernel.between(self.points, other.points)
-        covariance -= self.half.T @ other.half
-        return covariance
+    def covariance(self, other: Marginal, prior: Array | None = None) -> Array:
+        """With the process at other points, given the same data (m, other's m).
+
+        `prior` is the kernel's alone, for who knows it: it stays where both sets of points are moved alike.
+        """
+        known = self.kernel.between(self.points, other.points) if prior is None else prior
+        return np.asarray(known - self.half.T @ other.half)
 
 
 @dataclass(frozen=True)
@@ -85,15 +87,28 @@ class Posterior:
 def distances(a: Array, b: Array, lengths: Array) -> Array:
     """Scaled distances r (n, m)."""
     first, second = a / lengths, b / lengths
-    squared = (first**2).sum(axis=1)[:, None] + (second**2).sum(axis=1)[None, :]
-    squared -= 2 * first @ second.T
-    return np.asarray(np.sqrt(np.maximum(squared, 0.0, out=squared), out=squared))
+    found = np.asarray(2 * first @ second.T)
+    of_first, of_second = (first**2).sum(axis=1)[:, None], (second**2).sum(axis=1)
+    rows = max(1, BLOCK // max(1, len(b)))
+    for start in range(0, len(a), rows):
+        block = found[start : start + rows]
+        np.subtract(of_first[start : start + rows] + of_second, block, out=block)
+        np.sqrt(np.maximum(block, 0.0, out=block), out=block)
+    return found
 
 
 def matern(r: Array) -> Array:
-    """m(r), 1 at 0."""
-    scaled = math.sqrt(5) * r
-    return np.asarray((1 + scaled + scaled**2 / 3) * np.exp(-scaled))
+    """m(r) = (1 + √5 r + 5 r² / 3) · exp(-√5 r), 1 at 0."""
+    flat = r.reshape(-1)
+    found = np.empty_like(flat)
+    for start in range(0, len(flat), BLOCK):
+        block = found[start : start + BLOCK]
+        scaled = math.sqrt(5) * flat[start : start + BLOCK]
+        np.square(scaled, out=block)
+        block /= 3
+        block += 1 + scaled
+        block *= np.exp(-scaled)
+    return found.reshape(r.shape)
 
 
 def condition(kernel: Kernel, x: Array, y: Array, mean: float = 0.0) -> Posterior:
@@ -108,6 +123,8 @@ def fit(x: Array, y: Array) -> Posterior:
 
     `y` should be standardized. Deterministic.
     """
+    from scipy.optimize import minimize  # takes a quarter of a second to import, and proposals have nothing to fit
+
     dimensions = x.shape[1]
     prior_mean = np.array([*[LENGTH[0] + 0.5 * math.log(dimensions)] * dimensions, VARIANCE[0], NOISE[0]])
     prior_spread = np.array([*[LENGTH[1]] * dimensions, VARIANCE[1], NOISE[1]])

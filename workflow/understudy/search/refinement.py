@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 import optuna
 from scipy.special import ndtr
-from scipy.stats import qmc
 
 from understudy.artifacts import Outlook, Surface
 from understudy.hyperparameters import Value
@@ -31,12 +30,12 @@ from understudy.search.distributions import distribution, from_optuna, to_optuna
 from understudy.search.failures import FAILED, WITHDRAWN, worse_than
 from understudy.search.gaussian import Array
 from understudy.search.optuna_study import native, read_study
-from understudy.search.surface import RATE, log_axis, make_surface, points, posterior
+from understudy.search.sequences import scrambled_sobol, sobol_directions
+from understudy.search.surface import RATE, SPREAD_OUT, log_axis, make_surface, points, posterior
 from understudy.search.two_fidelity import TwoFidelity, Units
 from understudy.search.values import Identity, from_unit, identity, rounded
 from understudy.space import Choices, Range, Space
 
-SPREAD_OUT = 2048  # candidates all over the space, a power of two
 AROUND = 48  # candidates around each centre
 CENTRES = 6  # the best of those all over the space, and of those tried
 RADII = (0.02, 0.06, 0.15)  # in unit coordinates
@@ -97,6 +96,7 @@ class TwoFidelitySampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         self._gain = gain
         self._hints = [{name: values[name] for name in space} for values in hints]
         self._generator = np.random.default_rng(seed)
+        self._directions = surface.directions or sobol_directions(len(space), SPREAD_OUT)
         self._process, self._axis = posterior(surface), log_axis(space, rate)
         short = _settled([dict(values) for values, _ in truncated], [loss for _, loss in truncated])
         self._truncated = (points(space, short.configurations), self._units(short.losses)) if short.losses else None
@@ -184,19 +184,15 @@ class TwoFidelitySampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
 
         failed = [*results.failed, *self._failed]
         taken = {identity(values) for values in (*tried, *failed)}
-        drawn = self._drawn(taken, failed, running)
         known_only = bool(self._hints) and not taken
-        if known_only:
-            drawn = list(self._hints)
+        drawn = list(self._hints) if known_only else self._drawn(taken, failed, running)
         found = worth(drawn)
-        taken |= {identity(values) for values in drawn}
         for _ in range(0 if known_only else ROUNDS):  # around the best, then around the best of these
             centres = _first(drawn, found) + _first(tried, -f)
             near = np.concatenate([self._around(centre, radius) for centre in centres for radius in RADII])
             new = self._below(self._distinct(near, taken), failed, running)
             if new:
                 drawn, found = drawn + new, np.concatenate([found, worth(new)])
-                taken |= {identity(values) for values in new}
         shift, decade = told.shift()[0], self._axis[1]
         self.outlook = Outlook(
             trust=float(rounded(told.trust())),
@@ -216,7 +212,7 @@ class TwoFidelitySampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         self, taken: set[Identity], failed: Sequence[dict[str, Value]], running: Sequence[dict[str, Value]]
     ) -> list[dict[str, Value]]:
         """Candidates all over the space, and the hints; at least one."""
-        drawn = self._distinct(qmc.Sobol(len(self.space), rng=self._generator).random(SPREAD_OUT), taken)
+        drawn = self._distinct(scrambled_sobol(self._directions, self._generator), taken)
         drawn += [values for values in self._hints if identity(values) not in taken]
         drawn = self._below(drawn, failed, running) or drawn
         return drawn or self._distinct(self._generator.random((1, len(self.space))), set())  # everything was tried
@@ -267,13 +263,14 @@ class TwoFidelitySampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         return near
 
     def _distinct(self, coordinates: Array, taken: set[Identity]) -> list[dict[str, Value]]:
-        """The different configurations at unit coordinates (n, parameters) that aren't taken."""
-        found: dict[Identity, dict[str, Value]] = {}
+        """The different configurations at unit coordinates (n, parameters) that aren't taken; from now on they are."""
+        found = []
         for row in coordinates.tolist():
             values = from_unit(self.space, row)
             if (key := identity(values)) not in taken:
-                found.setdefault(key, values)
-        return list(found.values())
+                taken.add(key)
+                found.append(values)
+        return found
 
 
 def _as_it_is(_: Range | Choices, value: Value) -> Value:

@@ -11,6 +11,7 @@ from understudy.artifacts import Surface
 from understudy.hyperparameters import Value
 from understudy.search.clusters import embed
 from understudy.search.gaussian import Array, Kernel, Posterior, condition, fit
+from understudy.search.sequences import sobol_directions
 from understudy.search.two_fidelity import Units
 from understudy.search.values import rounded
 from understudy.space import Choices, Space
@@ -19,6 +20,7 @@ MOST = (
     400  # trials in the surface: the time of a fit grows with the cube of their number, of a proposal with the square
 )
 DIGITS = 9
+SPREAD_OUT = 11  # logarithm to base 2 of a proposal's candidates all over the space
 RATE, BATCH = "learning_rate", "batch_size"
 
 
@@ -53,6 +55,7 @@ def make_surface(
         noise=_plain([kernel.noise])[0],
         points=tuple(_plain(row) for row in x),
         values=_plain(f),
+        directions=sobol_directions(len(space), SPREAD_OUT),
     )
 
 

@@ -113,7 +113,8 @@ class TwoFidelity:
         self._noise = min(max(surface.kernel.noise, NOISE[0]), NOISE[1])
         grid = _grid(surface, axis, decade, SHARED if truncated else (1.0,))
         proxies = {shift: self._proxy(self._x, shift) for shift in {point.shift for point in grid}}
-        unknown = {shift: _surface_covariance(each, each, *2 * [len(self._f)]) for shift, each in proxies.items()}
+        prior = surface.kernel.between(self._x, self._x)  # wherever the shift moves both
+        unknown = {shift: _surface_covariance(each, each, prior) for shift, each in proxies.items()}
         correlations = {
             lengths: matern(distances(self._x, self._x, np.array(lengths)))
             for lengths in {point.lengths for point in grid}
@@ -159,12 +160,9 @@ class TwoFidelity:
     def _each(self, points: Array) -> tuple[Array, Array]:
         """Means and variances (kept, m) under each hypothesis."""
         proxies = {shift: self._proxy(points, shift) for shift in {k.hypothesis.shift for k in self._kept}}
-        across = {
-            each.hypothesis.shift: _surface_covariance(
-                proxies[each.hypothesis.shift], each.proxy, len(points), len(self._f)
-            )
-            for each in self._kept
-        }
+        prior = self._surface.kernel.between(points, self._x)
+        here = {each.hypothesis.shift: each.proxy for each in self._kept}
+        across = {shift: _surface_covariance(proxies[shift], each, prior) for shift, each in here.items()}
         correlations = {
             lengths: matern(distances(points, self._x, np.array(lengths)))
             for lengths in {k.hypothesis.lengths for k in self._kept}
@@ -215,9 +213,9 @@ class TwoFidelity:
         return self._surface.at(moved)
 
 
-def _surface_covariance(a: Marginal | None, b: Marginal | None, rows: int, columns: int) -> Array:
-    """Of what is unknown of the surface, ε."""
-    return np.zeros((rows, columns)) if a is None or b is None else a.covariance(b)
+def _surface_covariance(a: Marginal | None, b: Marginal | None, prior: Array) -> Array:
+    """Of what is unknown of the surface, ε; `prior` is what would be without the proxy's trials."""
+    return np.zeros_like(prior) if a is None or b is None else a.covariance(b, prior)
 
 
 def _chance_of_likeness(each: _Conditioned) -> float:

@@ -41,4 +41,4 @@ Identity = tuple[tuple[str, Value], ...]
 
 def identity(values: Mapping[str, Value]) -> Identity:
     """Equal for equal configurations, whatever their order."""
-    return tuple(sorted((name, rounded(value)) for name, value in values.items()))
+    return tuple((name, rounded(values[name])) for name in sorted(values))
