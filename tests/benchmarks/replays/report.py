@@ -39,10 +39,14 @@ def report(name: str, results: Results, ours: Sequence[str], lead: str | None) -
     }
     for figure, words in (("mean", "mean"), ("p90", "90th percentile"), ("worst", "worst")):
         rows = {each: [found["regret"][each][k][figure] for k in KS] for each in results.methods}
-        _print(f"relative regret in percent after k target runs, {words}", KS, rows)
-    _print("average rank after k target runs", KS, {e: [found["ranks"][k][e] for k in KS] for e in results.methods})
+        print_table(f"relative regret in percent after k target runs, {words}", KS, rows)
+    print_table(
+        "average rank after k target runs", KS, {e: [found["ranks"][k][e] for k in KS] for e in results.methods}
+    )
     costs = {each: list(found["budget"][each].values()) for each in results.methods}
-    _print("mean relative regret in percent by total cost in target runs, the proxy stage included", BUDGETS, costs)
+    print_table(
+        "mean relative regret in percent by total cost in target runs, the proxy stage included", BUDGETS, costs
+    )
     found["lies"] = {k: by_lie(results, k) for k in LIES_AT}
     found["lies_budget"] = {cost: by_lie_at_cost(results, BUDGETS.index(cost)) for cost in LIES_AT_COST}
     for k, rows in found["lies"].items():
@@ -50,7 +54,7 @@ def report(name: str, results: Results, ours: Sequence[str], lead: str | None) -
     for cost, rows in found["lies_budget"].items():
         _print_lies(f"at a total cost of {cost} target runs, the proxy stage included", rows)
     if lead in results.curves and len(results.curves) > len(ours):
-        found["lead"] = _compared(results, str(lead), ours)
+        found["lead"] = compared(results, str(lead), ours)
     return found
 
 
@@ -58,33 +62,33 @@ def _print_lies(when: str, rows: Mapping[str, Mapping[str, float]]) -> None:
     """Nothing for a set without lies."""
     if lies := list(next(iter(rows.values()))):
         values = {name: list(row.values()) for name, row in rows.items()}
-        _print(f"mean relative regret in percent {when}, by lie", lies, values)
+        print_table(f"mean relative regret in percent {when}, by lie", lies, values)
 
 
-def _compared(results: Results, lead: str, ours: Sequence[str]) -> dict[str, Any]:
+def compared(results: Results, lead: str, ours: Sequence[str], ks: Sequence[int] = KS) -> dict[str, Any]:
     """The lead against its peers: the best of them at each k, and all of them one by one."""
     peers = [each for each in results.methods if each not in ours]
     told: dict[str, Any] = {
         "method": lead,
         "best_peer": {},
-        "p": {k: wilcoxon_holm(results, lead, peers, k) for k in KS},
+        "p": {k: wilcoxon_holm(results, lead, peers, k) for k in ks},
     }
     targets = len(set(results.targets))
     over = "targets" if targets > 1 else "seeds"
     print(f"\n{lead} minus the best peer, in percentage points (below 0: better), with the 95 % interval over {over}")
     print("| k | best peer | difference | interval | p (Wilcoxon, Holm) |\n|--:|---|--:|---|--:|")
-    for k in KS:
+    for k in ks:
         peer = best_peer(results, ours, k)
         told["best_peer"][k] = {"name": peer, **(gap := difference(results, lead, peer, k))}
         interval = f"{gap['low']:+.3f} to {gap['high']:+.3f}"
         print(f"| {k} | {peer} | {gap['difference']:+.3f} | {interval} | {told['p'][k][peer]:.3g} |")
     if targets < FEW:
         print(f"\n{_caution(targets)}")
-    told["differences"] = {peer: {k: difference(results, lead, peer, k) for k in KS} for peer in peers}
+    told["differences"] = {peer: {k: difference(results, lead, peer, k) for k in ks} for peer in peers}
     for figure, words in (("difference", "in percentage points"), ("high", "upper end of that interval")):
-        rows = {peer: [told["differences"][peer][k][figure] for k in KS] for peer in peers}
-        _print(f"{lead} minus each peer, {words}", KS, rows, sign="+")
-    _print("p of that (Wilcoxon, Holm)", KS, {peer: [told["p"][k][peer] for k in KS] for peer in peers})
+        rows = {peer: [told["differences"][peer][k][figure] for k in ks] for peer in peers}
+        print_table(f"{lead} minus each peer, {words}", ks, rows, sign="+")
+    print_table("p of that (Wilcoxon, Holm)", ks, {peer: [told["p"][k][peer] for k in ks] for peer in peers})
     return told
 
 
@@ -98,11 +102,13 @@ def _caution(targets: int) -> str:
 def speed(seconds: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
     """Seconds of a proposal, by method: the mean and the longest."""
     found = {name: {"mean": sum(each) / len(each), "longest": max(each)} for name, each in seconds.items() if each}
-    _print("seconds of a proposal", ("mean", "longest"), {name: list(each.values()) for name, each in found.items()})
+    print_table(
+        "seconds of a proposal", ("mean", "longest"), {name: list(each.values()) for name, each in found.items()}
+    )
     return found
 
 
-def _print(title: str, columns: Sequence[object], rows: Mapping[str, Sequence[float]], sign: str = "") -> None:
+def print_table(title: str, columns: Sequence[object], rows: Mapping[str, Sequence[float]], sign: str = "") -> None:
     print(f"\n{title}")
     print("| method | " + " | ".join(map(str, columns)) + " |")
     print("|---|" + "--:|" * len(columns))

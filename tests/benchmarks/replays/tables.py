@@ -73,7 +73,7 @@ def step_law(path: Path) -> Table:
         losses = dict(zip(keys, runs["smoothed_loss"], strict=True))
         if len(losses) < runs.height:
             raise UserError(f"{path} has the same configuration twice for {name}; each may be there once")
-        card = _card("proxy", name, runs["hidden_size"][0], parameters)
+        card = model_card("proxy", name, runs["hidden_size"][0], parameters)
         cells[name] = Cell(name, card, tokens, float(parameters) * tokens, losses)
     return Table("steplaw", cells, ("learning_rate", "batch_size"), STEPLAW_DEFAULT)
 
@@ -144,7 +144,7 @@ def _own_card(rows: pl.DataFrame, role: str, model: str, study: StudyConfig) -> 
             f"the table needs the columns hidden_size and parameters, since the config's {role} has no `pretrain`, "
             f"which would say how large {model} is"
         )
-    return _card(role, model, **told)
+    return model_card(role, model, **told)
 
 
 def _parameters(vocabulary: int, shape: object) -> int:
@@ -163,7 +163,7 @@ def _holding(space: Space, cells: Mapping[str, Cell]) -> Space:
     return with_kinds(wide)
 
 
-def _card(role: str, name: str, hidden_size: int, parameters: int, model_type: str = "llama") -> ModelCard:
+def model_card(role: str, name: str, hidden_size: int, parameters: int, model_type: str = "llama") -> ModelCard:
     """How deep a model is nobody asks."""
     return ModelCard(
         role="proxy" if role == "proxy" else "target",
