@@ -291,6 +291,18 @@ def test_even_choices_have_a_log_scale() -> None:
     assert places[:, 0] == pytest.approx(np.array([0, 0.5, 1]))
 
 
+def test_a_surface_by_hand_needs_no_directions() -> None:
+    images = [uniform(SPACE, 1, number) for number in range(30)]
+    surface = make_surface(SPACE, images, [loss(values) for values in images])
+    bare = surface.model_copy(update={"directions": ()})
+    found = []
+    for each in (surface, bare):
+        study = optuna.create_study(sampler=TwoFidelitySampler(each, SPACE, seed=4))
+        found.append(study.ask(study.sampler.distributions).params)
+    assert surface.directions
+    assert found[0] == found[1]
+
+
 def test_a_proposal_is_quick() -> None:
     """At most 2 seconds on one core, with 1,000 proxy trials and 100 finished ones."""
     set_threads(1)
