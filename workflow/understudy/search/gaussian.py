@@ -21,7 +21,7 @@ LENGTH = (math.log(0.5), 1.0)
 VARIANCE = (0.0, 1.0)
 NOISE = (math.log(1e-3), 1.5)
 JITTER = 1e-8
-BLOCK = 32768  # numbers that a processor's cache holds with a few like them; whole matrices wait for memory
+BLOCK = 32768  # numbers at a time: a few arrays of them fit a processor's cache, whole matrices don't
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Marginal:
     def covariance(self, other: Marginal, prior: Array | None = None) -> Array:
         """With the process at other points, given the same data (m, other's m).
 
-        `prior` is the kernel's alone, for who knows it: it stays where both sets of points are moved alike.
+        `prior` is the kernel's covariance alone, if already known: it stays the same when both sets are moved alike.
         """
         known = self.kernel.between(self.points, other.points) if prior is None else prior
         return np.asarray(known - self.half.T @ other.half)
@@ -123,7 +123,7 @@ def fit(x: Array, y: Array) -> Posterior:
 
     `y` should be standardized. Deterministic.
     """
-    from scipy.optimize import minimize  # takes a quarter of a second to import, and proposals have nothing to fit
+    from scipy.optimize import minimize  # takes long to import, and proposals have nothing to fit
 
     dimensions = x.shape[1]
     prior_mean = np.array([*[LENGTH[0] + 0.5 * math.log(dimensions)] * dimensions, VARIANCE[0], NOISE[0]])

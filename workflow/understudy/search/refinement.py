@@ -31,7 +31,7 @@ from understudy.search.failures import FAILED, WITHDRAWN, worse_than
 from understudy.search.gaussian import Array
 from understudy.search.optuna_study import native, read_study
 from understudy.search.sequences import scrambled_sobol, sobol_directions
-from understudy.search.surface import RATE, SPREAD_OUT, log_axis, make_surface, points, posterior
+from understudy.search.surface import LOG2_CANDIDATES, RATE, log_axis, make_surface, points, posterior
 from understudy.search.two_fidelity import TwoFidelity, Units
 from understudy.search.values import Identity, from_unit, identity, rounded
 from understudy.space import Choices, Range, Space
@@ -96,7 +96,8 @@ class TwoFidelitySampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         self._gain = gain
         self._hints = [{name: values[name] for name in space} for values in hints]
         self._generator = np.random.default_rng(seed)
-        self._directions = surface.directions or sobol_directions(len(space), SPREAD_OUT)
+        known = len(surface.directions) == len(space)
+        self._directions = surface.directions if known else sobol_directions(len(space), LOG2_CANDIDATES)
         self._process, self._axis = posterior(surface), log_axis(space, rate)
         short = _settled([dict(values) for values, _ in truncated], [loss for _, loss in truncated])
         self._truncated = (points(space, short.configurations), self._units(short.losses)) if short.losses else None

@@ -38,25 +38,25 @@ def sobol(space: Space, seed: int, first: int, count: int) -> list[dict[str, Val
     return [from_unit(space, point.tolist()) for point in points[first : first + count]]
 
 
-def sobol_directions(dimensions: int, log_count: int) -> tuple[tuple[int, ...], ...]:
-    """The direction numbers of the first 2^log_count Sobol points (Joe & Kuo 2008), by scipy: (dimensions, log_count).
+def sobol_directions(dimensions: int, log2_count: int) -> tuple[tuple[int, ...], ...]:
+    """Direction numbers (dimensions, log2_count) of the first 2^log2_count Sobol points (Joe & Kuo 2008), by scipy.
 
     Point 2^k - 1 of the plain sequence is the k-th number of each coordinate, since the Gray code of its index has that
     bit alone.
     """
     from scipy.stats import qmc
 
-    points = qmc.Sobol(dimensions, scramble=False, bits=BITS).random_base2(log_count)
-    numbers = points[2 ** np.arange(1, log_count + 1) - 1] * 2**BITS
+    points = qmc.Sobol(dimensions, scramble=False, bits=BITS).random_base2(log2_count)
+    numbers = points[2 ** np.arange(1, log2_count + 1) - 1] * 2**BITS
     return tuple(tuple(row) for row in numbers.astype(np.int64).T.tolist())
 
 
 def scrambled_sobol(directions: Sequence[Sequence[int]], generator: np.random.Generator) -> NDArray[np.float64]:
-    """The points (2^log_count, dimensions) that `scipy.stats.qmc.Sobol(dimensions, rng=generator)` draws, bit for bit.
+    """The points (2^log2_count, dimensions) that `scipy.stats.qmc.Sobol(dimensions, rng=generator)` draws, bit for bit.
 
     A random lower triangular matrix mixes the digits of each direction number, and a random shift is added to all
-    points (Matousek 1998), both from a child of the generator. scipy.stats takes half a second to import, so a proposal
-    has the directions from the transfer.
+    points (Matousek 1998), both from a child of the generator. scipy.stats takes long to import, so a proposal has the
+    directions, which depend on nothing but their shape, from the transfer.
     """
     numbers = np.array(directions, dtype=np.int64)
     child = generator.spawn(1)[0]

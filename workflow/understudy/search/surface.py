@@ -20,7 +20,7 @@ MOST = (
     400  # trials in the surface: the time of a fit grows with the cube of their number, of a proposal with the square
 )
 DIGITS = 9
-SPREAD_OUT = 11  # logarithm to base 2 of a proposal's candidates all over the space
+LOG2_CANDIDATES = 11  # of a proposal's candidates all over the space
 RATE, BATCH = "learning_rate", "batch_size"
 
 
@@ -55,7 +55,7 @@ def make_surface(
         noise=_plain([kernel.noise])[0],
         points=tuple(_plain(row) for row in x),
         values=_plain(f),
-        directions=sobol_directions(len(space), SPREAD_OUT),
+        directions=sobol_directions(len(space), LOG2_CANDIDATES),
     )
 
 

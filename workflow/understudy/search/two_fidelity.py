@@ -214,7 +214,7 @@ class TwoFidelity:
 
 
 def _surface_covariance(a: Marginal | None, b: Marginal | None, prior: Array) -> Array:
-    """Of what is unknown of the surface, ε; `prior` is what would be without the proxy's trials."""
+    """Of what is unknown of the surface, ε; `prior` is what it is before any of the proxy's trials."""
     return np.zeros_like(prior) if a is None or b is None else a.covariance(b, prior)
 
 
