@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +17,7 @@ import pytest
 import search_study as made
 from understudy.artifacts import Proposal
 from understudy.errors import UserError
-from understudy.files import read_model, write_json
+from understudy.files import read_model
 from understudy.hyperparameters import Value
 from understudy.process import set_threads
 from understudy.search import propose
@@ -320,22 +318,6 @@ def test_a_proposal_is_quick() -> None:
     began = time.process_time()
     study.ask(sampler.distributions)
     assert time.process_time() - began < 2
-
-
-def test_a_proposal_imports_no_more_than_it_needs(tmp_path: Path) -> None:
-    """Imports are a third of its time, and were half with scipy's distributions and optimizers."""
-    regions, starts = made.transferred(STUDY)
-    made.run_target(STUDY, tmp_path / "trials", regions, starts, 6)
-    found = {"settings": made.section(STUDY, "target"), "regions": regions, "starts": starts}
-    words = ["propose", "--number", "6", "--trials-dir", tmp_path / "trials", "--output", tmp_path / "proposal.json"]
-    for name, content in found.items():
-        write_json(tmp_path / f"{name}.json", content)
-        words += [f"--{name}", tmp_path / f"{name}.json"]
-    code = "import sys; from understudy.cli import main; main(sys.argv[1:]); print(*sys.modules)"
-    ran = subprocess.run([sys.executable, "-c", code, *map(str, words)], check=True, capture_output=True, text=True)
-    proposal = read_model(tmp_path / "proposal.json", Proposal)
-    assert proposal.outlook is not None
-    assert not {"torch", "polars", "sklearn", "scipy.stats", "scipy.optimize"} & set(ran.stdout.split())
 
 
 STOPPING = made.config(

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from replays.tables import Cell, Configuration, Key, Table, model_card, published_scale
 from replays.tasks import Problem, Task, problem
-from understudy.hyperparameters import HYPERPARAMETERS
+from understudy.hyperparameters import HYPERPARAMETERS, Value
 from understudy.search.sequences import sobol
 from understudy.space import Choices, Range, Space, with_kinds
 
@@ -75,7 +75,7 @@ class _Surface:
     couplings: dict[str, float]
     weights: dict[str, float]
     optima: dict[str, float]
-    offsets: dict[str, tuple[float, ...]]  # of the choices without an order
+    offsets: dict[str, dict[Value, float]]  # of choices without an order, each
     waves: tuple[Array, Array, Array]  # (WAVES, d), (WAVES,), (WAVES,)
 
     def at(self, space: Space, configurations: Sequence[Configuration]) -> Array:
@@ -91,8 +91,7 @@ class _Surface:
         for name, weight in self.weights.items():
             loss += weight * (columns[name] - self.optima[name]) ** 2
         for name, offsets in self.offsets.items():
-            choices = space[name].choices  # type: ignore[union-attr]
-            loss += np.array([offsets[choices.index(values[name])] for values in configurations])
+            loss += np.array([offsets[values[name]] for values in configurations])
         directions, phases, amplitudes = self.waves
         loss += ROUGH * np.cos(np.stack(list(columns.values()), axis=1) @ directions.T + phases) @ amplitudes
         return np.where(z > self.cliff, np.inf, loss)
@@ -165,10 +164,11 @@ def _weight(generator: np.random.Generator) -> float:
     return float(EFFECT * generator.lognormal(0, 1))
 
 
-def _offsets(generator: np.random.Generator, space: Space, name: str) -> tuple[float, ...]:
+def _offsets(generator: np.random.Generator, space: Space, name: str) -> dict[Value, float]:
     parameter = space[name]
     assert isinstance(parameter, Choices)
-    return tuple((_weight(generator) * generator.random(len(parameter.choices))).tolist())
+    offsets = _weight(generator) * generator.random(len(parameter.choices))
+    return dict(zip(parameter.choices, offsets.tolist(), strict=True))
 
 
 def _related(relation: str, generator: np.random.Generator, space: Space, target: _Surface) -> _Surface:
