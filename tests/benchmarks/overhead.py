@@ -131,7 +131,7 @@ def stage_times(paths: StudyPaths, size: Size, filled: int) -> tuple[float, floa
 
 
 def growths(found: Sequence[Measured]) -> dict[str, float]:
-    """The exponents k of n^k by which times grow with the number of trials n; n log n is near 1.1."""
+    """The exponents k of n^k by which times grow with the number of trials n; n log n is near 1.2 to 1.3."""
     if len(found) < 2:
         return {}
     proxy, target = [each.size.proxy for each in found], [each.size.target for each in found]

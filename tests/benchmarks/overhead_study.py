@@ -62,7 +62,7 @@ class Size:
 
 
 def raw_config(size: Size, folder: Path, sampler: str) -> dict[str, Any]:
-    """The study: the default study's search space, the tiny study's data and models, default pack size and window."""
+    """The study: the default study's space, the tiny one's data and models, the schema's pack size and window."""
     examples = ROOT / "config"
     raw: dict[str, Any] = yaml.safe_load((examples / "examples" / "tiny.yaml").read_text(encoding="utf-8"))
     default = yaml.safe_load((examples / "config.yaml").read_text(encoding="utf-8"))

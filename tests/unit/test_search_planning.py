@@ -169,6 +169,20 @@ def test_the_highest_rank_goes_with_the_fixed_rates() -> None:
     assert [i.hyperparameters["learning_rate"] for i in known_good(space, {}, 7e-4, "full")] == [7e-4, 3e-5, 1e-4]
 
 
+def test_a_rank_that_rests_goes_with_the_fixed_rates() -> None:
+    ranks = {"choices": [16, 32, 64], "when": {"lr_scheduler_type": ["cosine"]}}
+    study = made.config(space__lora_r=ranks, defaults__lr_scheduler_type="linear")
+    found = known_good(study.space, study.defaults, 7e-3, "lora")
+    assert [item.hyperparameters["lora_r"] for item in found] == [16, 16, 16]
+    assert "at rank 16" in found[1].reason
+
+
+def test_which_rates_are_fixed_depends_on_the_default_alone() -> None:
+    found = known_good(made.config().space, {"learning_rate": 3e-5}, 7e-3, "full")
+    assert [item.hyperparameters["learning_rate"] for item in found] == [3e-5, 1e-4, 2e-5]
+    assert [item.fixed for item in found] == [None, 1e-3, 2e-4]
+
+
 @given(rate=st.floats(1e-6, 1.0), width=st.integers(16, 20_000), method=st.sampled_from(["lora", "full"]))
 def test_scaling_to_the_target_and_back_changes_nothing(rate: float, width: int, method: str) -> None:
     values = {"learning_rate": rounded(rate), "batch_size": 8, "warmup_ratio": 0.1}

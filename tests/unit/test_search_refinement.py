@@ -16,16 +16,15 @@ import pytest
 
 import search_study as made
 from understudy.artifacts import Proposal
-from understudy.errors import UserError
 from understudy.files import read_model
 from understudy.hyperparameters import Value
 from understudy.process import set_threads
 from understudy.search import propose
 from understudy.search.distributions import to_optuna
-from understudy.search.planning import plan_echo
-from understudy.search.refinement import TwoFidelitySampler
+from understudy.search.refinement import STEP_DOWN, TwoFidelitySampler
 from understudy.search.sequences import uniform
 from understudy.search.surface import MOST, log_axis, make_surface, points
+from understudy.search.values import identity
 from understudy.search.window import History, read_history
 from understudy.space import Choices, Range
 from understudy.trial import TrialRecord, TrialSpec
@@ -54,12 +53,17 @@ def test_a_default_may_have_no_place_on_a_log_scale(tmp_path: Path, sampler: str
     study = made.config(target__sampler=sampler, space__weight_decay={"low": 1e-4, "high": 0.1, "log": True}, **few)
     regions, starts = made.transferred(study)
     assert starts.default["weight_decay"] == 0
-    records = made.run_target(study, tmp_path, regions, starts, propose.CHECK + 2)
+    records = made.run_target(study, tmp_path, regions, starts, propose.CHECK + 5)
+    tried = [identity(record.spec.hyperparameters) for record in records]
+    assert len(set(tried)) == len(tried)
     decays = [record.spec.hyperparameters["weight_decay"] for record in records]
     assert all(decay == 0 or 1e-4 <= float(decay) <= 0.1 for decay in decays)
     assert max(decays) > 0
     if sampler == "two_fidelity":
         assert starts.default in [record.spec.hyperparameters for record in records]
+        first = read_model(tmp_path / "0000" / "proposal.json", Proposal)
+        assert first.kind == "start"
+        assert first.spec.hyperparameters in [start.hyperparameters for start in starts.starts]
 
 
 @pytest.mark.parametrize("sampler", ["two_fidelity", "tpe"])
@@ -182,6 +186,20 @@ def test_while_everything_fails_the_rate_goes_down(
         if told.outlook and told.number <= statuses.index("complete")
     ]
     assert max(trusts) == min(trusts)  # failures say nothing for the proxy
+
+
+def test_the_rate_goes_down_without_a_log_scale_too() -> None:
+    space: dict[str, Range | Choices] = {**SPACE, "learning_rate": Range(low=1e-5, high=1e-2)}
+    images = [uniform(space, 1, number) for number in range(30)]
+    sampler = TwoFidelitySampler(make_surface(space, images, [loss(values) for values in images]), space, seed=1)
+    study = optuna.create_study(sampler=sampler)
+    rates = []
+    for _ in range(3):
+        trial = study.ask(sampler.distributions)
+        rates.append(trial.params["learning_rate"])
+        study.tell(trial, state=optuna.trial.TrialState.FAIL)
+    assert rates[1] <= rates[0] / STEP_DOWN
+    assert rates[2] <= rates[1] / STEP_DOWN
 
 
 def test_what_is_skipped_is_not_running(tmp_path: Path) -> None:
@@ -318,69 +336,3 @@ def test_a_proposal_is_quick() -> None:
     began = time.process_time()
     study.ask(sampler.distributions)
     assert time.process_time() - began < 2
-
-
-STOPPING = made.config(
-    target__sampler="two_fidelity", target__window=1, target__stop={"gain": 0.005, "chance": 0.2}, target__trials=16
-)
-
-
-def test_what_is_not_worth_it_is_skipped(tmp_path: Path) -> None:
-    records = made.run_target(STOPPING, tmp_path, *made.transferred(STOPPING), 12)
-    ran = [record.result.status != "skipped" for record in records]
-    assert sum(ran) < 12
-    assert all(ran[: propose.CHECK + 1])
-    assert made.best_of(records) < 2.02  # twice the gain above 2, the best of the bowl
-    for number, record in enumerate(records):
-        proposal = json.loads((tmp_path / f"{number:04d}" / "proposal.json").read_text())
-        worth = (proposal["outlook"] or {}).get("worth")
-        assert (proposal["skip"] is None) == (record.result.status != "skipped")
-        if proposal["skip"]:
-            assert worth < 0.2
-            assert "below 0.2" in proposal["skip"]
-
-
-def test_where_the_proxy_misleads_nothing_is_skipped_too_early(tmp_path: Path) -> None:
-    records = made.run_target(STOPPING, tmp_path, *made.transferred(STOPPING), 12, made.elsewhere)
-    assert made.best_of(records) < 2.1
-
-
-def test_without_stop_nothing_is_skipped(tmp_path: Path) -> None:
-    records = made.run_target(STUDY, tmp_path, *made.transferred(STUDY), 8)
-    assert "skipped" not in [record.result.status for record in records]
-    told = json.loads((tmp_path / "0007" / "proposal.json").read_text())
-    assert told["skip"] is None
-    assert told["outlook"]["worth"] is None
-
-
-def test_what_the_target_skips_is_not_echoed(tmp_path: Path) -> None:
-    found = made.transferred(STOPPING)
-    made.run_target(STOPPING, tmp_path, *found, 12)
-    proposals = [read_model(path, Proposal) for path in sorted(tmp_path.glob("*/proposal.json"))]
-    search = made.section(STOPPING, "search")
-    pack = plan_echo(search, made.PROXY, made.EXECUTION, found[0].scale, "echo-000", proposals)
-    ran = [proposal.spec.id for proposal in proposals if proposal.skip is None]
-    assert [spec.parents[0] for spec in pack.specs] == ran
-    assert len(ran) < len(proposals)
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"target__starts": 5}, "`starts` guides Optuna's samplers"),
-        ({"target__explore": 0.5}, "`explore` guides Optuna's samplers"),
-        ({"target__prior_strength": 3.0}, "`prior_strength` guides Optuna's samplers"),
-        ({"target__stop": True}, "write `stop: {}` to switch it on"),
-        ({"target__truncated": False}, "leave `truncated` out to switch it off"),
-        ({"target__stop": {}, "target__trials": 4, "target__window": 1}, "`stop` would skip nothing"),
-        ({"target__truncated": {"trials": 3}, "target__window": 3}, "more than `window`"),
-    ],
-)
-def test_what_would_have_no_effect_is_refused(changes: dict[str, object], words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        made.config(target__sampler="two_fidelity", **changes)
-
-
-def test_stop_needs_the_model() -> None:
-    with pytest.raises(UserError, match="the sampler is `gp`"):
-        made.config(target__sampler="gp", target__stop={})

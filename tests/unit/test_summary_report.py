@@ -225,6 +225,16 @@ def test_a_study_that_found_nothing_better_says_so(study: synthetic_study.Study,
     assert "generation" not in yaml.safe_load(paths.best_config.read_text(encoding="utf-8"))
 
 
+def test_a_default_that_failed_with_some_seeds_is_not_told_as_a_mean_of_all(
+    study: synthetic_study.Study, tmp_path: Path
+) -> None:
+    first, *others = study.winner.scores
+    poorer = first.model_copy(update={"objectives": (*first.objectives[:-1], None)})
+    winner = study.winner.model_copy(update={"scores": (poorer, *others)})
+    paths = synthetic_files.reported(dataclasses.replace(study, winner=winner), tmp_path)
+    assert "   2 of 3 seeds, the others failed\n" in paths.headline.read_text(encoding="utf-8")
+
+
 def test_a_target_stage_without_a_loss_is_reported(study: synthetic_study.Study, tmp_path: Path) -> None:
     lost = {"status": "diverged", "objective": None, "metrics": {}, "curve": ()}
     targets = [r.model_copy(update={"result": r.result.model_copy(update=lost)}) for r in study.targets]

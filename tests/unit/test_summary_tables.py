@@ -262,9 +262,11 @@ def test_trust_is_what_the_last_proposal_believed(study: synthetic_study.Study, 
     assert derived.with_trust(agreed, study.proposals).equals(agreed)
     outlooks = [Outlook(trust=trust, chance=0.5, rate_shift=1.0) for trust in (0.9, 0.4, 0.2)]
     proposals = [
-        proposal.model_copy(update={"outlook": outlook})
+        proposal.model_copy(update={"outlook": outlook, "visible": ()})
         for proposal, outlook in zip(study.proposals, [*outlooks, None], strict=False)
     ]
+    assert derived.with_trust(agreed, proposals).equals(agreed)  # nothing but the model's prior
+    proposals[2] = proposals[2].model_copy(update={"visible": ("t0000",)})
     table = derived.with_trust(agreed, proposals)
     assert by_name(table)["trust"][0] == 0.2
     assert table.schema == agreed.schema

@@ -51,7 +51,8 @@ def _hyperparameters() -> Iterator[str]:
     for name, item in HYPERPARAMETERS.items():
         values = ", ".join(f"`{choice}`" for choice in item.choices) or item.bounds_text() or item.kind.__name__
         note = " (LoRA only)" if item.lora_only else ""
-        yield f"| `{name}` | {values} | `{_plain(item.default)}` | {item.description}{note} |"
+        default = "the published rule's" if name == "learning_rate" else f"`{_plain(item.default)}`"
+        yield f"| `{name}` | {values} | {default} | {item.description}{note} |"
     yield ""
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 from understudy.hyperparameters import HYPERPARAMETERS, Value, complete
 from understudy.search.values import identity, rounded
 from understudy.settings import Method
-from understudy.space import Choices, Space
+from understudy.space import Choices, Space, consistent
 
 RULE_SOURCE = "LoRA Without Regret (Schulman et al., Thinking Machines, 2025)"
 BASE_RATE = 5e-5  # of full fine-tuning at the reference width
@@ -56,6 +56,7 @@ class KnownGood:
 
     hyperparameters: dict[str, Value]
     reason: str
+    fixed: float | None = None  # the fixed rate that it has, as for LoRA; None for the default
 
 
 def with_rate(defaults: Mapping[str, Value], rate: float) -> dict[str, Value]:
@@ -76,11 +77,13 @@ def known_good(space: Space, defaults: Mapping[str, Value], rate: float, method:
         return found
     rank = highest_rank(space, known)
     for fixed in FIXED_RATES:
-        fixed = fixed if method == "lora" else float(rounded(fixed / LORA_FACTOR))
-        values = complete({"learning_rate": fixed, "lora_r": rank}, known, method)
+        own = fixed if method == "lora" else float(rounded(fixed / LORA_FACTOR))
+        resting = consistent(space, complete({"learning_rate": own, "lora_r": rank}, known, method))
+        values = {**resting, "learning_rate": own}  # a rate that rests is put to rest later: there are always as many
         if identity(values) != identity(found[0].hyperparameters) and len(found) <= FIXED_COUNT:
-            at_rank = f" at rank {rank}" if method == "lora" else ""
-            found.append(KnownGood(values, f"a fixed rate of {fixed:g}{at_rank}, known to be good over many models"))
+            at_rank = f" at rank {values['lora_r']}" if method == "lora" else ""
+            reason = f"a fixed rate of {own:g}{at_rank}, known to be good over many models"
+            found.append(KnownGood(values, reason, fixed))
     return found
 
 

@@ -13,7 +13,7 @@ from understudy.search.early_stopping import stop_above
 from understudy.search.guidance import choose_place, draw, fixed, move_inside, outside, place_shares
 from understudy.search.samplers import CANDIDATES, candidates, refined
 from understudy.search.surface import predicted
-from understudy.search.values import Identity, from_unit, identity
+from understudy.search.values import Identity, from_unit, identity, placed
 from understudy.search.window import History
 from understudy.sections import TargetSection
 from understudy.space import Space, at_rest, consistent
@@ -148,11 +148,12 @@ def _from_surface(turn: _Turn) -> Proposal:
     """
     settings, regions, starts = turn.settings, turn.regions, turn.starts
     known: dict[Identity, tuple[dict[str, Value], Origin, tuple[str, ...]]] = {
-        identity(spec.hyperparameters): (spec.hyperparameters, spec.origin, (spec.id,))
+        identity(placed(regions.space, spec.hyperparameters)): (spec.hyperparameters, spec.origin, (spec.id,))
         for spec in (record.spec for record in turn.history.truncated)
     }
     known |= {
-        identity(each.hyperparameters): (each.hyperparameters, each.origin, each.parents) for each in starts.starts
+        identity(placed(regions.space, each.hyperparameters)): (each.hyperparameters, each.origin, each.parents)
+        for each in starts.starts
     }
     outlook = None
     if turn.number == CHECK and _default(starts) not in {identity(spec.hyperparameters) for spec in turn.tried}:
@@ -163,10 +164,11 @@ def _from_surface(turn: _Turn) -> Proposal:
         seed = turn.seed("propose", turn.number)
         chosen, outlook = refined(regions.space, turn.history, seed, regions.surface, hints, gain)
         values = complete(chosen, starts.default, settings.method)
-    is_start = identity(values) in {identity(start.hyperparameters) for start in starts.starts}
     region = next((region for region in regions.regions if not outside(region, values)), None)
-    # a known one with all of its digits, by which the store knows it
-    values, origin, parents = known.get(identity(values), (values, "refined", region.trials if region else ()))
+    # a known one as it is, with all of its digits, by which the store knows it
+    key = identity(placed(regions.space, values))
+    values, origin, parents = known.get(key, (values, "refined", region.trials if region else ()))
+    is_start = identity(values) in {identity(start.hyperparameters) for start in starts.starts}
     return Proposal(
         number=turn.number,
         spec=turn.spec(values, origin, parents),

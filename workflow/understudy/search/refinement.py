@@ -33,8 +33,8 @@ from understudy.search.optuna_study import native, read_study
 from understudy.search.sequences import scrambled_sobol, sobol_directions
 from understudy.search.surface import LOG2_CANDIDATES, RATE, log_axis, make_surface, points, posterior
 from understudy.search.two_fidelity import TwoFidelity, Units
-from understudy.search.values import Identity, from_unit, identity, rounded
-from understudy.space import Choices, Range, Space
+from understudy.search.values import Identity, from_unit, identity, placed, rounded
+from understudy.space import Choices, Range, Space, consistent
 
 AROUND = 48  # candidates around each centre
 CENTRES = 6  # the best of those all over the space, and of those tried
@@ -94,7 +94,7 @@ class TwoFidelitySampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         self._decode: Callable[[Range | Choices, Value], Value] = from_optuna
         self._rate = rate
         self._gain = gain
-        self._hints = [{name: values[name] for name in space} for values in hints]
+        self._hints = [placed(space, {name: values[name] for name in space}) for values in hints]
         self._generator = np.random.default_rng(seed)
         known = len(surface.directions) == len(space)
         self._directions = surface.directions if known else sobol_directions(len(space), LOG2_CANDIDATES)
@@ -162,7 +162,8 @@ class TwoFidelitySampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         )
 
     def _values(self, params: Mapping[str, Any]) -> dict[str, Value]:
-        return {name: self._decode(parameter, params[name]) for name, parameter in self.space.items()}
+        values = {name: self._decode(parameter, params[name]) for name, parameter in self.space.items()}
+        return consistent(self.space, values)  # what rests may have no place in its distribution
 
     def _best(self, results: _Results, running: Sequence[dict[str, Value]]) -> dict[str, Value]:
         """What to try next."""
@@ -230,7 +231,8 @@ class TwoFidelitySampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         only from losses, can't hear it. Running trials are on their way down, too; where there is no room below them,
         being below the failures is enough.
         """
-        if not failed or self._axis[0] is None:
+        parameter = self.space.get(self._rate)
+        if not failed or parameter is None or not parameter.ordered:
             return candidates
         rates = [float(each[self._rate]) for each in candidates]
         lowest = min(float(values[self._rate]) for values in failed)

@@ -59,11 +59,11 @@ def make_starts(
     turns, where they differ from what is there. A fixed rate that did worse than the proxy's `middling` loss
     comes after all.
 
-    `known` are the target's known-good configurations, the default first. Their counterparts are d00, d01, … .
+    `known` are the target's known-good configurations, the default first.
     """
     by_id = {trial.id: trial for trial in complete_trials}
     bests = [_transferred(by_id[region.trials[0]], image, f"best trial of region {region.id}") for region in regions]
-    fixed = [_known(number, item, by_id) for number, item in enumerate(known)]
+    fixed = [_known(item, by_id) for item in known]
     default = fixed[0][0]
     early = [start for start, objective in fixed if objective is None or objective <= middling or start is default]
     images = [best for best in bests if best.parents == default.parents]
@@ -89,13 +89,13 @@ def _transferred(trial: Seen, image: Image, what: str) -> Start:
     )
 
 
-def _known(number: int, item: KnownGood, by_id: Mapping[str, Seen]) -> tuple[Start, float | None]:
+def _known(item: KnownGood, by_id: Mapping[str, Seen]) -> tuple[Start, float | None]:
     """A known-good configuration as a start, and the objective of its counterpart on the proxy.
 
     Only the default is its counterpart's image: a fixed rate is the same number on both models, so the counterpart
     says whether such a rate works at all, but predicts no rank.
     """
-    trial = by_id.get(f"d{number:02d}")
+    trial = _counterpart(item, by_id)
     on_proxy = (
         f"on the proxy {trial.id} has loss {trial.score:.4f}, rank {trial.rank}" if trial else "not run on the proxy"
     )
@@ -103,10 +103,18 @@ def _known(number: int, item: KnownGood, by_id: Mapping[str, Seen]) -> tuple[Sta
         hyperparameters=item.hyperparameters,
         origin="default",
         parents=(trial.id,) if trial else (),
-        expected_rank=trial.rank if trial and number == 0 else None,
+        expected_rank=trial.rank if trial and item.fixed is None else None,
         reason=f"{item.reason}; {on_proxy}",
     )
     return start, trial.objective if trial else None
+
+
+def _counterpart(item: KnownGood, by_id: Mapping[str, Seen]) -> Seen | None:
+    """The proxy's default, or its trial at the same fixed rate; both models needn't leave out the same rates."""
+    if item.fixed is None:
+        return by_id.get("d00")
+    others = (trial for trial in by_id.values() if trial.origin == "default" and trial.id != "d00")
+    return next((trial for trial in others if trial.values["learning_rate"] == item.fixed), None)
 
 
 def _evidence(start: Start, by_id: Mapping[str, Seen]) -> float:

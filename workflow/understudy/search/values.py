@@ -36,6 +36,16 @@ def settled(value: Value, parameter: Range | Choices) -> Value:
     return min(max(value, parameter.low), parameter.high) if isinstance(value, float) else value
 
 
+def placed(space: Space, values: Mapping[str, Value]) -> dict[str, Value]:
+    """The values where a sampler has them: what has no place on a log scale is at its low end, or rests."""
+    low = {
+        name: parameter.low
+        for name, parameter in space.items()
+        if isinstance(parameter, Range) and parameter.log and float(values[name]) <= 0
+    }
+    return consistent(space, {**values, **low})
+
+
 Identity = tuple[tuple[str, Value], ...]
 
 

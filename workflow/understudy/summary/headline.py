@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import polars as pl
 
-from understudy.artifacts import DecodeResults, Interval, TestResult, Winner
+from understudy.artifacts import DecodeResults, Interval, Score, TestResult, Winner
 from understudy.hyperparameters import Value
 from understudy.paths import StudyPaths
 from understudy.settings import Role
@@ -117,9 +117,16 @@ def _validation(winner: Winner, gain: Interval | None) -> list[str]:
     for name, rank in (("default", 0), ("winner", winner.rank)):
         score = scores.get(rank)
         deviation = "" if score is None or score.standard_deviation is None else f" ± {score.standard_deviation:.4f}"
-        lines.append(f"  {name:<9}{loss_text(score.mean if score else None)}{deviation}")
+        lines.append(f"  {name:<9}{loss_text(score.mean if score else None)}{deviation}{_survivors(score)}")
     chosen = "   the winner was chosen on these examples"
     return [*lines, f"  gain     {interval_text(gain)}{chosen}"] if gain and winner.rank else lines
+
+
+def _survivors(score: Score | None) -> str:
+    """How many seeds the mean is of, where some failed: only the default can have such a mean."""
+    objectives = score.objectives if score else ()
+    complete = sum(objective is not None for objective in objectives)
+    return f"   {complete} of {len(objectives)} seeds, the others failed" if 0 < complete < len(objectives) else ""
 
 
 def _test(test: TestResult, winner_is_default: bool) -> list[str]:
