@@ -257,6 +257,17 @@ def test_the_default_is_found_among_trials_or_finalists(study: synthetic_study.S
     assert derived.default_loss(unsearched.filter(pl.col("stage") == "proxy"), default) is None
 
 
+def test_a_configuration_that_came_again_is_one_pair(study: synthetic_study.Study, trials: pl.DataFrame) -> None:
+    pairs, foreseen = derived.echo_pairs(trials), derived.surface_pairs(trials, study.proposals)
+    first, again = pairs["id"][:2]
+    digest = trials.filter(id=first)["digest"][0]
+    repeated = trials.with_columns(
+        pl.when(pl.col("id") == again).then(pl.lit(digest)).otherwise("digest").alias("digest")
+    )
+    assert derived.echo_pairs(repeated).equals(pairs.filter(pl.col("id") != again))
+    assert derived.surface_pairs(repeated, study.proposals).equals(foreseen.filter(pl.col("id") != again))
+
+
 def test_trust_is_what_the_last_proposal_believed(study: synthetic_study.Study, trials: pl.DataFrame) -> None:
     agreed = derived.agreement(derived.echo_pairs(trials), 0.95, seed=1)
     assert derived.with_trust(agreed, study.proposals).equals(agreed)

@@ -37,8 +37,8 @@ def echo_pairs(trials: pl.DataFrame) -> pl.DataFrame:
     echoes = trials.filter(pl.col("stage") == "proxy", pl.col("origin") == "echo").select(
         pl.col("parents").list.first().alias("id"), pl.col("id").alias("echo"), pl.col("objective").alias("proxy")
     )
-    targets = trials.filter(pl.col("stage") == "target").select("id", pl.col("objective").alias("target"))
-    return targets.join(echoes, on="id").drop_nulls().select("id", "echo", "target", "proxy").sort("id", "echo")
+    pairs = _target_runs(trials).join(echoes, on="id").drop_nulls()
+    return pairs.select("id", "echo", "target", "proxy").sort("id", "echo")
 
 
 def surface_pairs(trials: pl.DataFrame, proposals: Sequence[Proposal]) -> pl.DataFrame:
@@ -48,8 +48,13 @@ def surface_pairs(trials: pl.DataFrame, proposals: Sequence[Proposal]) -> pl.Dat
     """
     known = {proposal.spec.id: proposal.predicted for proposal in proposals if proposal.predicted is not None}
     told = pl.DataFrame(list(known.items()), schema={"id": pl.String, "predicted": pl.Float64}, orient="row")
-    targets = trials.filter(pl.col("stage") == "target").select("id", pl.col("objective").alias("target"))
-    return targets.join(told, on="id").drop_nulls().sort("id")
+    return _target_runs(trials).join(told, on="id").drop_nulls().sort("id")
+
+
+def _target_runs(trials: pl.DataFrame) -> pl.DataFrame:
+    """Target trials, id and target, each training run once: where a space is small some of them come again."""
+    runs = trials.filter(pl.col("stage") == "target").sort("id").unique("digest", keep="first", maintain_order=True)
+    return runs.select("id", pl.col("objective").alias("target"))
 
 
 def agreement(pairs: pl.DataFrame, confidence: float, seed: int) -> pl.DataFrame:
