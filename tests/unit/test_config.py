@@ -62,6 +62,7 @@ CASES: list[tuple[str, str, Any, str, str]] = [
     ),
     ("files without a file", "data.task", "files", "data", "needs `files`"),
     ("more finalists than trials", "finalists.configurations", 99, "the whole file", "at most `target.trials`"),
+    ("fewer than finalists", "space", {"use_rslora": [True, False]}, "the whole file", "`space` has only 1 beside"),
     ("no proxy trials", "proxy", {"random": 0, "sobol": 0, "defaults": False}, "proxy", "at least one of"),
     ("nothing to search", "space", {"lora_r": [4, 8]}, "the whole file", "leaves nothing to search"),
     ("bad default", "defaults.batch_size", 0, "defaults.batch_size", "at least 1"),

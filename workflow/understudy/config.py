@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -73,6 +74,12 @@ class StudyConfig(Section):
                 f"`finalists.configurations` may be at most `target.trials` ({self.target.trials}), "
                 f"but got {self.finalists.configurations}"
             )
+        others = self._beside_the_default()
+        if self.finalists.configurations > others:
+            raise ValueError(
+                f"`finalists.configurations` is {self.finalists.configurations}, but `space` has only {others} "
+                "beside the default; lower the one, or search more"
+            )
         if self.target.early_stopping is not None and self.training.evaluations == 1:
             raise ValueError(
                 "`target.early_stopping` judges trials by evaluations before their end, but `training.evaluations` is "
@@ -112,6 +119,17 @@ class StudyConfig(Section):
         if all(foreign_modules(value) for value in self._proxy_values("lora_target_modules")):
             return f"such trials have adapters on {', '.join(SITES)} only, and all `lora_target_modules` name others"
         return None
+
+    def _beside_the_default(self) -> float:
+        """How many configurations the target can have at most beside the default; infinite for ranges.
+
+        Rescaled and fixed rates come to what is searched of the learning rate, so that is as good as a range.
+        """
+        if "learning_rate" in self.space or any(isinstance(parameter, Range) for parameter in self.space.values()):
+            return math.inf
+        values = {name: set(self._proxy_values(name)) for name in self.space}
+        default = {name: self.defaults.get(name, HYPERPARAMETERS[name].default) for name in values}
+        return math.prod(map(len, values.values())) - all(default[name] in each for name, each in values.items())
 
     def _proxy_values(self, name: str) -> list[Value]:
         """The values that a hyperparameter has in proxy trials, a range's least one for all of it."""
