@@ -202,6 +202,23 @@ def test_the_rate_goes_down_without_a_log_scale_too() -> None:
     assert rates[2] <= rates[1] / STEP_DOWN
 
 
+def test_what_failed_truncated_is_not_run_whole() -> None:
+    """Nor where its value has no place on a log scale; of these choices it would be the best."""
+    space: dict[str, Range | Choices] = {
+        "weight_decay": Range(low=1e-4, high=0.1, log=True),
+        "lr_scheduler_type": Choices(choices=("linear", "cosine")),
+    }
+    start: dict[str, Value] = {"weight_decay": 0.0, "lr_scheduler_type": "linear"}
+    images = [uniform(space, 1, number) for number in range(30)]
+    surface = make_surface(space, [*images, start], [*(2 + float(each["weight_decay"]) for each in images), 1.0])
+    proposed = []
+    for truncated in ([], [(start, math.inf)]):
+        sampler = TwoFidelitySampler(surface, space, seed=1, hints=[start], truncated=truncated)
+        proposed.append(optuna.create_study(sampler=sampler).ask(sampler.distributions).params)
+    assert proposed[0] == {**start, "weight_decay": 1e-4}
+    assert proposed[1] != proposed[0]
+
+
 def test_what_is_skipped_is_not_running(tmp_path: Path) -> None:
     found = made.transferred(STUDY)
     made.run_target(STUDY, tmp_path, *found, 7)

@@ -40,6 +40,15 @@ def test_the_best_start_comes_first_and_defaults_by_their_evidence() -> None:
     assert [start.hyperparameters["learning_rate"] for start in starts.starts[-2:]] == [3e-4, 1e-3]
 
 
+def test_a_fixed_rate_is_told_by_its_own_trial_on_the_proxy() -> None:
+    """The first of full fine-tuning's fixed rates is the default here, so others are left than on the proxy."""
+    _, starts = made.transferred(made.config(target__method="full", defaults__learning_rate=3e-5))
+    fixed = {
+        start.hyperparameters["learning_rate"]: start.parents for start in starts.starts if "fixed" in start.reason
+    }
+    assert fixed == {1e-4: ("d02",), 2e-5: ()}  # a tenth of 1e-3, and of 2e-4, which the proxy didn't run
+
+
 def default_is_best(spec: TrialSpec) -> float:
     return 1.0 if spec.id == "d00" else made.bowl(spec)
 

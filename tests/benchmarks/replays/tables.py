@@ -130,7 +130,7 @@ def _own_cell(frame: pl.DataFrame, model: str, names: tuple[str, ...], study: St
 
 
 def _mean(rows: pl.DataFrame, column: str, otherwise: float) -> float:
-    return float(rows[column].mean()) if column in rows.columns else otherwise  # type: ignore[arg-type]
+    return float(rows.select(pl.col(column).mean()).item()) if column in rows.columns else otherwise
 
 
 def _own_card(rows: pl.DataFrame, role: str, model: str, study: StudyConfig) -> ModelCard:

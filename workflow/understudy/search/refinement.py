@@ -99,7 +99,7 @@ class TwoFidelitySampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         known = len(surface.directions) == len(space)
         self._directions = surface.directions if known else sobol_directions(len(space), LOG2_CANDIDATES)
         self._process, self._axis = posterior(surface), log_axis(space, rate)
-        short = _settled([dict(values) for values, _ in truncated], [loss for _, loss in truncated])
+        short = _settled([placed(space, values) for values, _ in truncated], [loss for _, loss in truncated])
         self._truncated = (points(space, short.configurations), self._units(short.losses)) if short.losses else None
         self._failed = short.failed
         self.outlook: Outlook | None = None  # of the last proposal

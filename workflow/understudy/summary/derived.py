@@ -109,7 +109,7 @@ def _with_row(agreement: pl.DataFrame, row: Mapping[str, object]) -> pl.DataFram
 def with_trust(agreement: pl.DataFrame, proposals: Sequence[Proposal]) -> pl.DataFrame:
     """The agreement with a last row `trust`: what the two-fidelity model came to think of the proxy.
 
-    None where no proposal saw a result of the target: that would be the model's prior alone.
+    No row where no proposal saw a result of the target: that would be the model's prior alone.
     """
     told = [proposal for proposal in proposals if proposal.outlook is not None and proposal.visible]
     if not told:
