@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import math
+import weakref
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -10,11 +13,12 @@ from typing import Any
 import pytest
 import torch
 
-from packed_study import without_cost
-from training_study import limit_memory, make_job, make_spec
+from packed_study import make_pack, without_cost
+from training_study import limit_memory, make_job, make_spec, tiny_llama
 from understudy.store import Store
 from understudy.train.pack import train_pack
 from understudy.train.packed import adapters, pack, passes
+from understudy.train.packed.base import Base, read_base
 from understudy.train.trial import Job
 from understudy.trial import Halving, Pack, PackResults
 
@@ -139,9 +143,12 @@ def test_memory_that_runs_out_when_a_trial_leaves_its_slot(
     assert without_cost(found.model_copy(update={"notes": ()})) == without_cost(whole)
 
 
-def test_a_rerun_from_the_store_has_the_notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [MemoryError("out of memory"), MemoryError()])
+def test_a_rerun_from_the_store_has_the_notes(
+    error: MemoryError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     job = make_job(tmp_path, packing=PLENTY)
-    failing(monkeypatch, passes.Passes, "train", {3, 7}, MemoryError("out of memory"))
+    failing(monkeypatch, passes.Passes, "train", {3, 7}, error)
     found = train_pack(THREE, job)
     assert len(found.notes) == 2
     assert train_pack(THREE, job) == found
@@ -156,3 +163,79 @@ def test_notes_outlive_an_interruption(tmp_path: Path, monkeypatch: pytest.Monke
             train_pack(THREE, job)
     (note,) = train_pack(THREE, job).notes
     assert "went on with 1 trials and 32768 tokens" in note
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Base:
+    return read_base(tiny_llama(), dense=True)
+
+
+def late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses are looked at when an evaluation is due, and not in every round: as on GPUs."""
+    read = pack.Pack._read
+
+    def when_due(self: Any) -> None:
+        if any(self._is_due(trial) for trial in self.active.values()):
+            read(self)
+
+    monkeypatch.setattr(pack.Pack, "_read", when_due)
+
+
+@pytest.mark.parametrize("factor", [1.0, math.nan], ids=["losses", "losses that aren't finite"])
+def test_losses_of_a_trial_that_memory_ran_out_for_stay_unread(
+    factor: float, tiny: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late(monkeypatch)
+    specs = [make_spec("r0", batch_size=2, num_train_epochs=1), make_spec("r1", batch_size=4, num_train_epochs=1)]
+    ended: dict[str, Any] = {}
+    together = make_pack(specs, tiny, ended, slots=1, tokens=40, evaluations=1)
+    train, calls, states = passes.Passes.train, [], []
+
+    def short(self: Any, wanted: Any, part: int) -> Any:
+        calls.append(wanted[0][0].spec.id)
+        if len(calls) > 5 and calls[-1] == calls[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return train(self, wanted, part) * (factor if len(calls) == 5 else 1.0)
+
+    def after_round() -> None:
+        if ended and not states:
+            states.append(together.state())
+
+    monkeypatch.setattr(passes.Passes, "train", short)
+    together.run(after_round)
+    lost, kept = calls[0], ({"r0", "r1"} - {calls[0]}).pop()
+    assert (ended[lost].status, ended[kept].status) == ("out_of_memory", "complete")
+    assert ended[lost].message == "memory ran out in step 4 of 13: CUDA out of memory"
+    (state,) = states
+    assert state["trials"].keys() == {kept}
+    again = make_pack([spec for spec in specs if spec.id == kept], tiny, {}, slots=1, tokens=40, evaluations=1)
+    again.restore(state)
+    assert [trial.spec.id for trial in again.trials()] == [kept]
+
+
+def test_a_pack_is_restored_in_the_memory_that_it_had(tiny: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two stacks of adapters at a time wouldn't fit: it would go on with fewer slots, or lose a trial."""
+    specs = [make_spec(f"r{number}", num_train_epochs=2) for number in range(4)]
+    before = make_pack(specs, tiny, {})
+    with torch.no_grad():
+        before._round()
+    state, size = before.state(), before.slots * before.trials()[0].layout.size
+    del before
+    gc.collect()
+    alive: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    class Stack(adapters.Stack):
+        def __init__(self, slots: int, size_of_one: int, *arguments: Any) -> None:
+            if sum(other.size for other in alive) + slots * size_of_one > 1.05 * size:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            super().__init__(slots, size_of_one, *arguments)
+            self.size = slots * size_of_one
+            alive.add(self)
+
+    monkeypatch.setattr(pack, "Stack", Stack)
+    ended: dict[str, Any] = {}
+    after = make_pack(specs, tiny, ended)
+    after.restore(state)
+    assert after.slots == 4
+    after.run()
+    assert {one.status for one in ended.values()} == {"complete"}

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from training_study import load_tiny, make_job, make_spec
 from understudy.artifacts import Finalist, Selection
 from understudy.cli import main
-from understudy.errors import ConfigError, UserError
+from understudy.errors import ConfigError, UnderstudyError, UserError
 from understudy.files import read_model, write_json
 from understudy.models.loading import load_base
 from understudy.sections import FinalistSection
@@ -320,3 +320,46 @@ def test_results_carry_nothing_infinite(tmp_path: Path) -> None:
     job = make_job(tmp_path)
     record = Engine(job).train(make_spec(learning_rate=1e30, warmup_ratio=0.0))
     assert TrialResult.model_validate_json(record.result.model_dump_json()) == record.result
+
+
+def test_an_adapter_that_memory_was_short_for_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of putting it on; the next trial is what it would be alone."""
+    from peft.tuners.lora import LoraLayer
+
+    engine, calls = Engine(make_job(tmp_path)), []
+    update = LoraLayer.update_layer
+
+    def short(self: Any, *arguments: Any, **named: Any) -> None:
+        calls.append(self)
+        if len(calls) == 4:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB")
+        update(self, *arguments, **named)
+
+    before = weights(engine.frozen_base)
+    with monkeypatch.context() as patch:
+        patch.setattr(LoraLayer, "update_layer", short)
+        lost = engine.train(make_spec("r0000", lora_r=64))
+    assert lost.result.status == "out_of_memory"
+    assert str(lost.result.message).startswith("memory ran out while the trial was set up: CUDA out of memory")
+    assert weights(engine.frozen_base) == before
+    spec = make_spec("r0001", lora_target_modules="q_proj,v_proj")
+    alone = Engine(make_job(tmp_path / "alone")).train(spec)
+    assert numbers(engine.train(spec)) == numbers(alone)
+
+
+def test_weights_that_memory_is_short_for_are_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trial is through; another try saves them."""
+    spec, job = make_spec(id="f1s0", stage="finalist"), make_job(tmp_path)
+
+    def short(*_: Any) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "_save_weights", short)
+        with pytest.raises(UnderstudyError, match=r"weights of f1s0 were saved \(MemoryError\); start again"):
+            Engine(job).train(spec)
+    digest = trial_digest(spec, job.inputs)
+    assert Store(job.store).find(digest) is None
+    assert Engine(job).train(spec).result.status == "complete"

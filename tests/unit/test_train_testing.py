@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from tiny_models import EXECUTION, card, configs, llama_config, save
 from training_study import execution, make_job, make_spec, write_split
 from understudy.data.encoding import encode_prompt
-from understudy.errors import CorruptFileError
+from understudy.errors import CorruptFileError, ModelError
 from understudy.models.loading import load_base, load_tokenizer
 from understudy.settings import DecodeSettings
 from understudy.store import Store
@@ -135,3 +136,49 @@ def test_the_decoding_search_is_sorted_reproducible_and_prefix_stable(
     assert search(4) == four
     assert search(3).items() <= four.items()
     assert any(generation["do_sample"] for _, generation in four.values())
+
+
+def test_prompts_leave_room_for_completions_where_positions_are_learnt(tmp_path: Path) -> None:
+    """A GPT-2 with 64 positions; with one token more it would fail."""
+    folder = save(tmp_path, configs()["gpt2"])
+    model = load_base(card(folder), EXECUTION, "lora").eval()
+    tokenizer = load_tokenizer(card(folder))
+    room = decoding.room(model, 64, 16)
+    assert room == 48
+    prompts = [encode_prompt("open the " * 40, False, tokenizer, room)]
+    settings = DecodeSettings(trials=2, max_new_tokens=16)
+    assert len(decoding.search(model, tokenizer, prompts, ["x"], settings, EXECUTION, seed=5)) == 2
+    with pytest.raises(ModelError, match="64 positions for a prompt and its completion together; lower it"):
+        decoding.room(model, 64, 64)
+    llama = load_base(card(save(tmp_path / "llama", llama_config())), EXECUTION, "lora")
+    assert decoding.room(llama, 64, 64) == 64
+
+
+@pytest.mark.parametrize(
+    ("said", "reference", "judged"),
+    [
+        ("<think>\n\n</think>\n\nyes", "yes", "yes"),
+        ("so it is.</think>yes ", "yes", "yes"),
+        ("<think>2</think>yes", "<think>1</think>yes", "<think>2</think>yes"),
+        (" yes", "yes", "yes"),
+    ],
+)
+def test_thoughts_are_judged_where_the_reference_has_some(said: str, reference: str, judged: str) -> None:
+    assert decoding._answer(said, reference) == judged
+
+
+def test_completions_are_computed_in_the_type_that_trials_were(
+    finalists: tuple[Trained, list[TrialRecord], Path],
+) -> None:
+    """Weights of full fine-tuning are float32; FlashAttention takes nothing but what they are computed in."""
+    trained, _, _ = finalists
+    how = trained.execution.model_copy(update={"dtype": "bfloat16"})
+    model = next(trained_models(trained.card, how, [trained.store.adapter(trained.digests[1])]))
+    types = set()
+
+    def look(_: Any, __: Any, output: torch.Tensor) -> None:
+        types.add(output.dtype)
+
+    model.get_submodule("model.layers.0.self_attn.q_proj").register_forward_hook(look)
+    decoding.complete(model, load_tokenizer(trained.card), [[5, 6]], decoding.configuration(1, 0), 2, how)
+    assert types == {torch.bfloat16}

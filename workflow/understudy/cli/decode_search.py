@@ -41,12 +41,13 @@ def run(arguments: argparse.Namespace) -> None:
     manifest = read_model(arguments.manifest, DataManifest)
     tokenizer = load_tokenizer(card)
     frame = read_split(arguments.validation, section.decode.examples, manifest.splits["validation"].sha256)
-    prompts = [
-        encode_prompt(prompt, chat, tokenizer, manifest.max_length, example)
-        for prompt, chat, example in frame.select("prompt", "chat", "id").iter_rows()
-    ]
     references = [completion.strip() for completion in frame["completion"]]
     with watchdog.watching(read_running(arguments).watchdog_minutes, "the decoding search"):
         model = next(trained_models(card, execution, [Store(arguments.store).adapter(winner.digests[0])]))
+        room = decoding.room(model, manifest.max_length, section.decode.max_new_tokens)
+        prompts = [
+            encode_prompt(prompt, chat, tokenizer, room, example)
+            for prompt, chat, example in frame.select("prompt", "chat", "id").iter_rows()
+        ]
         trials = decoding.search(model, tokenizer, prompts, references, section.decode, execution, section.seed)
     write_json(arguments.output, DecodeResults(examples=len(prompts), trials=trials))

@@ -48,11 +48,24 @@ def fresh_adapter(base: nn.Module, spec: TrialSpec, empty: bool = False) -> Iter
     with peft_for(base):
         from peft import get_peft_model
 
-        model = get_peft_model(base, lora_config(spec.hyperparameters), low_cpu_mem_usage=empty)
+        try:
+            model = get_peft_model(base, lora_config(spec.hyperparameters), low_cpu_mem_usage=empty)
+        except BaseException:
+            _take_off(base)  # what it had put on before memory ran out would be trained with the next trial
+            raise
     try:
         yield model
     finally:
         model.unload()
+
+
+def _take_off(base: nn.Module) -> None:
+    """Put the base's own layers back where peft has wrapped them."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    wrapped = {name: module for name, module in base.named_modules() if isinstance(module, BaseTunerLayer)}
+    for name, module in wrapped.items():
+        base.set_submodule(name, module.get_base_layer())
 
 
 def lora_config(hyperparameters: Mapping[str, Value]) -> Any:

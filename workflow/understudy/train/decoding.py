@@ -14,11 +14,15 @@ from transformers import GenerationConfig
 
 from understudy import watchdog
 from understudy.artifacts import DecodeTrial
+from understudy.errors import ModelError
 from understudy.hyperparameters import Value
+from understudy.models.checkpoint import learned_positions
 from understudy.settings import DecodeSettings
+from understudy.train.forward import autocast
 from understudy.trial import ResolvedExecution, derive_seed
 
 BATCH = 16  # prompts that are completed at a time
+THOUGHT = "</think>"  # the end of one, as Qwen 3 and DeepSeek-R1 write it
 
 
 def configuration(seed: int, index: int) -> dict[str, Value]:
@@ -44,6 +48,20 @@ def configuration(seed: int, index: int) -> dict[str, Value]:
     }
 
 
+def room(model: Any, max_length: int, max_new_tokens: int) -> int:
+    """Tokens of a prompt that leave room for its completion: `max_length`, where positions aren't learnt one by one.
+
+    Raises `ModelError` where there is none.
+    """
+    positions = learned_positions(model)
+    if positions is not None and max_new_tokens >= positions:
+        raise ModelError(
+            f"`decode.max_new_tokens` is {max_new_tokens}, but the target has {positions} positions for a prompt and "
+            "its completion together; lower it, and start again, which trains nothing anew"
+        )
+    return max_length if positions is None else min(max_length, positions - max_new_tokens)
+
+
 def search(
     model: Any,
     tokenizer: Any,
@@ -64,7 +82,10 @@ def search(
             chunk = prompts[start : start + BATCH]
             completions += complete(model, tokenizer, chunk, generation, settings.max_new_tokens, execution)
             watchdog.beat()
-        texts = [tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in completions]
+        texts = [
+            _answer(tokenizer.decode(tokens, skip_special_tokens=True), reference)
+            for tokens, reference in zip(completions, references, strict=True)
+        ]
         trials.append(
             DecodeTrial(
                 id=f"c{index:02d}",
@@ -76,6 +97,11 @@ def search(
             )
         )
     return tuple(sorted(trials, key=lambda trial: (-trial.chrf, trial.id)))
+
+
+def _answer(text: str, reference: str) -> str:
+    """A completion without the thoughts before it, which templates open, and write empty, for answers without any."""
+    return (text if THOUGHT in reference else text.rpartition(THOUGHT)[2]).strip()
 
 
 def complete(
@@ -100,7 +126,7 @@ def complete(
         eos_token_id=tokenizer.eos_token_id,
         use_cache=True,
     )
-    with torch.no_grad():
+    with torch.no_grad(), autocast(execution):
         output = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
     ends = {tokenizer.eos_token_id, pad}
     completions: list[list[int]] = []

@@ -13,6 +13,7 @@ from torch import nn
 from understudy import checksums, interruption, process, provenance, watchdog
 from understudy.data.encoding import Encoded, encode
 from understudy.data.files import read_split
+from understudy.errors import UnderstudyError
 from understudy.files import folder_whole
 from understudy.interruption import InterruptionError
 from understudy.models.loading import Place, load_base, load_tokenizer
@@ -66,7 +67,9 @@ class Engine:
 
     def _begin_together(self) -> None:
         """Wait until every rank has loaded, and end here on all of them where any was asked to end."""
-        if number := self.ranks.largest(interruption.asked() or 0, self._device):
+        with watchdog.patient():  # another one may read its checkpoint from a slower disk
+            number = self.ranks.largest(interruption.asked() or 0, self._device)
+        if number:
             raise InterruptionError(number, "before training began; an earlier checkpoint is kept")
 
     def _train(self, base: nn.Module, spec: TrialSpec, examples: Examples) -> TrialRecord:
@@ -138,7 +141,7 @@ class Engine:
                 train(model, spec, examples, execution, settings, self.ranks, history, limits, checkpoint)
                 if keeps_weights(spec):
                     with watchdog.patient():
-                        self._save_weights(model, folder)
+                        self._keep_weights(spec, model, folder)
         except StoppedEarlyError as error:
             return "stopped", str(error)
         except DivergedError as error:
@@ -151,7 +154,8 @@ class Engine:
             if not memory.is_out_of_memory(error):
                 raise
             self._speak_for_all()
-            return "out_of_memory", f"memory ran out while the trial was set up: {str(error).splitlines()[0]}"
+            where = f"after step {history.steps}" if history.steps else "while the trial was set up"
+            return "out_of_memory", f"memory ran out {where}: {memory.reason(error)}"
         return "complete", None
 
     def _speak_for_all(self) -> None:
@@ -220,6 +224,18 @@ class Engine:
             tokens_per_second=history.tokens / seconds if seconds > 0 else 0.0,
             mfu=flops / (peak * gpu_seconds) if peak and gpu_seconds else None,
         )
+
+    def _keep_weights(self, spec: TrialSpec, model: nn.Module, folder: Path) -> None:
+        """Write them. That memory runs out for it says nothing of the trial, which is through: it is an error."""
+        try:
+            self._save_weights(model, folder)
+        except (MemoryError, RuntimeError) as error:
+            if not memory.is_out_of_memory(error):
+                raise
+            raise UnderstudyError(
+                f"memory ran out when the trained weights of {spec.id} were saved ({memory.reason(error)}); start "
+                "again, which goes on from its last checkpoint, with more memory"
+            ) from error
 
     def _save_weights(self, model: nn.Module, folder: Path) -> None:
         """Write the adapter in PEFT's format, or the whole model and its tokenizer, whole or not at all.

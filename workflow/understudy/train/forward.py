@@ -91,7 +91,7 @@ def completion_logits(model: nn.Module, batch: MicroBatch, execution: ResolvedEx
     otherwise be most of the work. A model without an output embedding of its own computes all logits first.
     """
     head = _head(model)
-    with _autocast(execution), _only_at(head, batch.positions):
+    with autocast(execution), _only_at(head, batch.positions):
         logits: Tensor = model(input_ids=batch.input_ids, use_cache=False, **batch.apart).logits
     kept = logits.flatten(0, 1)
     if head is None:
@@ -125,7 +125,8 @@ def _only_at(head: nn.Module | None, positions: Tensor) -> Iterator[None]:
         handle.remove()
 
 
-def _autocast(execution: ResolvedExecution) -> AbstractContextManager[Any]:
+def autocast(execution: ResolvedExecution) -> AbstractContextManager[Any]:
+    """Where a model computes in the execution's type, whatever its weights are held in."""
     if execution.dtype == "float32":
         return nullcontext()
     return torch.autocast(execution.device, dtype=getattr(torch, execution.dtype))

@@ -23,6 +23,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _TEXTS)
 
 
+def reason(error: BaseException) -> str:
+    """An error's first line. Python's own lack of memory has no text."""
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
 def _on_gpu() -> bool:
     return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 

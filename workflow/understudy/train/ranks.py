@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, distributed
 
-from understudy.train.memory import OutOfMemoryError, is_out_of_memory
+from understudy.train.memory import OutOfMemoryError, is_out_of_memory, reason
 
 CHUNK = 2**25  # elements that are summed over the ranks at once: 128 MiB of float32
 
@@ -58,5 +58,5 @@ def telling(trouble: Tensor | None) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         if trouble is None:
-            raise OutOfMemoryError(f"memory ran out: {str(error).splitlines()[0]}") from error
+            raise OutOfMemoryError(f"memory ran out: {reason(error)}") from error
         trouble.fill_(1)

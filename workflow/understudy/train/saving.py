@@ -17,7 +17,7 @@ from torch import Tensor
 from understudy import watchdog
 from understudy.errors import StorageError
 from understudy.files import written_whole
-from understudy.train.memory import is_out_of_memory
+from understudy.train import memory
 
 SHARE = 20  # work goes on for at least so many times as long as it took to save it
 
@@ -68,7 +68,7 @@ def load_sealed(path: Path, mapped: bool = False) -> tuple[str, dict[str, Any]] 
         raise
     except Exception as error:  # cut off or altered: whatever the unpickler makes of it
         if _is_outside(error, path):
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = memory.reason(error)
             raise StorageError(f"the checkpoint {path} can't be read ({reason}); it is kept: start again") from error
         return None
 
@@ -77,7 +77,7 @@ def _is_outside(error: Exception, path: Path) -> bool:
     """Whether a file that can't be read is not to blame. A damaged one asks for places and memory that aren't there."""
     if isinstance(error, OSError):
         return error.errno not in (None, errno.EINVAL)
-    return is_out_of_memory(error) and _is_whole(path)
+    return memory.is_out_of_memory(error) and _is_whole(path)
 
 
 def _is_whole(path: Path) -> bool:
@@ -117,5 +117,5 @@ def _feed(hasher: Any, value: Any) -> None:
 def say_unwritten(path: Path, error: Exception) -> None:
     """One sentence on a checkpoint that the disk refused."""
     cause = error.__cause__ or error  # which says less than how to go on, but that the trial does by itself
-    reason = (str(cause) or type(cause).__name__).splitlines()[0]
+    reason = memory.reason(cause)
     print(f"the checkpoint {path} couldn't be written ({reason}); an earlier one, if there is any, stays", flush=True)

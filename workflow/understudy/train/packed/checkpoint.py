@@ -9,12 +9,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from understudy.errors import StorageError
 from understudy.files import sweep
 from understudy.train.packed.pack import Pack
 from understudy.train.saving import Cadence, load_sealed, save_sealed, say_unwritten
 
-FORMAT = 4
+MADE_BY = {"format": 5, "torch": str(torch.__version__)}
 
 
 class Checkpoint:
@@ -40,7 +42,8 @@ class Checkpoint:
             )
             return None
         state = found[1]
-        return state if state.get("format") == FORMAT else None
+        made_by = {"format": state.get("format"), "torch": state.get("torch")}
+        return state if made_by == MADE_BY else None
 
     def save_when_due(self, pack: Pack) -> None:
         """Write the pack's state if the last one is old enough."""
@@ -52,7 +55,7 @@ class Checkpoint:
         sweep(self.path)
         try:
             with self._cadence.saving():
-                save_sealed(self.path, {"format": FORMAT, **pack.state()})
+                save_sealed(self.path, {**MADE_BY, **pack.state()})
         except (OSError, RuntimeError, StorageError) as error:
             say_unwritten(self.path, error)
             return False

@@ -132,9 +132,11 @@ class Pack:
         self.paused = [here[id] for id in state["paused"] if id in here]
         self.queue = in_order(trial for id, trial in here.items() if id not in state["paused"])
         self.tokens, self.slots = state["tokens"], state["slots"]
+        del self.stack, self._passes
+        memory.release()
         self._make_stack()
         for id, slot in seats.items():
-            if slot < self.slots:
+            if slot < self.slots and here[id] in self.queue:  # else memory ran out for it
                 self._seat(here[id], slot)
         self._unread = [
             _Unread(
@@ -166,7 +168,7 @@ class Pack:
         except (MemoryError, RuntimeError) as error:
             if not memory.is_out_of_memory(error):
                 raise
-            reason = str(error).splitlines()[0]
+            reason = memory.reason(error)
         else:
             return
         self._split(at_work, reason)
@@ -324,8 +326,10 @@ class Pack:
             if not at_work:
                 raise MemoryError(reason)
             for trial in at_work:
-                step = trial.history.steps + 1
-                self._end(trial, "out_of_memory", f"memory ran out in step {step} of {trial.steps}: {reason}")
+                self._forget(trial)
+                steps = trial.history.steps
+                where = f"in the evaluation after step {steps}" if self._is_due(trial) else f"in step {steps + 1}"
+                self._end(trial, "out_of_memory", f"memory ran out {where} of {trial.steps}: {reason}")
             memory.release()
             return
         states = {slot: self.stack.take(slot) for slot in list(self.active)}
@@ -338,6 +342,12 @@ class Pack:
         memory.release()
         self._note_split(reason)
         self._make_stack()
+
+    def _forget(self, trial: Trial) -> None:
+        """Leave the losses of a trial that is about to end unread."""
+        for part in self._unread:
+            kept = [index for index, (other, _, _) in enumerate(part.steps) if other is not trial]
+            part.losses, part.steps = part.losses[kept], [part.steps[index] for index in kept]
 
     def _note_split(self, reason: str) -> None:
         self._note(f"memory ran out ({reason}): went on with {self.slots} trials and {self.tokens} tokens at a time")
@@ -353,7 +363,7 @@ class Pack:
             except (MemoryError, RuntimeError) as error:
                 if not (memory.is_out_of_memory(error) and self.queue):
                     raise
-                reason = str(error).splitlines()[0]
+                reason = memory.reason(error)
             memory.release()
             if self.slots > 1:
                 self.slots //= 2

@@ -115,8 +115,7 @@ def _keep(store: Store, digest: str, base: Base, trial: Trial, values: Tensor, n
                     adapters.save(base, trial.spec, trial.layout, values, beside)
                     checksums.write_list(beside)
     except (MemoryError, RuntimeError, OSError, StorageError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        note(f"the adapter of {trial.spec.id} couldn't be saved ({reason}); its result is complete")
+        note(f"the adapter of {trial.spec.id} couldn't be saved ({memory.reason(error)}); its result is complete")
         memory.release()
 
 
