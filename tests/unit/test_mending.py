@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from shipped_config import shipped
 from test_store import INPUTS, record
-from understudy import checksums
+from understudy import checksums, config
 from understudy.files import file_sha256, write_json
 from understudy.mending import mend
 from understudy.paths import StudyPaths
@@ -112,6 +114,17 @@ def test_weights_that_nobody_asks_for_can_be_deleted(study: StudyPaths, lacking:
         getattr(study, lacking).unlink()
     notes = mend(study)
     assert [study.finalist_result(0, 0).exists(), len(notes)] == ([False, 1] if lacking else [True, 0])
+
+
+@pytest.mark.parametrize("change", [{}, {"confidence": 0.9}, {"seed": 7}])
+def test_weights_are_asked_for_again_once_the_config_changes(study: StudyPaths, change: dict[str, Any]) -> None:
+    end(study)
+    Store(study.store).adapter("d1").rmdir()
+    raw = shipped()
+    write_json(study.settings("study"), config.parse(raw), sealed=True)
+    raw["seed"] = change.get("seed", raw["seed"])
+    raw.setdefault("test", {})["confidence"] = change.get("confidence", 0.95)
+    assert len(mend(study, config.parse(raw))) == (1 if change else 0)
 
 
 @pytest.mark.parametrize("whose", ["digests", "default_digests", "nobody"])

@@ -11,6 +11,7 @@ input, for which Snakemake ends the job.
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from typing import Any
 
 from understudy import checksums, disk
 from understudy.checksums import ASIDE
+from understudy.config import StudyConfig
 from understudy.errors import CorruptFileError
 from understudy.files import file_sha256, read_json
 from understudy.paths import StudyPaths
@@ -27,16 +29,16 @@ from understudy.store import Store
 TOLERANCE_SECONDS = 1.0  # a clock that is set a little back is none that was wrong
 
 
-def mend(paths: StudyPaths) -> list[str]:
+def mend(paths: StudyPaths, config: StudyConfig | None = None) -> list[str]:
     """Set broken declared files aside and future times of change back; one line for each broken file.
 
-    For whoever holds the study's lock.
+    For whoever holds the study's lock. `config` is what the study is to be now; None where it is what it was.
     """
     with disk.reported(paths.root):
-        return _mend(paths)
+        return _mend(paths, config)
 
 
-def _mend(paths: StudyPaths) -> list[str]:
+def _mend(paths: StudyPaths, config: StudyConfig | None) -> list[str]:
     notes: list[str] = []
     for path in list(_declared(paths)):
         if path.suffix == ".json" and (problem := _problem(path)):
@@ -44,7 +46,8 @@ def _mend(paths: StudyPaths) -> list[str]:
     for path in [*_altered_data(paths), *_altered_tables(paths)]:
         if path.exists():
             notes.append(_set_aside(path, "has been altered since it was written"))
-    notes += _without_weights(paths)
+    if not _is_through(paths) or _is_changed(paths, config):
+        notes += _without_weights(paths)
     _set_back(paths)
     return notes
 
@@ -110,14 +113,22 @@ def _altered_tables(paths: StudyPaths) -> list[Path]:
     return list(found)
 
 
+def _is_through(paths: StudyPaths) -> bool:
+    """Whether all that reads weights is there. Then nobody needs them, and who wants the room can delete them."""
+    return all(path.exists() for path in (paths.decode, paths.test, paths.report, paths.best_config))
+
+
+def _is_changed(paths: StudyPaths, config: StudyConfig | None) -> bool:
+    """Whether the config isn't that of the last run: at least the report, which reads weights, is written again."""
+    before = _read(paths.settings("study"))
+    return config is not None and before is not None and before != json.loads(config.model_dump_json())
+
+
 def _without_weights(paths: StudyPaths) -> list[str]:
     """Set aside the results of finalists whose adapter or weights are gone and are needed: deleted as altered, say.
 
-    The winner's and the default's are read by what follows. Once that is there nobody needs any, and whoever deletes
-    them to have the room gets it.
+    The winner's and the default's are read by what follows.
     """
-    if all(path.exists() for path in (paths.decode, paths.test, paths.report, paths.best_config)):
-        return []
     winner = _read(paths.winner)
     wanted = None if winner is None else {*winner.get("digests", ()), *winner.get("default_digests", ())}
     notes = []

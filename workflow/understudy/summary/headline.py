@@ -104,10 +104,16 @@ def _configuration(winner: Winner, default: Mapping[str, Value], searched: Seque
     values = {name: value_text(winner.hyperparameters[name]) for name in names}
     column = max([len(text) for text in values.values()], default=0) + 3
     if winner.rank == 0:
-        title = "Best configuration: the default; no configuration of the search beat it on validation"
+        others = "configuration of the search" + (" with a loss for every seed" if _failed_seeds(winner) else "")
+        title = f"Best configuration: the default; no {others} beat it on validation"
         return [title, *(f"  {name:<{width}}{values[name]}" for name in names)]
     lines = [f"  {name:<{width}}{values[name]:<{column}}(default {value_text(default.get(name))})" for name in names]
     return ["Best configuration", *lines]
+
+
+def _failed_seeds(winner: Winner) -> bool:
+    """Whether a finalist failed with a seed, which can't win then, whatever its mean of the others."""
+    return any(None in score.objectives for score in winner.scores if score.rank)
 
 
 def _validation(winner: Winner, gain: Interval | None) -> list[str]:

@@ -176,9 +176,9 @@ def apart_text(
         return None
     if spread <= CLOSE:
         return (
-            "That trust needn't contradict that rank agreement: target trials lie close together near the optimum, "
-            "where noise decides their order (half of those run on both lie within "
-            f"{percent_text(spread)} of the way from best to median in the proxy's search)."
+            "That trust needn't contradict that rank agreement: the trials run on both lie so close together that "
+            "noise decides their order (from the best to the median they span "
+            f"{percent_text(spread)} of what the proxy's own search spans)."
         )
     return (
         "That trust contradicts that rank agreement, and the trials run on both don't lie so close together that noise "
