@@ -102,7 +102,7 @@ def mend_study():
     try:
         lock.acquire(PATHS.lock)
         disk.require_room(PATHS.root)
-        for note in mending.mend(PATHS):
+        for note in mending.mend(PATHS, STUDY):
             logger.warning(f"understudy: {note}")
     except StorageError as error:
         logger.error(f"understudy: {error}")
@@ -195,7 +195,7 @@ def require_data():
 
 def own_checkpoint(wildcards):
     """The files of a model that is a local folder, likewise."""
-    folder = Path(getattr(STUDY.models, wildcards.role).model_name_or_path or "")
+    folder = Path(getattr(STUDY.models, wildcards.role).model_name_or_path or "").expanduser()
     return (
         sorted(path for suffix in ("json", "safetensors", "bin") for path in folder.glob(f"*.{suffix}"))
         if folder.name

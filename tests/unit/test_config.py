@@ -65,6 +65,7 @@ CASES: list[tuple[str, str, Any, str, str]] = [
     ("fewer than finalists", "space", {"use_rslora": [True, False]}, "the whole file", "`space` has only 1 beside"),
     ("no proxy trials", "proxy", {"random": 0, "sobol": 0, "defaults": False}, "proxy", "at least one of"),
     ("nothing to search", "space", {"lora_r": [4, 8]}, "the whole file", "leaves nothing to search"),
+    ("nobody's home", "results", "~nobody.at.all/x", "results", "a home that isn't known"),
     ("bad default", "defaults.batch_size", 0, "defaults.batch_size", "at least 1"),
     ("list as a number", "defaults.batch_size", [8], "defaults.batch_size", "must be a whole number"),
     ("modules where PEFT has them", "space.target_modules", [1], "space.target_modules", "mean `lora_target_modules`?"),
@@ -228,6 +229,30 @@ def test_a_mistake_is_named_with_its_key_and_what_is_allowed(
     assert all(key.startswith((path.rsplit(".", 1)[0], where)) for key in found), found
 
 
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_an_unknown_name_in_a_space_of_lists_is_named(raw: dict[str, Any], method: str) -> None:
+    raw["space"] = {"lr": [1e-4, 3e-4], "lora_r": [4, 8]}
+    raw["proxy"]["grid"] = {}
+    raw["target"]["method"] = method
+    found = problems(raw)
+    assert "did you mean `learning_rate`?" in found.pop("space.lr")
+    assert not found or "leaves nothing to search" in found["the whole file"]
+
+
+def test_full_fine_tuning_of_a_quantized_target_is_refused_at_once(raw: dict[str, Any]) -> None:
+    raw["target"]["method"] = "full"
+    config.parse(raw)
+    raw["models"]["target"]["quantization"] = "nf4"
+    assert "`models.target.quantization: nf4` doesn't leave as they are" in problems(raw)["the whole file"]
+
+
+def test_a_home_is_where_the_user_lives(raw: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    raw |= {"results": "~/study", "cache": "~/cache"}
+    parsed = config.parse(raw)
+    assert (parsed.results, parsed.cache) == ("/home/somebody/study", "/home/somebody/cache")
+
+
 def test_all_mistakes_are_reported_at_once(raw: dict[str, Any]) -> None:
     raw["seed"] = -1
     raw["space"]["lora_r"] = []
@@ -286,7 +311,7 @@ def test_what_a_synonym_stands_for_exists() -> None:
         assert word not in HYPERPARAMETERS
 
 
-@pytest.mark.parametrize("results", ["results", "/nowhere/at/all", "../beside", "a/../b", ".hidden", "~/study"])
+@pytest.mark.parametrize("results", ["results", "/nowhere/at/all", "../beside", "a/../b", ".hidden"])
 def test_results_may_be_any_folder(raw: dict[str, Any], results: str) -> None:
     assert config.parse(raw | {"results": results}).results == results
 

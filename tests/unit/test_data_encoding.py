@@ -189,3 +189,43 @@ def test_a_template_s_own_mistake_is_told_as_well(tokenizer: Any) -> None:
             encode(frame((json.dumps(TURNS), "Bye."), chat=True), tokenizer, 80)
     finally:
         tokenizer.chat_template = template
+
+
+DATED = "{% if true %}{{ strftime_now('%d %b %Y') }}{% endif %}\n|{{ strftime_now('%Y-%m-%d') }}|"
+
+
+@pytest.mark.parametrize("before", ["", "\n", "  {% if true %}x{% endif %}\n"])
+def test_a_template_that_writes_the_date_writes_the_same_on_every_day(
+    tokenizer: Any, before: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rest of the template is as it is without us: its blanks are those of a template with the date in it."""
+    plain = tokenizer.chat_template
+    fixed = DATED.replace("{{ strftime_now('%d %b %Y') }}", "26 Jul 2024").replace(
+        "{{ strftime_now('%Y-%m-%d') }}", "2024-07-26"
+    )
+    row = frame((json.dumps(TURNS), "Bye."), chat=True)
+    found = []
+    for template in (DATED, fixed):
+        monkeypatch.setattr(tokenizer, "chat_template", before + template + plain)
+        found.append(encode(row, tokenizer, 500))
+    assert found[0] == found[1]
+    assert "26 Jul 2024" in tokenizer.decode(found[0][0].input_ids)
+
+
+THINKING = (  # as DeepSeek-R1's: a thought is opened, and isn't in an answer that is finished
+    "{% for m in messages %}<{{ m.role }}>"
+    "{% if m.role == 'assistant' %}{{ m.content.split('</think>')[-1] }}<|endoftext|>"
+    "{% else %}{{ m.content }}{% endif %}{% endfor %}{% if add_generation_prompt %}<assistant><think>\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize("answer", ["Bye.", "<b>Bye.</b>", "<think>\nSo long.</think>Bye."])
+def test_an_answer_stands_where_the_template_has_it(
+    tokenizer: Any, answer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenizer, "chat_template", THINKING)
+    (example,) = encode(frame((json.dumps(TURNS), answer), chat=True), tokenizer, 500)
+    whole = tokenizer.apply_chat_template([*TURNS, {"role": "assistant", "content": answer}], tokenize=False)
+    assert tokenizer.decode(example.input_ids) == whole
+    learnt = answer.rpartition("</think>")[2] + "<|endoftext|>"
+    assert tokenizer.decode(example.input_ids[example.completion_start :]) == learnt

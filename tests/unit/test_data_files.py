@@ -392,3 +392,45 @@ def test_keys_that_nothing_reads_are_counted_and_told(
         "data: 30 turns stand after the last answer and are left out",
     ]
     assert "further keys that aren't read, and in how many rows: `id` (30)" in said.out
+
+
+def test_what_trials_depend_on_is_what_the_examples_say(tmp_path: Path) -> None:
+    """Not their file, not their lines, and not the examples beyond those that are used."""
+    found = []
+    kinds = [
+        ("a.jsonl", PAIRS),
+        ("b [2].parquet", PAIRS[::-1]),
+        ("c.jsonl", [{**PAIRS[0], "completion": "New"}, *PAIRS[1:]]),
+    ]
+    for number, (name, items) in enumerate(kinds):
+        folder = tmp_path / f"{number} [1]"
+        folder.mkdir()
+        manifest = prepare(folder, **given(write(folder / name, items), **{"train_examples": 32}))
+        found.append(manifest.splits["train"].identity)
+        assert manifest.splits["train"].identity == manifest.splits["train"].content
+        assert len(rows(folder)) == 40
+    assert found[0] == found[1] != found[2]
+    fewer = prepare(folder, **given(write(folder / "d.jsonl", PAIRS), **{"train_examples": 31}))
+    assert fewer.splits["train"].content != found[0]
+
+
+def test_the_rows_of_a_conversation_stay_together(tmp_path: Path) -> None:
+    """One row per answer, as the documentation advises."""
+    items = []
+    for number in range(30):
+        turns: list[dict[str, str]] = []
+        for answer in range(4):
+            turns += [{"role": "user", "content": f"{number}, {answer}?"}]
+            turns += [{"role": "assistant", "content": f"{number}: {answer}."}]
+            items.append({"messages": list(turns)})
+    prepare(tmp_path, **given(write(tmp_path / "chats.jsonl", items), format="messages"))
+    found = rows(tmp_path).with_columns(
+        pl.col("prompt").map_elements(lambda prompt: json.loads(prompt)[0]["content"], pl.String).alias("begins")
+    )
+    assert found.group_by("begins").agg(pl.col("split").n_unique())["split"].to_list() == [1] * 30
+    assert found["split"].n_unique() == 3
+    alone = [item for item in items if len(item["messages"]) > 2]  # a first answer that nobody has doesn't matter
+    parts = {"train": alone[::3], "test": [*alone[1::3], *alone[2::3]]}
+    files = {name: str(write(tmp_path / f"{name}.jsonl", part)) for name, part in parts.items()}
+    with pytest.raises(DataError, match="too few"):
+        prepare(tmp_path, task="files", files=files, format="messages", **SIZES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,17 @@ from typing import Any
 import pytest
 
 from test_data_files import SIZES, write
-from tiny_models import llama_config, save
+from tiny_models import configs, llama_config, save
 from understudy import progress
 from understudy.cli import main
 from understudy.data.encoding import Encoded
+from understudy.data.files import read_split
 from understudy.data.notices import of_lengths
 from understudy.data.prepare import prepare_data
+from understudy.errors import ModelError
 from understudy.files import read_model, write_json
+from understudy.models.checkpoint import notes_on_length
+from understudy.models.loading import load_tokenizer
 from understudy.sections import DataSection, ModelSection
 from understudy.settings import DataSettings, ModelSettings
 from understudy.trial import ModelCard
@@ -87,3 +92,47 @@ def test_chats_that_the_template_refuses_stop_the_study_before_it_trains(
     assert main(arguments) == 2
     assert "System role not supported" in capfd.readouterr().err
     assert not (tmp_path / "card").exists()
+
+
+def test_chats_of_the_test_split_are_looked_at_as_well(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Not only when all else is done."""
+    said = [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Hi."}]
+    items = [{"messages": [{**said[0], "content": f"{i}?"}, said[1]]} for i in range(40)]
+    arguments = prepared(tmp_path, items, "messages")
+    (odd,) = read_split(tmp_path / "data" / "test.parquet", 1)["prompt"]
+    asked = json.loads(odd)[0]["content"]
+    refusing = f"{{% if messages[0].content == '{asked}' %}}{{{{ raise_exception('no') }}}}{{% endif %}}"
+    (tmp_path / "model" / "chat_template.jinja").write_text(refusing + "{{ messages[-1].content }}", encoding="utf-8")
+    assert main(arguments) == 2
+    assert "refuses the example" in capfd.readouterr().err
+
+
+def test_tokens_without_an_embedding_are_refused_and_such_padding_is_not_used(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import AutoTokenizer
+
+    arguments = prepared(
+        tmp_path, [{"prompt": f"{i} <new>", "completion": "Yes."} for i in range(40)], "prompt_completion"
+    )
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    tokenizer.add_tokens([f"<{number}>" for number in range(4)])  # a few are spare
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(tmp_path / "model")
+    assert main(arguments) == 0
+    loaded = load_tokenizer(read_model(tmp_path / "card", ModelCard))
+    assert tokenizer.pad_token_id >= 320 > loaded.pad_token_id == loaded.eos_token_id
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.save_pretrained(tmp_path / "model")
+    assert main(arguments) == 2
+    assert "gives `<new>` the number" in capfd.readouterr().err
+
+
+def test_more_tokens_than_the_model_was_made_for(tmp_path: Path) -> None:
+    assert notes_on_length(save(tmp_path / "llama", llama_config()), 64) == ()
+    (note,) = notes_on_length(tmp_path / "llama", 65)
+    assert note == "data.max_length (65) is more than the 64 tokens that the model was made for"
+    gpt2 = save(tmp_path / "gpt2", configs()["gpt2"])
+    assert notes_on_length(gpt2, 64) == ()
+    with pytest.raises(ModelError, match=r"has 64 positions, and `data.max_length` is 65; lower it to 64 or less"):
+        notes_on_length(gpt2, 65)

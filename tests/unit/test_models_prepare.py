@@ -306,3 +306,30 @@ def test_a_folder_of_the_cache_is_made_whole_and_once(tmp_path: Path) -> None:
         thread.join()
     assert len(made) == 1
     assert sorted(path.name for path in (tmp_path / "x").iterdir()) == ["file", "sha256sums.txt"]
+
+
+def test_experts_that_would_not_be_quantized_are_refused(tmp_path: Path) -> None:
+    """What bitsandbytes makes of them is asked, too: if it learns to quantize them, this is no longer needed."""
+    from transformers import Qwen3MoeConfig
+
+    config = Qwen3MoeConfig(
+        vocab_size=320,
+        hidden_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=32,
+        intermediate_size=64,
+        moe_intermediate_size=64,
+        num_experts=4,
+        num_experts_per_tok=2,
+        eos_token_id=0,
+        pad_token_id=1,
+    )
+    folder = save(tmp_path / "moe", config)
+    with pytest.raises(ModelError, match=r"`quantization: nf4` would leave 46 % of the weights"):
+        prepare_model(section(tmp_path, model_name_or_path=str(folder), quantization="nf4"), no_corpus, None)
+    made = prepare_model(section(tmp_path, model_name_or_path=str(folder)), no_corpus, None)
+    model = load_base(made.model_copy(update={"quantization": "nf4"}), EXECUTION, "lora")
+    kept = sum(each.numel() for each in model.parameters() if each.dim() > 2 and each.dtype == torch.float32)
+    assert kept > 0.4 * made.parameters

@@ -15,10 +15,13 @@ import yaml
 
 import synthetic_files
 import synthetic_study
+from tiny_models import llama_config, save
+from understudy import checksums
 from understudy.cli import main
 from understudy.models.quantization import quantization_config
 from understudy.paths import StudyPaths
 from understudy.settings import DataSettings
+from understudy.store import Store
 from understudy.summary import export
 from understudy.trial import ResolvedExecution
 
@@ -214,3 +217,48 @@ def test_exports_say_what_an_epoch_was_and_which_answers_were_learnt(
         assert f"# An epoch of the study was one pass over {study.manifest.train_examples} training examples." in text
     assert yaml.safe_load(factory).get("mask_history", False) == (data_format in ("messages", "alpaca"))
     assert ("# `roles_to_train: []` and `message_field_training: training`." in axolotl) == (data_format == "messages")
+
+
+def test_an_adapter_names_a_base_on_the_hub_by_its_id(study: synthetic_study.Study, tmp_path: Path) -> None:
+    """So that it loads on another machine, too; the checksums hold, and the store keeps what was trained."""
+    proxy, target = study.cards
+    card = target.model_copy(update={"source": "hub", "name": "org/base", "revision": "abc", "path": "/cache/base/abc"})
+    synthetic_files.write(dataclasses.replace(study, cards=(proxy, card)), tmp_path)
+    paths = StudyPaths(tmp_path)
+    adapter = Store(paths.store).adapter(study.winner.digests[0])
+    settings = {"base_model_name_or_path": card.path, "revision": None, "r": 8}
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    (adapter / "README.md").write_text(f"---\nbase_model: {card.path}\n---\n")
+    checksums.write_list(adapter)
+    for arguments in (synthetic_files.summarise_arguments(tmp_path), synthetic_files.report_arguments(tmp_path)):
+        assert main(arguments) == 0
+    copied = paths.best_config.parent / "adapter"
+    named = {"base_model_name_or_path": "org/base", "revision": "abc", "r": 8}
+    assert json.loads((copied / "adapter_config.json").read_text()) == named
+    assert "base_model: org/base\n" in (copied / "README.md").read_text()
+    assert checksums.altered(copied) == []
+    assert json.loads((adapter / "adapter_config.json").read_text()) == settings
+
+
+def test_plain_texts_are_no_supervised_pairs_to_llamafactory(best: export.Best) -> None:
+    assert export.llamafactory(best)["stage"] == "sft"
+    data = best.config.data.model_copy(update={"task": "files", "format": "text"})
+    manifest = best.manifest.model_copy(update={"source": {"format": "text"}})
+    text = dataclasses.replace(best, config=best.config.model_copy(update={"data": data}), manifest=manifest)
+    exported = export.llamafactory(text)
+    assert (exported["stage"], exported["packing"]) == ("pt", False)
+
+
+def test_a_bfloat16_checkpoint_is_loaded_in_float32_for_full_fine_tuning(best: export.Best, tmp_path: Path) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder = save(tmp_path, llama_config())
+    AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(folder)
+    plain = {name: v for name, v in best.winner.hyperparameters.items() if not name.startswith(("lora", "use_rs"))}
+    full = dataclasses.replace(best, winner=best.winner.model_copy(update={"hyperparameters": plain}))
+    exported = export.transformers_arguments(full)
+    loaded = AutoModelForCausalLM.from_pretrained(
+        folder, config=AutoConfig.from_pretrained(folder, **exported["auto_config"])
+    )
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+    assert exported["processes"] == best.execution.processes

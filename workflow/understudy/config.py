@@ -56,6 +56,14 @@ class StudyConfig(Section):
         default=ResourcesSettings(), description="what a scheduler such as SLURM is asked for"
     )
 
+    @field_validator("results", "cache")
+    @classmethod
+    def _at_home(cls, value: str) -> str:
+        try:
+            return str(Path(value).expanduser())
+        except RuntimeError as error:
+            raise ValueError(f"names a home that isn't known: {value!r}") from error
+
     @field_validator("results")
     @classmethod
     def _results_can_be_a_folder(cls, value: str) -> str:
@@ -85,7 +93,19 @@ class StudyConfig(Section):
                 "`target.early_stopping` judges trials by evaluations before their end, but `training.evaluations` is "
                 "1; raise it to at least 2, or leave `early_stopping` out"
             )
-        if self.target.method == "full" and all(HYPERPARAMETERS[name].lora_only for name in self.space):
+        return self
+
+    @model_validator(mode="after")
+    def _full_fine_tuning_is_possible(self) -> StudyConfig:
+        if self.target.method != "full":
+            return self
+        if (quantization := self.models.target.quantization) != "none":
+            raise ValueError(
+                f"`target.method: full` trains the weights themselves, which `models.target.quantization: "
+                f"{quantization}` doesn't leave as they are; set it to `none`, or train with `target.method: lora`"
+            )
+        known = [HYPERPARAMETERS[name] for name in self.space if name in HYPERPARAMETERS]  # others are told elsewhere
+        if known and all(hyperparameter.lora_only for hyperparameter in known):
             raise ValueError(
                 f"`target.method: full` leaves nothing to search: `space` holds only LoRA's {', '.join(self.space)}"
             )
@@ -125,6 +145,8 @@ class StudyConfig(Section):
 
         Rescaled and fixed rates come to what is searched of the learning rate, so that is as good as a range.
         """
+        if not self.space.keys() <= HYPERPARAMETERS.keys():  # told elsewhere
+            return math.inf
         if "learning_rate" in self.space or any(isinstance(parameter, Range) for parameter in self.space.values()):
             return math.inf
         values = {name: set(self._proxy_values(name)) for name in self.space}

@@ -174,7 +174,15 @@ class SplitFile(_Frozen):
     """One split of the data set."""
 
     examples: int
-    sha256: str
+    sha256: str = Field(description="of the file")
+    content: str | None = Field(
+        default=None, description="digest of what the examples say that are used; None: an older version wrote the file"
+    )
+
+    @property
+    def identity(self) -> str:
+        """What trials on it depend on. Where an example came from, and what else is in the file, isn't part of it."""
+        return self.content or self.sha256
 
 
 class DataManifest(_Frozen):
@@ -283,8 +291,8 @@ def trial_digest(spec: TrialSpec, inputs: TrialInputs) -> str:
             "fidelity": spec.fidelity,
             "seed": spec.seed,
             "data": {
-                "train": data.splits["train"].sha256,
-                "validation": data.splits["validation"].sha256,
+                "train": data.splits["train"].identity,
+                "validation": data.splits["validation"].identity,
                 "max_length": data.max_length,
                 "train_examples": data.train_examples,
                 "validation_examples": data.validation_examples,

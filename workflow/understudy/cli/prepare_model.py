@@ -26,6 +26,7 @@ def run(arguments: argparse.Namespace) -> None:
     manifest = read_model(arguments.manifest, DataManifest)
     set_threads(section.threads)
     from understudy.data.fit import notes_on_fit
+    from understudy.models.checkpoint import notes_on_length
     from understudy.models.loading import load_tokenizer
     from understudy.models.prepare import prepare_model
 
@@ -34,7 +35,8 @@ def run(arguments: argparse.Namespace) -> None:
         return training_corpus(manifest, arguments.manifest.with_name("train.parquet"))
 
     card = prepare_model(section, corpus, manifest.source.get("format"))
-    notes = notes_on_fit(manifest, arguments.manifest.parent, load_tokenizer(card))
+    notes = notes_on_length(Path(card.path), manifest.max_length)
+    notes += notes_on_fit(manifest, arguments.manifest.parent, load_tokenizer(card), card.vocab_size)
     for note in notes:
         progress.tell(f"{card.role}: {note}")
     write_json(arguments.output, card.model_copy(update={"notes": notes}))

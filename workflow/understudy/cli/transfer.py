@@ -30,6 +30,6 @@ def run(arguments: argparse.Namespace) -> None:
     proxy = read_model(arguments.proxy_model, ModelCard)
     target = read_model(arguments.target_model, ModelCard)
     checksums.require_unaltered(arguments.trials.parent, "the table", arguments.trials)
-    regions, starts = transfer(settings, pl.read_parquet(arguments.trials), proxy, target)
+    regions, starts = transfer(settings, pl.read_parquet(arguments.trials, glob=False), proxy, target)
     write_json(arguments.regions, regions)
     write_json(arguments.starts, starts)

@@ -13,6 +13,18 @@ from understudy.errors import DataError
 
 Cut = Literal["nothing", "prompt", "completion"]
 
+# Templates may write today's date, and examples would differ from day to day. This date is the one that those of Llama
+# 3.1 and 3.2 fall back on. The macro, in front of a template, stands in for transformers' function and leaves no trace.
+TODAY = {"%d": "26", "%-d": "26", "%m": "07", "%-m": "7", "%b": "Jul", "%B": "July", "%y": "24", "%Y": "2024"}
+TODAY |= {"%a": "Fri", "%A": "Friday", "%H": "12", "%I": "12", "%M": "00", "%S": "00", "%p": "PM", "%j": "208"}
+TODAY |= {"%F": "2024-07-26", "%D": "07/26/24", "%T": "12:00:00"}
+_DATE_FUNCTION = "strftime_now"
+_FIXED_DATE = (
+    f"{{% macro {_DATE_FUNCTION}(format) %}}{{{{ format"
+    + "".join(f" | replace('{directive}', '{value}')" for directive, value in TODAY.items())
+    + " }}{% endmacro %}\n"
+)
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -111,7 +123,9 @@ def _in_template(turns: list[dict[str, str]], tokenizer: Any, example: str, answ
             "take a model that was made for chats, or data in the format prompt_completion"
         )
     try:
-        text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer_next)
+        text: str = tokenizer.apply_chat_template(
+            turns, chat_template=_template(tokenizer), tokenize=False, add_generation_prompt=answer_next
+        )
     except (TemplateError, TypeError, ValueError) as error:  # a template raises the first on purpose, others by mistake
         said = " ".join(str(error).split()) or type(error).__name__
         roles = ", ".join(turn["role"] for turn in turns)
@@ -123,13 +137,33 @@ def _in_template(turns: list[dict[str, str]], tokenizer: Any, example: str, answ
     return text
 
 
+def _template(tokenizer: Any) -> str:
+    """The chat template, with a date that stands still."""
+    template: str = tokenizer.get_chat_template()
+    return _FIXED_DATE + template if _DATE_FUNCTION in template else template
+
+
+def require_chats(frame: pl.DataFrame, tokenizer: Any) -> None:
+    """Raise `DataError` as `encode` does, for the first chat of a split that can't be written."""
+    for row in frame.filter("chat").iter_rows(named=True):
+        _chat_texts(row, tokenizer)
+
+
 def _chat_texts(row: dict[str, Any], tokenizer: Any) -> _Texts:
     """Prompt and completion of a chat; the completion includes the template's end of turn."""
     turns = json.loads(row["prompt"])
-    prompt = _in_template(turns, tokenizer, row["id"], answer_next=True)
     answer = {"role": "assistant", "content": row["completion"]}
+    prompt = _in_template(turns, tokenizer, row["id"], answer_next=True)
     whole = _in_template([*turns, answer], tokenizer, row["id"], answer_next=False)
-    # some templates rewrite earlier turns once an answer follows; then the answer goes after the prompt as it is
-    completion = whole[len(prompt) :] if whole.startswith(prompt) else row["completion"]
+    if whole.startswith(prompt):
+        completion = whole[len(prompt) :]
+    elif whole.startswith(said := _in_template(turns, tokenizer, row["id"], answer_next=False)):
+        # what the model is to begin with isn't in an answer that is finished, such as a thought that is opened
+        begin = next(place for place, (a, b) in enumerate(zip(prompt, whole + "\0", strict=False)) if a != b)
+        answer_at = whole.find(row["completion"].strip(), len(said))
+        begin = begin if answer_at < 0 else min(begin, answer_at)
+        prompt, completion = whole[:begin], whole[begin:]
+    else:  # some templates rewrite earlier turns once an answer follows; then it goes after the prompt as it is
+        completion = row["completion"]
     stripped = completion.rstrip()
     return _Texts(prompt, stripped if stripped.endswith(tokenizer.eos_token) else completion, True)

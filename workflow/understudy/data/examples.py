@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from understudy.settings import Split
@@ -25,9 +26,33 @@ class Example:
         text = "\x00".join((str(seed), self.prompt, self.completion))
         return hashlib.sha256(text.encode()).digest()
 
-    def kin(self) -> str:
-        """What examples that must not be parted share: the hash of the prompt, or of the completion without one."""
-        text = f"p{self.prompt}" if self.prompt.strip() else f"c{self.completion}"
+    def starts(self) -> list[str]:
+        """The prompt after a JSON list of each number of turns, for a chat; else nothing but the prompt."""
+        if not self.chat:
+            return [self.prompt]
+        turns = json.loads(self.prompt)
+        return [as_prompt(turns[:count]) for count in range(1, len(turns) + 1)]
+
+
+def as_prompt(turns: Sequence[Mapping[str, str]]) -> str:
+    """The turns of a chat as an example's prompt."""
+    return json.dumps(turns, ensure_ascii=False)
+
+
+class Kinship:
+    """Which examples must not be parted: those with the same prompt, or with the same completion without a prompt.
+
+    A chat's are those of the same conversation, too: a prompt that goes on after another one's end is its kin.
+    """
+
+    def __init__(self, examples: Iterable[Example]) -> None:
+        self._prompts = {example.prompt for example in examples if example.chat}
+
+    def of(self, example: Example) -> str:
+        """The name of an example's kin."""
+        known = (start for start in example.starts() if start in self._prompts)
+        prompt = next(known, example.prompt)  # the shortest
+        text = f"p{prompt}" if prompt.strip() else f"c{example.completion}"
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -55,3 +80,11 @@ def without_repeats(examples: Iterable[Example], seen: set[str], *, by_part: boo
         seen |= texts
         kept.append(example)
     return kept, dropped
+
+
+def content(examples: Sequence[Example]) -> str:
+    """A digest of what examples say, in their order."""
+    whole = hashlib.sha256()
+    for example in examples:
+        whole.update(f"{json.dumps([example.prompt, example.completion, example.chat])}\n".encode())
+    return whole.hexdigest()

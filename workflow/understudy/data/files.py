@@ -24,7 +24,7 @@ def read_split(path: Path, limit: int | None, sha256: str | None = None) -> pl.D
     if sha256 is not None:
         require_split(path, sha256)
     try:
-        frame = pl.read_parquet(path, n_rows=limit)
+        frame = pl.read_parquet(path, n_rows=limit, glob=False)
     except (OSError, PolarsError) as error:
         raise CorruptFileError(f"{path} can't be read ({error}); delete it and run the workflow again") from error
     if frame.schema != SCHEMA:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from understudy.data.encoding import encode
+from understudy.data.encoding import Encoded, encode, require_chats
 from understudy.data.files import read_split
 from understudy.data.notices import of_lengths
+from understudy.errors import ModelError
 from understudy.settings import Split
 from understudy.trial import DataManifest
 
 
-def notes_on_fit(manifest: DataManifest, folder: Path, tokenizer: Any) -> tuple[str, ...]:
+def notes_on_fit(manifest: DataManifest, folder: Path, tokenizer: Any, vocab_size: int) -> tuple[str, ...]:
     """What `data.max_length` cuts off the examples that a trial learns and is judged on, in words.
 
     `folder` is where the manifest and its splits are. Raises `DataError` where the tokenizer's chat template refuses
-    one of the chats. The test split isn't read.
+    one of the chats, those of the test split among them, of which nothing else is looked at; and `ModelError` where the
+    tokenizer gives tokens that aren't among the model's `vocab_size`.
     """
     parts: dict[str, tuple[Split, int]] = {
         "training": ("train", manifest.train_examples),
@@ -26,4 +29,18 @@ def notes_on_fit(manifest: DataManifest, folder: Path, tokenizer: Any) -> tuple[
     for name, (split, limit) in parts.items():
         frame = read_split(folder / f"{split}.parquet", limit, manifest.splits[split].sha256)
         encoded[name] = encode(frame, tokenizer, manifest.max_length)
+        _require_known(encoded[name], tokenizer, vocab_size)
+    test = read_split(folder / "test.parquet", manifest.test_examples, manifest.splits["test"].sha256)
+    require_chats(test, tokenizer)
     return tuple(of_lengths(encoded, manifest.max_length))
+
+
+def _require_known(examples: Sequence[Encoded], tokenizer: Any, vocab_size: int) -> None:
+    largest = max(max(example.input_ids) for example in examples)
+    if largest >= vocab_size:
+        token = tokenizer.convert_ids_to_tokens(largest)
+        raise ModelError(
+            f"the tokenizer of {tokenizer.name_or_path} gives `{token}` the number {largest}, and the model has "
+            f"embeddings for {vocab_size} tokens; resize them (`model.resize_token_embeddings`), or give the tokenizer "
+            "that the model was trained with"
+        )

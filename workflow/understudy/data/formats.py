@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from understudy.data.examples import as_prompt
 from understudy.settings import DataFormat
 
 # The prompts of Alpaca (Taori et al. 2023), as in its repository and in Axolotl's `alpaca` type. As in LLaMA-Factory's
@@ -128,7 +128,7 @@ def _chat(row: Mapping[str, Any], key: str, role_key: str, text_key: str, roles:
         elif before[0]["content"] != system:  # LLaMA-Factory and Axolotl, too, take the turn
             ignored |= {"system"}
     return Parsed(
-        json.dumps(before, ensure_ascii=False),
+        as_prompt(before),
         normal[last]["content"],
         chat=True,
         ignored_turns=len(normal) - last - 1,

@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from understudy.data import docstrings, pin, user_files
-from understudy.data.examples import Example, Found
+from understudy.data.examples import Example, Found, content
 from understudy.data.files import SCHEMA
 from understudy.data.splits import shuffled
 from understudy.errors import DataError
@@ -34,9 +34,10 @@ def prepare_data(section: DataSection, outputs: dict[Split, Path], manifest_path
     else:
         found = user_files.find(settings, seed)
     _check_sizes(found, settings)
-    for split in SPLITS:
-        _write(shuffled(found.splits[split], seed), outputs[split])
-    manifest = _manifest(found, settings, outputs)
+    written = {split: shuffled(found.splits[split], seed) for split in SPLITS}
+    for split, examples in written.items():
+        _write(examples, outputs[split])
+    manifest = _manifest(found, written, settings, outputs)
     write_json(manifest_path, manifest)
     return manifest
 
@@ -64,13 +65,23 @@ def _write(examples: Sequence[Example], path: Path) -> None:
         frame.write_parquet(beside)
 
 
-def _manifest(found: Found, settings: DataSettings, outputs: dict[Split, Path]) -> DataManifest:
-    sizes = {split: len(found.splits[split]) for split in SPLITS}
+def _manifest(
+    found: Found, written: dict[Split, list[Example]], settings: DataSettings, outputs: dict[Split, Path]
+) -> DataManifest:
+    sizes = {split: len(written[split]) for split in SPLITS}
+    used = {split: getattr(settings, f"{split}_examples") for split in SPLITS}
     return DataManifest(
         task=settings.task,
         source=found.source,
         counts={**dict(sorted(found.counts.items())), "kept": sum(sizes.values())},
-        splits={split: SplitFile(examples=sizes[split], sha256=file_sha256(outputs[split])) for split in SPLITS},
+        splits={
+            split: SplitFile(
+                examples=sizes[split],
+                sha256=file_sha256(outputs[split]),
+                content=content(written[split][: used[split]]),
+            )
+            for split in SPLITS
+        },
         max_length=settings.max_length,
         train_examples=settings.train_examples,
         validation_examples=settings.validation_examples,

@@ -126,7 +126,7 @@ def _csv(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
 
 
 def _parquet(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    yield from enumerate(pl.read_parquet(path).iter_rows(named=True), start=1)
+    yield from enumerate(pl.read_parquet(path, glob=False).iter_rows(named=True), start=1)
 
 
 def _mapping(item: object) -> dict[str, Any] | str:

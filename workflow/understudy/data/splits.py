@@ -6,7 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from understudy.data.examples import Example
+from understudy.data.examples import Example, Kinship
 from understudy.settings import DataSettings, Split
 
 HELD_OUT: tuple[Split, Split] = ("validation", "test")
@@ -33,14 +33,15 @@ def cut_off(
 ) -> dict[Split, list[Example]]:
     """Train, and the `wanted` held-out splits cut from it, by a hash of the seed and the prompt.
 
-    Examples that share a prompt stay together, as groups in `assign_groups` do: many sets answer a prompt in several
-    ways, and a model that was trained on one of the answers must not be judged on another.
+    Kin stay together, as groups in `assign_groups` do: many sets answer a prompt in several ways, or have a row for
+    each answer of a conversation, and a model that was trained on one of them must not be judged on another.
     """
     rooms = {split: max(1, round(shares(settings)[split] * len(examples))) for split in wanted}
-    split_of = _fill(Counter(example.kin() for example in examples), rooms, seed)
+    kinship = Kinship(examples)
+    split_of = _fill(Counter(map(kinship.of, examples)), rooms, seed)
     chosen: dict[Split, list[Example]] = {split: [] for split in ("train", *wanted)}
     for example in shuffled(examples, seed):
-        chosen[split_of[example.kin()]].append(example)
+        chosen[split_of[kinship.of(example)]].append(example)
     return chosen
 
 

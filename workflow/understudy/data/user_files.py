@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from pathlib import Path
 
-from understudy.data.examples import Example, Found, without_repeats
+from understudy.data.examples import Example, Found, Kinship, without_repeats
 from understudy.data.formats import parse
 from understudy.data.notices import EARLIER_ANSWERS, IGNORED_KEY, IGNORED_TURNS
 from understudy.data.readers import Failure, read_rows, require_file, where
@@ -20,23 +21,26 @@ SHOWN = 10  # problems of bad rows that an error lists
 def find(settings: DataSettings, seed: int) -> Found:
     """The examples of every split; held-out splits that aren't given are cut from the training file.
 
-    An example that stands twice counts once. One that stands in a held-out file, or shares its prompt with one that
-    does, is left out of the files that come after it in test, validation, train. Raises `DataError` where a file is
-    missing or any row in it is bad.
+    An example that stands twice counts once. One that stands in a held-out file, or is kin to one that does, is left
+    out of the files that come after it in test, validation, train. Raises `DataError` where a file is missing or any
+    row in it is bad.
     """
     given = _given(settings.files)
     found = Found({}, {"format": settings.format})
+    single: dict[Split, list[Example]] = {}
     seen: set[str] = set()
-    held_out: set[str] = set()
     for split in reversed(given):  # test, validation, train
         path = given[split]
         found.source[split], found.source[f"{split}_sha256"] = str(path), _sha256(path)
         examples = _read(path, split, settings.format, found.counts)
-        single, dropped = without_repeats(examples, seen, by_part=False)
+        single[split], dropped = without_repeats(examples, seen, by_part=False)
         found.counts["dropped_repeated"] += dropped
-        found.splits[split] = [example for example in single if example.kin() not in held_out]
-        found.counts["dropped_prompt_held_out"] += len(single) - len(found.splits[split])
-        held_out |= {example.kin() for example in found.splits[split]}
+    kinship = Kinship(itertools.chain.from_iterable(single.values()))
+    held_out: set[str] = set()
+    for split, examples in single.items():
+        found.splits[split] = [example for example in examples if kinship.of(example) not in held_out]
+        found.counts["dropped_prompt_held_out"] += len(examples) - len(found.splits[split])
+        held_out |= {kinship.of(example) for example in found.splits[split]}
     wanted = [split for split in HELD_OUT if split not in given]
     found.splits |= cut_off(found.splits["train"], wanted, settings, seed)
     return found

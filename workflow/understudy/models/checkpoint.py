@@ -7,11 +7,13 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from understudy.errors import ModelError
 from understudy.files import file_sha256
+from understudy.settings import Quantization
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -34,6 +36,7 @@ OTHER_FILES = (
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")  # in the order in which transformers looks for them
 
 SHARD = re.compile(r"(?P<start>.+)-\d{5}-of-(?P<count>\d{5})(?P<end>\.safetensors|\.bin)")
+SPARE_POSITIONS = 2  # rows that a table of positions may have before the first, as OPT's
 SHOWN = 5  # missing shards that an error names
 
 
@@ -49,29 +52,27 @@ class Checkpoint:
     parameters: int
 
 
-def inspect(folder: Path) -> Checkpoint:
+def inspect(folder: Path, quantization: Quantization) -> Checkpoint:
     """Check that transformers can load a causal language model and its tokenizer from a folder, and describe them.
 
-    The weights are hashed, not loaded. Raises `ModelError` naming the folder and what is missing in it.
+    The weights are hashed, not loaded. Raises `ModelError` naming the folder and what is missing in it, or what keeps
+    it from being quantized.
     """
     weights = _weights(folder)
     _check_complete(folder, weights)
     _check_whole(weights)
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"{folder} can't be loaded as a causal language model: {' '.join(str(error).split())[:300]}; "
-            "take a checkpoint that `transformers.AutoModelForCausalLM` of the installed version loads"
-        ) from error
+    model = _without_weights(folder)
+    config = model.config
     if getattr(config, "quantization_config", None) is not None:
         raise ModelError(
             f"the checkpoint in {folder} is quantized already; take the original one, "
             "and say with `quantization` how it is to be held"
+        )
+    if quantization != "none" and (experts := _share_of_experts(model)) > 0.1:
+        raise ModelError(
+            f"`quantization: {quantization}` would leave {100 * experts:.0f} % of the weights in {folder} as they are: "
+            "bitsandbytes quantizes linear layers, and transformers holds the experts of this model in tensors of "
+            "another kind; set it to `none`, or take a model without experts"
         )
     text = config.get_text_config()
     return Checkpoint(
@@ -82,6 +83,59 @@ def inspect(folder: Path) -> Checkpoint:
         vocab_size=text.vocab_size,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
     )
+
+
+def notes_on_length(folder: Path, max_length: int) -> tuple[str, ...]:
+    """What examples of so many tokens mean for the model in a folder, in words.
+
+    Raises `ModelError` where it has learnt an embedding for each position, and has too few of them.
+    """
+    model = _without_weights(folder)
+    if (positions := learned_positions(model)) is not None and max_length > positions:
+        raise ModelError(
+            f"the model in {folder} has {positions} positions, and `data.max_length` is {max_length}; lower it to "
+            f"{positions} or less"
+        )
+    context = _context(model)
+    if context is None or max_length <= context:
+        return ()
+    return (f"data.max_length ({max_length}) is more than the {context} tokens that the model was made for",)
+
+
+def learned_positions(model: Any) -> int | None:
+    """How many positions a model has learnt an embedding for; None where it can go on without end."""
+    context, tokens = _context(model), model.get_input_embeddings()
+    tables = [each for each in model.modules() if isinstance(each, torch.nn.Embedding) and each is not tokens]
+    if context is None or not any(0 <= each.num_embeddings - context <= SPARE_POSITIONS for each in tables):
+        return None
+    return context
+
+
+def _context(model: Any) -> int | None:
+    """The tokens that a model was made for, where its config says so."""
+    found = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return found if isinstance(found, int) else None
+
+
+def _without_weights(folder: Path) -> Any:
+    """A checkpoint's model with tensors that have nothing but a shape."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"{folder} can't be loaded as a causal language model: {' '.join(str(error).split())[:300]}; "
+            "take a checkpoint that `transformers.AutoModelForCausalLM` of the installed version loads"
+        ) from error
+
+
+def _share_of_experts(model: Any) -> float:
+    """Of the weights, those in tensors with an axis for the experts, which belong to no linear layer."""
+    stacked = sum(int(parameter.numel()) for parameter in model.parameters() if parameter.dim() > 2)
+    return stacked / sum(int(parameter.numel()) for parameter in model.parameters())
 
 
 def check_tokenizer(folder: Path, needs_chat_template: bool) -> None:

@@ -30,7 +30,7 @@ def checkpoint_folder(card: ModelCard) -> str:
 
 
 def load_tokenizer(card: ModelCard) -> Any:
-    """The checkpoint's tokenizer. Where it has no padding token the end-of-sequence token pads.
+    """The checkpoint's tokenizer. Where it has no padding token that the model knows, the end-of-sequence token pads.
 
     Raises `ModelError` where it has no end-of-sequence token either, since completions could not end, and where there
     is no checkpoint.
@@ -42,7 +42,7 @@ def load_tokenizer(card: ModelCard) -> Any:
         raise ModelError(
             f"the tokenizer in {card.path} has no end-of-sequence token; set `eos_token` in its tokenizer_config.json"
         )
-    if tokenizer.pad_token_id is None:
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= card.vocab_size:  # added without a row for it
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 

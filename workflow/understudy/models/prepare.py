@@ -28,7 +28,7 @@ def prepare_model(section: ModelSection, corpus: Callable[[], Sequence[str]], da
     else:
         folder, source, revision = _given(settings)
         name = str(settings.model_name_or_path)
-    checkpoint = inspect(folder)
+    checkpoint = inspect(folder, settings.quantization)
     check_tokenizer(folder, needs_chat_template=data_format in CHATS)
     return ModelCard.model_validate(
         {

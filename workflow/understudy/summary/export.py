@@ -10,6 +10,7 @@ adapter/           the winner's adapter of its best seed; weights/ after full fi
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,13 +19,21 @@ from typing import Any
 import yaml
 
 from understudy.artifacts import Interval
-from understudy.checksums import require_unaltered
+from understudy.checksums import LIST, require_unaltered, write_list
 from understudy.errors import CorruptFileError
 from understudy.files import write_json, write_text, writer
 from understudy.settings import CHATS
 from understudy.store import Store
 from understudy.summary.best import Best, plain_values
-from understudy.summary.trainers import AXOLOTL_CHATS, axolotl, batching, llamafactory, transformers_arguments
+from understudy.summary.trainers import (
+    AXOLOTL_CHATS,
+    AXOLOTL_WEIGHTS,
+    axolotl,
+    batching,
+    llamafactory,
+    transformers_arguments,
+)
+from understudy.trial import ModelCard
 
 
 def best_document(best: Best) -> dict[str, Any]:
@@ -84,6 +93,7 @@ def write_best(best: Best, store: Store, folder: Path) -> None:
     smoothing, dropout = (best.winner.hyperparameters[name] for name in ("label_smoothing_factor", "attention_dropout"))
     left_out = [f"Not carried over: label_smoothing_factor {smoothing:g}."] if smoothing else []
     left_out += [AXOLOTL_CHATS] if best.data_format in CHATS else []
+    left_out += [AXOLOTL_WEIGHTS] if not best.lora and best.execution.dtype == "bfloat16" else []
     write_text(
         folder / "axolotl.yaml",
         _yaml(axolotl(best), "For Axolotl; add `datasets` and `output_dir`.", *notes, *left_out),
@@ -93,11 +103,11 @@ def write_best(best: Best, store: Store, folder: Path) -> None:
     write_text(folder / "llamafactory.yaml", _yaml(llamafactory(best), wanted, *notes, *left_out))
     write_json(folder / "transformers.json", transformers_arguments(best))
     if best.winner.digests:
-        _replace_checkpoint(store.adapter(best.winner.digests[0]), folder)
+        _replace_checkpoint(store.adapter(best.winner.digests[0]), folder, best.card)
     write_text(folder / "config.yaml", best_yaml(best))
 
 
-def _replace_checkpoint(source: Path, folder: Path) -> None:
+def _replace_checkpoint(source: Path, folder: Path, card: ModelCard) -> None:
     """Copy a checkpoint to `adapter/`, or to `weights/` where it is a whole model; an earlier one goes."""
     if not source.is_dir():
         raise CorruptFileError(f"the winner's checkpoint is missing: {source}; run the workflow again to train it anew")
@@ -106,6 +116,8 @@ def _replace_checkpoint(source: Path, folder: Path) -> None:
     beside, old = (folder / f".{name}.{writer()}.{part}" for part in ("part", "old"))
     try:
         shutil.copytree(source, beside)
+        if name == "adapter" and card.source == "hub":
+            _name_base(beside, card)
         if (folder / name).exists():
             (folder / name).replace(old)
         beside.replace(folder / name)
@@ -113,6 +125,18 @@ def _replace_checkpoint(source: Path, folder: Path) -> None:
         for leftover in (beside, old):
             shutil.rmtree(leftover, ignore_errors=True)
     shutil.rmtree(folder / ("weights" if name == "adapter" else "adapter"), ignore_errors=True)
+
+
+def _name_base(folder: Path, card: ModelCard) -> None:
+    """Have an adapter name its base by the hub's id and commit, which hold on every machine, not by a folder."""
+    settings = folder / "adapter_config.json"
+    values = json.loads(settings.read_text(encoding="utf-8"))
+    text = json.dumps(values | {"base_model_name_or_path": card.name, "revision": card.revision}, indent=2)
+    write_text(settings, text)
+    if (readme := folder / "README.md").exists():
+        write_text(readme, readme.read_text(encoding="utf-8").replace(card.path, card.name))
+    if (folder / LIST).exists():
+        write_list(folder)
 
 
 def _rounding_note(best: Best) -> list[str]:

@@ -71,8 +71,10 @@ def _context(findings: Findings) -> dict[str, Any]:
     """Everything that the template names."""
     best, folder = findings.best, findings.summary
     tables = {name: pl.read_csv(folder / f"{name}.csv") for name in TABLES}
-    provenance = pl.read_parquet(folder / "provenance.parquet")
-    statuses = pl.read_parquet(folder / "trials.parquet").group_by("status").len().sort("status").iter_rows()
+    provenance = pl.read_parquet(folder / "provenance.parquet", glob=False)
+    statuses = (
+        pl.read_parquet(folder / "trials.parquet", glob=False).group_by("status").len().sort("status").iter_rows()
+    )
     return {
         "best": best,
         "best_yaml": wanted_yaml(best),

@@ -38,6 +38,12 @@ AXOLOTL_CHATS = (  # read in `ChatTemplateStrategy` of its prompt strategies, no
 )
 
 
+AXOLOTL_WEIGHTS = (  # read in `resolve_dtype`, not run
+    "The study held the weights in float32 and computed in bfloat16; with `bf16: true` Axolotl holds them in\n"
+    "bfloat16, too, where small updates round away. With `bf16: false` it computes in float32."
+)
+
+
 def batching(batch_size: int, execution: ResolvedExecution) -> tuple[int, int, int]:
     """Processes, examples per process and forward pass, and accumulated passes, whose product is `batch_size`.
 
@@ -88,7 +94,9 @@ def llamafactory(best: Best) -> dict[str, Any]:
     config: dict[str, Any] = {"model_name_or_path": best.base_model}
     if best.card.revision:
         config["model_revision"] = best.card.revision
-    config |= {"stage": "sft", "do_train": True, "finetuning_type": "lora" if best.lora else "full"}
+    # its `sft` leaves out examples without a prompt, and its `pt` packs them unless told otherwise
+    config |= {"stage": "pt", "packing": False} if best.data_format == "text" else {"stage": "sft"}
+    config |= {"do_train": True, "finetuning_type": "lora" if best.lora else "full"}
     if best.lora:
         modules = values["lora_target_modules"]
         config |= {
@@ -117,11 +125,14 @@ def transformers_arguments(best: Best) -> dict[str, Any]:
     """Keyword arguments of transformers 5's `TrainingArguments` and `AutoConfig.from_pretrained`, peft's `LoraConfig`.
 
     A quantized target has those of `BitsAndBytesConfig`, too. In transformers 5 a `warmup_steps` below 1 is the share
-    of the steps; a share of 1 is given as 0.999999.
+    of the steps; a share of 1 is given as 0.999999. After full fine-tuning the config says that the weights are
+    float32, as the study held them: a checkpoint's own dtype may round small updates away. Batch sizes are for
+    `processes`.
     """
     values = plain_values(best.winner.hyperparameters)
-    _, per_device, accumulated = batching(values["batch_size"], best.execution)
+    processes, per_device, accumulated = batching(values["batch_size"], best.execution)
     arguments: dict[str, Any] = {
+        "processes": processes,
         "training_arguments": {
             "per_device_train_batch_size": per_device,
             "gradient_accumulation_steps": accumulated,
@@ -132,7 +143,10 @@ def transformers_arguments(best: Best) -> dict[str, Any]:
             # the name that all of transformers 5 takes; where the study had none, neither has the default
             **({"gradient_checkpointing": True} if best.execution.gradient_checkpointing else {}),
         },
-        "auto_config": {"attention_dropout": values["attention_dropout"]},
+        "auto_config": {
+            "attention_dropout": values["attention_dropout"],
+            **({} if best.lora else {"dtype": "float32"}),
+        },
     }
     if best.card.quantization != "none":
         arguments["bits_and_bytes_config"] = _bits_and_bytes(best)
