@@ -1,6 +1,8 @@
 import logging
+import os
 import signal
 import sys
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -12,6 +14,7 @@ sys.path.insert(0, workflow.basedir)
 from understudy import abreast, chatter, cluster, devices, disk, graph, lock, mending, process, progress, resources
 from understudy.config import parse as parse_study
 from understudy.data.pin import check_interpreter
+from understudy.data.sources import fingerprints
 from understudy.errors import StorageError, UnderstudyError
 from understudy.paths import StudyPaths
 from understudy.sections import sections
@@ -30,7 +33,7 @@ except UnderstudyError as error:
     refuse(error)
 
 PATHS = StudyPaths(Path(STUDY.results))
-SETTINGS = sections(STUDY)
+SETTINGS = sections(STUDY, fingerprints(STUDY.data.files, PATHS.manifest))
 PROXY_PACKS = graph.proxy_packs(STUDY)
 ECHO_PACKS = graph.echo_packs(STUDY)
 LIMITS = {role: resources.job_limits(STUDY, role, PATHS.model(role)) for role in ("proxy", "target")}
@@ -39,6 +42,10 @@ TRIAL_LIMITS = resources.trial_limits(STUDY, PATHS.model("target"))
 # Rules call `exec python -m understudy …`: this interpreter, or that of a conda environment activated in front of it.
 # `exec` makes the command a child of this process, so that it sees at once when this process is gone.
 process.lead_children(workflow.basedir)
+
+# A study within one job of SLURM has that job's limits; one that submits jobs has other ones in each.
+if workflow.is_main_process and "SLURM_JOB_ID" in os.environ:
+    os.environ["UNDERSTUDY_STUDY_JOB"] = os.environ["SLURM_JOB_ID"]
 
 # A scheduler may tell all processes of a job that its time is nearly up. The command saves and ends; Snakemake itself,
 # which would end at once and take the command along, waits for it.
@@ -59,6 +66,9 @@ wildcard_constraints:
     seed="[0-9]+",
 
 
+CHECKPOINT_FILES = ("json", "safetensors", "bin", "jinja", "txt", "model")
+
+
 def mended(wildcards):
     """No input at all, but the place where files are mended: for a real run, before Snakemake looks at any of them.
 
@@ -75,7 +85,12 @@ def mended(wildcards):
 
 @cache
 def show_plan():
-    """Show the study as a whole in a dry run, and its table of jobs."""
+    """Show the study as a whole in a dry run, and its table of jobs; refuse what the first command would refuse."""
+    if STUDY.data.files is not None and not PATHS.manifest.exists():
+        require_data()
+    with suppress(UnderstudyError):  # a real run sets broken files aside
+        if mending.is_changed(PATHS, SETTINGS):
+            logger.warning("understudy: the config or the data have changed since the last run")
     room = run_room()
     logger.info(graph.plan(STUDY, abreast.side_by_side(STUDY, room)["target"]))
     for line in abreast.narrow(STUDY, room):
@@ -102,7 +117,7 @@ def mend_study():
     try:
         lock.acquire(PATHS.lock)
         disk.require_room(PATHS.root)
-        for note in mending.mend(PATHS, STUDY):
+        for note in mending.mend(PATHS, SETTINGS):
             logger.warning(f"understudy: {note}")
     except StorageError as error:
         logger.error(f"understudy: {error}")
@@ -126,8 +141,14 @@ def begin_run():
     room = run_room()
     side_by_side = abreast.side_by_side(STUDY, room)
     progress.start(
-        PATHS.progress, graph.totals(STUDY), side_by_side["target"], side_by_side, abreast.costs(STUDY, room)
+        PATHS.progress,
+        graph.totals(STUDY),
+        side_by_side["target"],
+        side_by_side,
+        abreast.costs(STUDY, room),
+        unfinished(),
     )
+    ANSWERED.extend(_answer())
     chatter.hush(logger)
     if room.jobs:
         cluster.mark_jobs(
@@ -139,14 +160,39 @@ def begin_run():
             logger.warning(line)
 
 
+ANSWERED = []  # what is known of the answer when a run begins
+
+
+def _answer():
+    """When the headline and the report were written, as far as they are there."""
+    return [path.stat().st_mtime_ns for path in (PATHS.headline, PATHS.report) if path.exists()]
+
+
+def unfinished():
+    """Files of results that are there, but will be made anew, or aren't the study's any more."""
+    kinds = (
+        PATHS.pack_results("*"),
+        PATHS.target_result("*"),
+        PATHS.truncated_result("*"),
+        PATHS.finalist_result("*", "*"),
+    )
+    there = {path for kind in kinds for path in PATHS.root.glob(str(kind.relative_to(PATHS.root)))}
+    mine = {*all_proxy_results(), *all_echo_results(), *all_target_results(), *all_truncated_results()}
+    anew = {Path(path) for job in workflow.dag.needrun_jobs() for path in job.output}
+    return there & anew | there - mine - {*all_finalist_results()}
+
+
 def show_headline():
-    """Print what the study found, where it ran to its end."""
-    if PATHS.headline.exists():
+    """Print what the study found, where this run has written it: it may have been asked for less."""
+    progress.end(PATHS.progress, through=True)
+    if PATHS.headline.exists() and _answer() != ANSWERED:
         print("", PATHS.headline.read_text(encoding="utf-8"), sep="\n", flush=True)
 
 
 def explain_failure():
     """Say what is safe and what to do."""
+    with suppress(UnderstudyError):  # of a full disk, say
+        progress.end(PATHS.progress, through=False)
     if chatter.interrupted():
         print("\nInterrupted. Nothing that has finished is lost: the same command goes on.", flush=True)
         return
@@ -170,21 +216,8 @@ def inputs_of_training(role):
     }
 
 
-def own_data(wildcards):
-    """The user's data files, so that a changed one is noticed. A missing one is the command's to report.
-
-    In a dry run no command does. What was made of a file before may still be all that is needed.
-    """
-    if STUDY.data.files is None:
-        return []
-    if workflow.dryrun and not PATHS.manifest.exists():
-        require_data()
-    paths = [Path(path).expanduser() for path in STUDY.data.files.model_dump().values() if path]
-    return [path for path in paths if path.exists()]
-
-
 def require_data():
-    """End with what the command would say of a missing file."""
+    """End with what `prepare_data` would say of a missing file."""
     from understudy.data.user_files import require
 
     try:
@@ -194,13 +227,9 @@ def require_data():
 
 
 def own_checkpoint(wildcards):
-    """The files of a model that is a local folder, likewise."""
+    """The files of a model that is a local folder, so that a changed one is noticed: those that its digest covers."""
     folder = Path(getattr(STUDY.models, wildcards.role).model_name_or_path or "").expanduser()
-    return (
-        sorted(path for suffix in ("json", "safetensors", "bin") for path in folder.glob(f"*.{suffix}"))
-        if folder.name
-        else []
-    )
+    return sorted(path for suffix in CHECKPOINT_FILES for path in folder.glob(f"*.{suffix}")) if folder.name else []
 
 
 def limits_by_role(but=None):

@@ -27,7 +27,6 @@ rule write_settings:
 
 rule prepare_data:
     input:
-        own_data,
         settings=PATHS.settings("data"),
     output:
         train=PATHS.data("train"),

@@ -19,6 +19,7 @@ from torch import Tensor
 from packed_study import EXAMPLES, varied, without_cost
 from reference_loop import labelled
 from training_study import make_job, make_spec, tiny_llama
+from understudy import devices, lease
 from understudy.files import read_model, write_json
 from understudy.models.loading import load_base
 from understudy.settings import RunningSettings
@@ -34,7 +35,7 @@ from understudy.train.packed.base import read_base
 from understudy.train.packed.decoder import Decoder
 from understudy.train.packed.layout import Layout
 from understudy.train.packed.rows import Corpus
-from understudy.trial import Halving, Pack, PackResults, TrialSpec
+from understudy.trial import Halving, Pack, PackResults, TrialSpec, trial_digest
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 
@@ -355,3 +356,13 @@ def test_a_pack_is_saved_as_it_trains(tmp_path: Path, monkeypatch: pytest.Monkey
     assert seen == [0, *[1] * (len(seen) - 1)]
     assert len(seen) > 5
     assert not list(job.store.glob("packs/*.pt"))
+
+
+def test_a_device_is_waited_for_before_an_entry_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has the last device may want the same trial next: each would wait for the other."""
+    job, free = make_job(tmp_path), []
+    spec = make_spec("s0001")
+    entry = Store(job.store).entry(trial_digest(spec, job.inputs)) / ".lock"
+    monkeypatch.setattr(devices, "lease", lambda _: free.append(not lease.is_held(entry)))
+    train_pack(Pack(id="random-000", specs=(spec,), solo={"s0001": "some reason"}), job)
+    assert free == [True]

@@ -150,6 +150,9 @@ def test_only_what_the_scheduler_allotted_is_leased(machine: dict[str, str]) -> 
         ("GPU-12ab-1", ["GPU-12ab-1"]),
         ("MIG-7", ["MIG-7"]),
         ("", []),
+        ("-1", []),
+        ("NoDevFiles", []),
+        ("0,9,1", ["GPU-12ab-1"]),
     ],
 )
 def test_instances_of_a_split_gpu_count_and_names_may_be_short(

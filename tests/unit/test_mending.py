@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
@@ -11,10 +12,13 @@ import pytest
 
 from shipped_config import shipped
 from test_store import INPUTS, record
-from understudy import checksums, config
-from understudy.files import file_sha256, write_json
-from understudy.mending import mend
+from understudy import checksums, config, graph
+from understudy.data.sources import fingerprints
+from understudy.files import file_sha256, read_json, write_json
+from understudy.mending import LONG_AGO, mend
 from understudy.paths import StudyPaths
+from understudy.sections import sections
+from understudy.settings import DataFiles
 from understudy.store import Store
 from understudy.trial import SplitFile
 
@@ -124,7 +128,7 @@ def test_weights_are_asked_for_again_once_the_config_changes(study: StudyPaths, 
     write_json(study.settings("study"), config.parse(raw), sealed=True)
     raw["seed"] = change.get("seed", raw["seed"])
     raw.setdefault("test", {})["confidence"] = change.get("confidence", 0.95)
-    assert len(mend(study, config.parse(raw))) == (1 if change else 0)
+    assert len(mend(study, {"study": config.parse(raw)})) == (1 if change else 0)
 
 
 @pytest.mark.parametrize("whose", ["digests", "default_digests", "nobody"])
@@ -169,3 +173,86 @@ def test_times_of_change_in_the_future_are_set_back_and_others_are_not(study: St
     assert mend(study) == []
     assert now - 1 <= future.stat().st_mtime <= time.time()
     assert past.stat().st_mtime == pytest.approx(now - 7200, abs=1)
+
+
+def written(study: StudyPaths, raw: dict[str, Any]) -> None:
+    """What follows from a config, as far as it is looked at."""
+    parsed = config.parse(raw)
+    for name, section in sections(parsed).items():
+        write_json(study.settings(name), section, sealed=True)
+    for pack in (*graph.proxy_packs(parsed), *graph.echo_packs(parsed)):
+        for path in (study.pack_specs(pack), study.pack_results(pack)):  # with the time of now
+            write_json(path, {"name": pack}, sealed=True)
+    for path in (study.regions, study.selection, study.winner):
+        write_json(path, {"name": path.name}, sealed=True)
+    for path in (study.headline, study.proxy_trials):
+        path.write_text("text")
+        checksums.write_list(path.parent)
+
+
+def settings_now(study: StudyPaths) -> dict[str, Any]:
+    return {path.stem: read_json(path) for path in study.settings("data").parent.iterdir()}
+
+
+def renewed(study: StudyPaths, raw: dict[str, Any]) -> set[str]:
+    """The settings that a start with this config writes anew, and what it has made anew."""
+    before, settings = contents(study), settings_now(study)
+    parsed = config.parse(raw)
+    assert mend(study, sections(parsed)) == []
+    now = {name: json.loads(section.model_dump_json()) for name, section in sections(parsed).items()}
+    assert settings_now(study) == now
+    assert contents(study).keys() == before.keys()
+    outdated = [path for path in before if path.stat().st_mtime == LONG_AGO]
+    names = {str(path.relative_to(study.root)).removesuffix(".json") for path in outdated}
+    return names | {f"settings/{name}" for name in now if settings[name] != now[name]}
+
+
+def test_what_follows_from_a_changed_config_is_made_anew_without_snakemakes_notes(study: StudyPaths) -> None:
+    raw = shipped()
+    written(study, raw)
+    assert renewed(study, raw) == set()
+    raw["transfer"]["padding"] = 0.3
+    assert renewed(study, raw) == {"settings/study", "settings/transfer"}
+    written(study, raw)
+    last = [pack for pack in graph.proxy_packs(config.parse(raw)) if pack.startswith("sobol")]
+    raw["proxy"]["sobol"] += 1
+    files = {f"proxy/packs/{pack}/{name}" for pack in last for name in ("specs", "results")}
+    assert renewed(study, raw) == {"settings/study", "proxy/trials.parquet", "summary/headline.txt", *files}
+    written(study, raw)
+    raw["target"]["trials"] += 1
+    raw["finalists"]["seeds"] += 1
+    found = renewed(study, raw)
+    assert {"settings/finalists", "finalists/selection", "finalists/winner", "summary/headline.txt"} <= found
+    assert {name.split("/")[2].split("-")[0] for name in found if name.startswith("proxy/")} == {"echo"}
+    written(study, raw)
+    write_json(study.settings("study"), {"version": "another"}, sealed=True)
+    everything = {f"proxy/packs/{pack}/specs" for pack in graph.proxy_packs(config.parse(raw))}
+    assert everything | {"transfer/regions", "finalists/selection"} <= renewed(study, raw)
+
+
+def test_changed_data_are_noticed_by_what_they_say_and_missing_ones_are_not_missed(
+    study: StudyPaths, tmp_path: Path
+) -> None:
+    data = tmp_path / "it's.jsonl"
+    files = DataFiles(train=str(data))
+    assert fingerprints(None, study.manifest) == {}
+    assert fingerprints(files, tmp_path / "none") == {"train": ""}
+    data.write_text("first")
+    first = file_sha256(data)
+    source = {"train": str(data), "train_sha256": first}
+    write_json(study.manifest, read_json(study.manifest) | {"source": source}, sealed=True)
+    later = study.manifest.stat().st_mtime + 5
+    os.utime(data, (later, later))
+    assert fingerprints(files, study.manifest) == {"train": first}
+    data.write_text("other")
+    os.utime(data, (later, later))
+    assert fingerprints(files, study.manifest) == {"train": file_sha256(data)} != {"train": first}
+    os.utime(data, (later - 9, later - 9))  # not written since
+    assert fingerprints(files, study.manifest) == {"train": first}
+    data.unlink()
+    assert fingerprints(files, study.manifest) == {"train": first}
+    assert fingerprints(DataFiles(train=f"{data}2"), study.manifest) == {"train": ""}
+    raw = shipped()
+    written(study, raw)
+    assert mend(study, sections(config.parse(raw), {"train": first})) == []
+    assert settings_now(study)["data"]["sources"] == {"train": first}

@@ -231,3 +231,15 @@ def test_without_limits_the_machine_counts(tmp_path: Path, monkeypatch: pytest.M
     assert hardware.host_bytes() == machine
     monkeypatch.setattr(hardware, "OWN_GROUPS", tmp_path / "none")
     assert (hardware.host_bytes(), hardware.cores() >= 1) == (machine, True)
+
+
+def test_a_job_of_a_cluster_counts_its_limits_where_the_whole_study_is_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group_files(tmp_path, monkeypatch, "0::/job\n", {"job/memory.max": str(GIB)})
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert hardware.host_bytes() > GIB
+    monkeypatch.setenv(hardware.STUDY_JOB, "6")
+    assert hardware.host_bytes() > GIB
+    monkeypatch.setenv(hardware.STUDY_JOB, "7")
+    assert hardware.host_bytes() == GIB

@@ -80,8 +80,13 @@ def visible(*, by_torch: bool = True) -> list[str]:
     wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
     if wanted is None:
         return every
-    names = [name.strip() for name in wanted.split(",") if name.strip()]
-    return [gpus[int(name)][0] if name.isdigit() and int(name) < len(gpus) else _whole(name, every) for name in names]
+    found = []
+    for name in filter(None, map(str.strip, wanted.split(","))):
+        by_number = name.isdigit() and int(name) < len(gpus)
+        if not by_number and not name.startswith(("GPU-", "MIG-")):
+            break  # -1, NoDevFiles: what doesn't exist hides all that comes after it
+        found.append(gpus[int(name)][0] if by_number else _whole(name, every))
+    return found
 
 
 def _told(*command: str) -> str:

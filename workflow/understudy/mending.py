@@ -14,40 +14,48 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from understudy import checksums, disk
+from pydantic import ValidationError
+
+from understudy import checksums, disk, graph
 from understudy.checksums import ASIDE
 from understudy.config import StudyConfig
 from understudy.errors import CorruptFileError
-from understudy.files import file_sha256, read_json
+from understudy.files import file_sha256, read_json, write_json
 from understudy.paths import StudyPaths
+from understudy.settings import Section
 from understudy.store import Store
 
+LONG_AGO = 1.0  # in the seconds of time stamps
 TOLERANCE_SECONDS = 1.0  # a clock that is set a little back is none that was wrong
 
 
-def mend(paths: StudyPaths, config: StudyConfig | None = None) -> list[str]:
+def mend(paths: StudyPaths, settings: Mapping[str, Section] | None = None) -> list[str]:
     """Set broken declared files aside and future times of change back; one line for each broken file.
 
-    For whoever holds the study's lock. `config` is what the study is to be now; None where it is what it was.
+    For whoever holds the study's lock. `settings` are the config's sections as they are to be now; None where they are
+    what they were.
     """
     with disk.reported(paths.root):
-        return _mend(paths, config)
+        return _mend(paths, settings or {})
 
 
-def _mend(paths: StudyPaths, config: StudyConfig | None) -> list[str]:
+def _mend(paths: StudyPaths, settings: Mapping[str, Section]) -> list[str]:
     notes: list[str] = []
     for path in list(_declared(paths)):
         if path.suffix == ".json" and (problem := _problem(path)):
             notes.append(_set_aside(path, problem))
     for path in [*_altered_data(paths), *_altered_tables(paths)]:
         if path.exists():
-            notes.append(_set_aside(path, "has been altered since it was written"))
-    if not _is_through(paths) or _is_changed(paths, config):
+            lists = path.name == checksums.LIST  # a run that was killed before it had made the files anew, maybe
+            problem = "names files that are gone" if lists else "has been altered since it was written"
+            notes.append(_set_aside(path, problem))
+    if not _is_through(paths) or is_changed(paths, settings):
         notes += _without_weights(paths)
+    _renew(paths, settings)
     _set_back(paths)
     return notes
 
@@ -118,10 +126,54 @@ def _is_through(paths: StudyPaths) -> bool:
     return all(path.exists() for path in (paths.decode, paths.test, paths.report, paths.best_config))
 
 
-def _is_changed(paths: StudyPaths, config: StudyConfig | None) -> bool:
-    """Whether the config isn't that of the last run: at least the report, which reads weights, is written again."""
-    before = _read(paths.settings("study"))
-    return config is not None and before is not None and before != json.loads(config.model_dump_json())
+def is_changed(paths: StudyPaths, settings: Mapping[str, Section]) -> bool:
+    """Whether some settings, or the data that they name, aren't those of the last run."""
+    return any(_differs(paths.settings(name), section) for name, section in settings.items())
+
+
+def _differs(path: Path, section: Section) -> bool:
+    return path.exists() and read_json(path) != json.loads(section.model_dump_json())
+
+
+def _renew(paths: StudyPaths, settings: Mapping[str, Section]) -> None:
+    """Write settings that have changed, and date back what follows from numbers of trials that have.
+
+    Snakemake sees such changes itself, but only with its own notes (`.snakemake`) on how each file was made, which a
+    copy of a study has none of. Then it goes by times alone, and passes over a file in the middle that is gone.
+    """
+    outdated = _outdated(paths, settings)
+    for name, section in settings.items():
+        if _differs(path := paths.settings(name), section):
+            write_json(path, json.loads(section.model_dump_json()), sealed=True)
+    for path in outdated:
+        if path.exists():
+            os.utime(path, (LONG_AGO, LONG_AGO))
+
+
+def _outdated(paths: StudyPaths, settings: Mapping[str, Section]) -> set[Path]:
+    """The declared files that aren't what they would be with the numbers of trials of now."""
+    config = settings.get("study")
+    if not isinstance(config, StudyConfig) or not _differs(paths.settings("study"), config):
+        return set()
+    try:
+        old: StudyConfig | None = StudyConfig.model_validate(read_json(paths.settings("study")))
+    except ValidationError:  # of another version of this program
+        old = None
+    found = set()
+    for packs in (graph.proxy_packs, graph.echo_packs):
+        known = packs(old) if old is not None else {}
+        for id, place in packs(config).items():
+            if known.get(id) != place:
+                found |= {paths.pack_specs(id), paths.pack_results(id)}
+    for path, count in (
+        (paths.proxy_trials, lambda study: list(graph.proxy_packs(study).items())),
+        (paths.regions, graph.truncated_runs),  # from which the proposals come, which see such runs
+        (paths.selection, lambda study: study.target.trials),
+        (paths.winner, graph.finalist_runs),
+    ):
+        if old is None or count(old) != count(config):
+            found.add(path)
+    return found | ({paths.headline} if found else set())
 
 
 def _without_weights(paths: StudyPaths) -> list[str]:

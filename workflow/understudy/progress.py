@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +27,7 @@ STAGES = ("proxy", "truncated", "target", "finalist")
 FOLLOW_SECONDS = 2.0
 
 START_LINE: dict[str, Any] = {"time": float, "totals": dict, "workers": int}
+END_LINE: dict[str, Any] = {"time": float, "through": bool}
 TRIAL_LINE: dict[str, Any] = {
     "time": float,
     "stage": str,
@@ -63,13 +64,32 @@ def start(
     workers: int,
     side_by_side: dict[str, int] | None = None,
     costs: dict[str, float] | None = None,
+    renewed: Iterable[Path] = (),
 ) -> None:
     """Note that a run of the workflow begins, how many trials each stage has in all, and how many run side by side.
 
-    `workers` goes for stages that `side_by_side` leaves out; `costs` are as in `abreast.costs`.
+    `workers` goes for stages that `side_by_side` leaves out; `costs` are as in `abreast.costs`. `renewed` are files of
+    which this run makes new ones: trials in them aren't finished any more.
     """
     begun = {"event": "start", "time": time.time(), "totals": totals, "workers": workers}
-    _append(path, {**begun, "side_by_side": side_by_side or {}, "costs": costs or {}})
+    begun |= {"side_by_side": side_by_side or {}, "costs": costs or {}}
+    _append(path, {**begun, "renewed": sorted({id for file in renewed for id in _trials_in(file)})})
+
+
+def end(path: Path, through: bool) -> None:
+    """Note that a run of the workflow ends. `through`: nothing that it was asked for is left to do."""
+    _append(path, {"event": "end", "time": time.time(), "through": through})
+
+
+def _trials_in(path: Path) -> list[str]:
+    """The ids of the trials in a file of results; none in any other file."""
+    if path.name not in ("result.json", "results.json"):
+        return []
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return [record["spec"]["id"] for record in found.get("records", [found])]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # not there, or not whole
+        return []
 
 
 def finished(path: Path, record: TrialRecord, reused: bool) -> None:
@@ -129,17 +149,27 @@ class Stage:
     def add(self, line: dict[str, Any]) -> None:
         """Count a trial; the last line of an id counts, but each of this run's towards the pace."""
         id, found = line["id"], (line["objective"], line["status"])
-        if not line["reused"]:
+        if not line["reused"] and line["status"] != "skipped":
             self.pace.add(line["wall_seconds"], line["time"])
         if id in self.trials and self.trials[id] != found:
             self.trials[id] = found
-            self.best = min(((loss, id) for id, (loss, _) in self.trials.items() if loss is not None), default=None)
-            self.stopped = sum(status == "stopped" for _, status in self.trials.values())
+            self._add_up()
         elif id not in self.trials:
             self.trials[id] = found
             self.stopped += line["status"] == "stopped"
             if line["objective"] is not None:
                 self.best = min(self.best or (math.inf, ""), (line["objective"], id))
+
+    def begin(self, renewed: Collection[str]) -> None:
+        """A run of the workflow begins, which trains some trials anew."""
+        self.pace = Pace()
+        if renewed and not self.trials.keys().isdisjoint(renewed):
+            self.trials = {id: found for id, found in self.trials.items() if id not in renewed}
+            self._add_up()
+
+    def _add_up(self) -> None:
+        self.best = min(((loss, id) for id, (loss, _) in self.trials.items() if loss is not None), default=None)
+        self.stopped = sum(status == "stopped" for _, status in self.trials.values())
 
 
 @dataclass
@@ -152,16 +182,25 @@ class State:
     size_ratio: float | None = None  # the target's parameters per one of the proxy's, once both models are prepared
     started: float = 0.0
     now: float = 0.0
+    last: float = 0.0  # time of the last line
+    through: bool | None = None  # how the last run ended; None where it hasn't, or was killed
+    under_way: bool = True
     stages: dict[str, Stage] = field(default_factory=lambda: defaultdict(Stage))
 
     def begin(self, line: dict[str, Any]) -> None:
         """A run of the workflow begins; what was finished before says nothing of its pace."""
-        self.started, self.totals = line["time"], line["totals"]
+        self.started, self.totals, self.through = line["time"], line["totals"], None
         known = _numbers(line.get("side_by_side"))  # a program of another version left none
         self.side_by_side = {stage: max(1, int(known.get(stage, line["workers"]))) for stage in STAGES}
         self.costs = {stage: cost for stage, cost in _numbers(line.get("costs")).items() if cost > 0}
+        renewed = frozenset(id for id in line.get("renewed") or () if isinstance(id, str))
         for stage in self.stages.values():
-            stage.pace = Pace()
+            stage.begin(renewed)
+
+    def at_rest(self) -> State:
+        """The same where no run is under way: time stands still, and nothing is about to end."""
+        self.now, self.under_way = self.last, False
+        return self
 
     def line(self, stage: str) -> str:
         """One line: trials done of how many, the stage's best so far, time passed and about how much is left."""
@@ -171,7 +210,7 @@ class State:
         done = f"{count:>3} of {max(self.totals.get(stage, 0), count)} trials"
         if found.stopped:
             done += f" ({found.stopped} stopped early)"
-        left = self.seconds_left()
+        left = self.seconds_left() if self.under_way else None
         left_text = "" if left is None else f" · about {_clock(left)} left"
         passed = f" · {_clock(max(0.0, self.now - self.started))} passed" if self.started else ""
         return f"{stage:<9} {done} · {best_text:<22}{passed}{left_text}"
@@ -220,8 +259,13 @@ class _Reader:
                 continue
             if _fits(line, START_LINE):
                 found.begin(line)
+            elif _fits(line, END_LINE):
+                found.through = line["through"]
             elif _fits(line, TRIAL_LINE):
                 found.stages[line["stage"]].add(line)
+            else:
+                continue
+            found.last = line["time"]
 
 
 def _size_ratio(paths: StudyPaths) -> float | None:

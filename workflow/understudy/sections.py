@@ -6,7 +6,10 @@ shape the graph, and raising one must not touch what is finished.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, TypeVar
+
+from pydantic import Field
 
 from understudy.config import StudyConfig
 from understudy.hyperparameters import Value
@@ -35,6 +38,7 @@ class DataSection(Section):
     seed: int
     cache: str
     data: DataSettings
+    sources: dict[str, str] = Field(default_factory=dict)  # `data.sources.fingerprints`, to notice changed files
 
 
 class ModelSection(Section):
@@ -134,13 +138,13 @@ class SummarySection(Section):
     confidence: float
 
 
-def sections(config: StudyConfig) -> dict[str, Section]:
-    """Every slice of a config by name."""
+def sections(config: StudyConfig, sources: Mapping[str, str] | None = None) -> dict[str, Section]:
+    """Every slice of a config by name. `sources` are the digests of the user's files."""
     shared: dict[str, Any] = {"seed": config.seed, "space": config.space}
     target = config.target
     return {
         "study": config,
-        "data": DataSection(seed=config.seed, cache=config.cache, data=config.data),
+        "data": DataSection(seed=config.seed, cache=config.cache, data=config.data, sources=dict(sources or {})),
         **{f"model-{role}": _model(config, role) for role in ("proxy", "target")},
         "execution": ExecutionSection(execution=_part(ExecutionSettings, config.execution), method=target.method),
         "running": RunningSection(running=_part(RunningSettings, config.execution)),

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from understudy import progress
+from understudy import lease, progress
 from understudy.errors import UserError
 from understudy.paths import StudyPaths
+
+THROUGH = "No run is under way: the last one did all that it was asked for."
+ENDED = "No run is under way: the last one ended before its end. The same command goes on."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,13 +19,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print one line per stage that the study has."""
-    path = StudyPaths(arguments.results).progress
+    """Print one line per stage that the study has, and whether a run is under way."""
+    paths = StudyPaths(arguments.results)
+    path = paths.progress
     if not path.exists():
         raise UserError(
             f"no study has begun in `{arguments.results}` ({path.name} is missing); start one with `snakemake "
             "--cores all`, or name the config's `results` folder with --results"
         )
     state = progress.state(path)
+    under_way = state.through is None and lease.is_held(paths.lock)
+    if not under_way:
+        state = state.at_rest()
     for stage in (stage for stage in progress.STAGES if state.totals.get(stage)):
         print(state.line(stage))
+    if not under_way:
+        print(THROUGH if state.through else ENDED)

@@ -13,6 +13,7 @@ from understudy.settings import Device
 GIB = 2**30
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_GROUPS = Path("/proc/self/cgroup")
+STUDY_JOB = "UNDERSTUDY_STUDY_JOB"  # the job of SLURM that the workflow itself runs in, if it does
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,11 @@ def detect(device: Device) -> Hardware:
 def host_bytes() -> int:
     """Memory that this process and its like may take in all: the machine's, or less where its control group says so.
 
-    A job of a cluster counts the machine: its own limits are what this very step asked for, and say nothing of trials.
+    A step that is a job of a cluster counts the machine: its own limits are what this very step asked for, and say
+    nothing of trials. Where the whole study is in one job, its limits are those of all.
     """
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if "SLURM_JOB_ID" in os.environ:
+    if _job_of_its_own():
         return machine
     limits = [*_limits("", "memory.max"), *_limits("memory", "memory.limit_in_bytes")]
     return min([machine, *(int(text) for text in limits if text.isdigit())])
@@ -56,9 +58,9 @@ def host_bytes() -> int:
 def cores() -> int:
     """Cores that this process and its like may keep busy: those it is bound to, or its control group's quota.
 
-    In a job of a cluster all of the machine's, as with `host_bytes`.
+    In a step that is a job of a cluster all of the machine's, as with `host_bytes`.
     """
-    if "SLURM_JOB_ID" in os.environ:
+    if _job_of_its_own():
         return os.cpu_count() or 1
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     pairs = [text.split() for text in _limits("", "cpu.max")]
@@ -66,6 +68,12 @@ def cores() -> int:
     pairs += [[quota, str(period)] for quota, period in zip(_limits("cpu", "cpu.cfs_quota_us"), periods, strict=False)]
     quotas = [int(quota) / int(period) for quota, period in pairs if quota.isdigit() and int(period) > 0]
     return max(1, min([bound, *(math.ceil(quota) for quota in quotas)]))
+
+
+def _job_of_its_own() -> bool:
+    """Whether this step alone is a job of a cluster: another one than the workflow's own, if that is in one."""
+    job = os.environ.get("SLURM_JOB_ID")
+    return job is not None and job != os.environ.get(STUDY_JOB)
 
 
 def _limits(controller: str, name: str) -> Iterator[str]:

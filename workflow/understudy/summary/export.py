@@ -21,7 +21,7 @@ import yaml
 from understudy.artifacts import Interval
 from understudy.checksums import LIST, require_unaltered, write_list
 from understudy.errors import CorruptFileError
-from understudy.files import write_json, write_text, writer
+from understudy.files import folder_whole, write_json, write_text
 from understudy.settings import CHATS
 from understudy.store import Store
 from understudy.summary.best import Best, plain_values
@@ -113,17 +113,10 @@ def _replace_checkpoint(source: Path, folder: Path, card: ModelCard) -> None:
         raise CorruptFileError(f"the winner's checkpoint is missing: {source}; run the workflow again to train it anew")
     require_unaltered(source, "the trial's trained weights")
     name = "adapter" if (source / "adapter_config.json").exists() else "weights"
-    beside, old = (folder / f".{name}.{writer()}.{part}" for part in ("part", "old"))
-    try:
+    with folder_whole(folder / name) as beside:
         shutil.copytree(source, beside)
         if name == "adapter" and card.source == "hub":
             _name_base(beside, card)
-        if (folder / name).exists():
-            (folder / name).replace(old)
-        beside.replace(folder / name)
-    finally:
-        for leftover in (beside, old):
-            shutil.rmtree(leftover, ignore_errors=True)
     shutil.rmtree(folder / ("weights" if name == "adapter" else "adapter"), ignore_errors=True)
 
 

@@ -90,6 +90,8 @@ class _Training:
 
     def alone(self, spec: TrialSpec) -> None:
         """Train a trial through peft and transformers' own modules."""
+        if self._find(spec) is None:  # a device is waited for before the entry is held: who has one may want that
+            self._prepared()
         self.records[spec.id] = train_trial(spec, self.job, lambda spec: self._prepared().train(spec))
 
     @cached_property
