@@ -66,6 +66,22 @@ def test_bad_rows_are_named_by_line(tmp_path: Path) -> None:
     refused(study, "train.jsonl", "line 2", "completion", "line 3", target="results/data/manifest.json")
 
 
+def test_data_that_are_gone_are_not_missed_and_changed_ones_are_noticed(tmp_path: Path) -> None:
+    """Snakemake would take the splits away before the command finds that there is nothing to cut them from."""
+    rows = [{"prompt": f"say {number}", "completion": f"{number}"} for number in range(900)]
+    study, path = own_data(tmp_path, rows), tmp_path / "train.jsonl"
+    manifest = study.results / "data" / "manifest.json"
+    target = str(manifest.relative_to(study.folder))
+    assert study.run(target).returncode == 0
+    before, aside = manifest.read_bytes(), path.rename(tmp_path / "moved.jsonl")
+    assert "Nothing to be done" in study.run(target).stdout
+    aside.rename(path)
+    path.write_text(path.read_text().replace("say 3", "tell 3"))
+    assert "the config or the data have changed" in study.run("--dry-run", target).stdout
+    assert study.run(target).returncode == 0
+    assert manifest.read_bytes() != before
+
+
 def test_a_model_folder_without_weights(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
