@@ -1,5 +1,4 @@
 import logging
-import os
 import signal
 import sys
 from contextlib import suppress
@@ -16,6 +15,8 @@ from understudy.config import parse as parse_study
 from understudy.data.pin import check_interpreter
 from understudy.data.sources import fingerprints
 from understudy.errors import StorageError, UnderstudyError
+from understudy.models import hardware
+from understudy.models.folder import loaded
 from understudy.paths import StudyPaths
 from understudy.sections import sections
 from understudy.shell import braced
@@ -33,7 +34,7 @@ except UnderstudyError as error:
     refuse(error)
 
 PATHS = StudyPaths(Path(STUDY.results))
-SETTINGS = sections(STUDY, fingerprints(STUDY.data.files, PATHS.manifest))
+SETTINGS = sections(STUDY, fingerprints(STUDY.data.files, PATHS.manifest) if workflow.is_main_process else {})
 PROXY_PACKS = graph.proxy_packs(STUDY)
 ECHO_PACKS = graph.echo_packs(STUDY)
 LIMITS = {role: resources.job_limits(STUDY, role, PATHS.model(role)) for role in ("proxy", "target")}
@@ -43,9 +44,8 @@ TRIAL_LIMITS = resources.trial_limits(STUDY, PATHS.model("target"))
 # `exec` makes the command a child of this process, so that it sees at once when this process is gone.
 process.lead_children(workflow.basedir)
 
-# A study within one job of SLURM has that job's limits; one that submits jobs has other ones in each.
-if workflow.is_main_process and "SLURM_JOB_ID" in os.environ:
-    os.environ["UNDERSTUDY_STUDY_JOB"] = os.environ["SLURM_JOB_ID"]
+if workflow.is_main_process:
+    hardware.note_job()
 
 # A scheduler may tell all processes of a job that its time is nearly up. The command saves and ends; Snakemake itself,
 # which would end at once and take the command along, waits for it.
@@ -64,9 +64,6 @@ wildcard_constraints:
     number="[0-9]{4}",
     rank="[0-9]+",
     seed="[0-9]+",
-
-
-CHECKPOINT_FILES = ("json", "safetensors", "bin", "jinja", "txt", "model")
 
 
 def mended(wildcards):
@@ -148,7 +145,7 @@ def begin_run():
         abreast.costs(STUDY, room),
         unfinished(),
     )
-    ANSWERED.extend(_answer())
+    answer_before()
     chatter.hush(logger)
     if room.jobs:
         cluster.mark_jobs(
@@ -160,39 +157,47 @@ def begin_run():
             logger.warning(line)
 
 
-ANSWERED = []  # what is known of the answer when a run begins
-
-
-def _answer():
+def answer():
     """When the headline and the report were written, as far as they are there."""
     return [path.stat().st_mtime_ns for path in (PATHS.headline, PATHS.report) if path.exists()]
 
 
+@cache
+def answer_before():
+    """The same when this run began."""
+    return answer()
+
+
 def unfinished():
-    """Files of results that are there, but will be made anew, or aren't the study's any more."""
-    kinds = (
+    """Files of results that this run makes anew."""
+    results = (
         PATHS.pack_results("*"),
         PATHS.target_result("*"),
         PATHS.truncated_result("*"),
         PATHS.finalist_result("*", "*"),
     )
-    there = {path for kind in kinds for path in PATHS.root.glob(str(kind.relative_to(PATHS.root)))}
-    mine = {*all_proxy_results(), *all_echo_results(), *all_target_results(), *all_truncated_results()}
-    anew = {Path(path) for job in workflow.dag.needrun_jobs() for path in job.output}
-    return there & anew | there - mine - {*all_finalist_results()}
+    there = {path for each in results for path in PATHS.root.glob(str(each.relative_to(PATHS.root)))}
+    return (
+        set() if workflow.touch else there & {Path(path) for job in workflow.dag.needrun_jobs() for path in job.output}
+    )
+
+
+def note_end(through):
+    """For `understudy status`. A full disk has been told, or will be."""
+    with suppress(UnderstudyError):
+        progress.end(PATHS.progress, through)
 
 
 def show_headline():
     """Print what the study found, where this run has written it: it may have been asked for less."""
-    progress.end(PATHS.progress, through=True)
-    if PATHS.headline.exists() and _answer() != ANSWERED:
+    note_end(through=True)
+    if PATHS.headline.exists() and answer() != answer_before():
         print("", PATHS.headline.read_text(encoding="utf-8"), sep="\n", flush=True)
 
 
 def explain_failure():
     """Say what is safe and what to do."""
-    with suppress(UnderstudyError):  # of a full disk, say
-        progress.end(PATHS.progress, through=False)
+    note_end(through=False)
     if chatter.interrupted():
         print("\nInterrupted. Nothing that has finished is lost: the same command goes on.", flush=True)
         return
@@ -228,8 +233,8 @@ def require_data():
 
 def own_checkpoint(wildcards):
     """The files of a model that is a local folder, so that a changed one is noticed: those that its digest covers."""
-    folder = Path(getattr(STUDY.models, wildcards.role).model_name_or_path or "").expanduser()
-    return sorted(path for suffix in CHECKPOINT_FILES for path in folder.glob(f"*.{suffix}")) if folder.name else []
+    name = getattr(STUDY.models, wildcards.role).model_name_or_path
+    return loaded(Path(name).expanduser()) if name else []
 
 
 def limits_by_role(but=None):

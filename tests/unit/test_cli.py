@@ -60,15 +60,3 @@ def test_an_interruption_has_its_own_exit_code() -> None:
     done = run("__import__('understudy.interruption').interruption.InterruptionError(15, 'in step 3')", "--output", "x")
     assert done.stdout == "returned 143\n"
     assert done.stderr == "understudy write-settings: interrupted (SIGTERM) in step 3; start again to go on\n"
-
-
-def test_a_log_keeps_what_an_earlier_attempt_said(tmp_path: Path) -> None:
-    log = tmp_path / "a.log"
-    run("OSError('first')", "--output", "x", "--log", str(log))
-    run("OSError('second')", "--output", "x", "--log", str(log))
-    first, second = log.read_text().split("\n--- again, ")
-    assert "OSError: first" in first
-    assert "OSError: second" in second
-    log.write_text("x" * 2**19)
-    run("OSError('third')", "--output", "x", "--log", str(log))
-    assert log.read_text().startswith("Traceback")

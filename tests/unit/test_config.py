@@ -66,6 +66,7 @@ CASES: list[tuple[str, str, Any, str, str]] = [
     ("no proxy trials", "proxy", {"random": 0, "sobol": 0, "defaults": False}, "proxy", "at least one of"),
     ("nothing to search", "space", {"lora_r": [4, 8]}, "the whole file", "leaves nothing to search"),
     ("nobody's home", "results", "~nobody.at.all/x", "results", "a home that isn't known"),
+    ("nobody's data", "data.files", {"train": "~nobody.at.all/x"}, "data.files.train", "a home that isn't known"),
     ("bad default", "defaults.batch_size", 0, "defaults.batch_size", "at least 1"),
     ("list as a number", "defaults.batch_size", [8], "defaults.batch_size", "must be a whole number"),
     ("modules where PEFT has them", "space.target_modules", [1], "space.target_modules", "mean `lora_target_modules`?"),

@@ -219,7 +219,7 @@ THINKING = (  # as DeepSeek-R1's: a thought is opened, and isn't in an answer th
 )
 
 
-@pytest.mark.parametrize("answer", ["Bye.", "<b>Bye.</b>", "<think>\nSo long.</think>Bye."])
+@pytest.mark.parametrize("answer", ["Bye.", "a", "ant>", "<b>Bye.</b>", "<think>\nSo long.</think>Bye."])
 def test_an_answer_stands_where_the_template_has_it(
     tokenizer: Any, answer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -183,7 +183,7 @@ def written(study: StudyPaths, raw: dict[str, Any]) -> None:
     for pack in (*graph.proxy_packs(parsed), *graph.echo_packs(parsed)):
         for path in (study.pack_specs(pack), study.pack_results(pack)):  # with the time of now
             write_json(path, {"name": pack}, sealed=True)
-    for path in (study.regions, study.selection, study.winner):
+    for path in (study.proposal(0), study.selection, study.winner):
         write_json(path, {"name": path.name}, sealed=True)
     for path in (study.headline, study.proxy_trials):
         path.write_text("text")
@@ -227,7 +227,10 @@ def test_what_follows_from_a_changed_config_is_made_anew_without_snakemakes_note
     written(study, raw)
     write_json(study.settings("study"), {"version": "another"}, sealed=True)
     everything = {f"proxy/packs/{pack}/specs" for pack in graph.proxy_packs(config.parse(raw))}
-    assert everything | {"transfer/regions", "finalists/selection"} <= renewed(study, raw)
+    assert everything | {"target/trials/0000/proposal", "finalists/selection"} <= renewed(study, raw)
+    written(study, raw)
+    raw["proxy"]["echo"] = False
+    assert renewed(study, raw) == {"settings/study", "summary/headline.txt"}
 
 
 def test_changed_data_are_noticed_by_what_they_say_and_missing_ones_are_not_missed(
@@ -247,7 +250,9 @@ def test_changed_data_are_noticed_by_what_they_say_and_missing_ones_are_not_miss
     data.write_text("other")
     os.utime(data, (later, later))
     assert fingerprints(files, study.manifest) == {"train": file_sha256(data)} != {"train": first}
-    os.utime(data, (later - 9, later - 9))  # not written since
+    os.utime(data, (later - 99, later - 99))  # one that was written before, and was moved here since
+    assert fingerprints(files, study.manifest) == {"train": file_sha256(data)}
+    os.utime(study.manifest, (later, later))
     assert fingerprints(files, study.manifest) == {"train": first}
     data.unlink()
     assert fingerprints(files, study.manifest) == {"train": first}

@@ -292,7 +292,7 @@ def test_status_shows_every_stage(
     assert "(t0003)" in lines[1]
     *killed, last = status()
     assert len(killed) == 3
-    assert last.startswith("No run is under way: the last one ended before its end.")
+    assert last == "No run is under way. Where something is left to do, the same command goes on."
     progress.end(paths.progress, through=True)
     assert status()[-1] == "No run is under way: the last one did all that it was asked for."
 

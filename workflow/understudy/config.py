@@ -25,6 +25,7 @@ from understudy.settings import (
     StudyExecution,
     TestSettings,
     TrainingSettings,
+    expanded,
 )
 from understudy.space import Choices, Parameter, Range
 from understudy.stages import ProxySettings, TargetSettings, TransferSettings
@@ -59,10 +60,7 @@ class StudyConfig(Section):
     @field_validator("results", "cache")
     @classmethod
     def _at_home(cls, value: str) -> str:
-        try:
-            return str(Path(value).expanduser())
-        except RuntimeError as error:
-            raise ValueError(f"names a home that isn't known: {value!r}") from error
+        return expanded(value)
 
     @field_validator("results")
     @classmethod

@@ -32,6 +32,7 @@ from understudy import disk
 BEAT_SECONDS = 10.0
 SILENT_SECONDS = 75.0  # above the 60 s that an NFS client may keep a file's attributes, and several beats
 POLL_SECONDS = 1.0
+LOOKS, LOOK_SECONDS = 2, 0.1
 COUNT_DIGITS = 12  # of fixed width, so that a reader never finds a shorter text
 
 _WITHOUT_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
@@ -62,7 +63,11 @@ def held(path: Path, *, wait: bool = True, say: Callable[[str], None] | None = N
 
 
 def is_held(path: Path) -> bool:
-    """Whether somebody holds the lock whose file is `path`, as far as that shows at once. Nothing is changed."""
+    """Whether somebody holds the lock whose file is `path`, as far as that shows at once.
+
+    A holder on another machine, or on this one where the file system has no flock, shows by the time of the last count.
+    """
+    alone = True
     try:
         with path.open("rb") as handle:
             fcntl.flock(handle.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -73,15 +78,21 @@ def is_held(path: Path) -> bool:
     except OSError as error:
         if error.errno not in _WITHOUT_FLOCK:
             raise
+        alone = False
     holder = path.with_name(f"{path.name}.holder")
-    with suppress(OSError):  # a holder on another machine; one on this machine would have the flock
-        return not _is_here(_read(holder)) and time.time() - holder.stat().st_mtime < SILENT_SECONDS
+    with suppress(OSError):
+        return not (alone and _is_here(_read(holder))) and time.time() - holder.stat().st_mtime < SILENT_SECONDS
     return False
 
 
 def _flock(descriptor: int, path: Path, wait: bool) -> bool:
     """Take the flock; False where the file system has none."""
     try:
+        for _ in range(0 if wait else LOOKS):  # somebody may only be looking whether it is held
+            with suppress(BlockingIOError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            time.sleep(LOOK_SECONDS)
         fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise HeldError(_who(_read(path.with_name(f"{path.name}.holder")))) from None

@@ -29,7 +29,7 @@ from understudy.paths import StudyPaths
 from understudy.settings import Section
 from understudy.store import Store
 
-LONG_AGO = 1.0  # in the seconds of time stamps
+LONG_AGO = 946_684_800.0  # the year 2000, in the seconds of time stamps
 TOLERANCE_SECONDS = 1.0  # a clock that is set a little back is none that was wrong
 
 
@@ -141,13 +141,12 @@ def _renew(paths: StudyPaths, settings: Mapping[str, Section]) -> None:
     Snakemake sees such changes itself, but only with its own notes (`.snakemake`) on how each file was made, which a
     copy of a study has none of. Then it goes by times alone, and passes over a file in the middle that is gone.
     """
-    outdated = _outdated(paths, settings)
-    for name, section in settings.items():
-        if _differs(path := paths.settings(name), section):
-            write_json(path, json.loads(section.model_dump_json()), sealed=True)
-    for path in outdated:
+    for path in _outdated(paths, settings):
         if path.exists():
             os.utime(path, (LONG_AGO, LONG_AGO))
+    for name, section in sorted(settings.items(), key=lambda item: item[0] == "study"):  # by which it is known, last
+        if _differs(path := paths.settings(name), section):
+            write_json(path, json.loads(section.model_dump_json()), sealed=True)
 
 
 def _outdated(paths: StudyPaths, settings: Mapping[str, Section]) -> set[Path]:
@@ -167,7 +166,8 @@ def _outdated(paths: StudyPaths, settings: Mapping[str, Section]) -> set[Path]:
                 found |= {paths.pack_specs(id), paths.pack_results(id)}
     for path, count in (
         (paths.proxy_trials, lambda study: list(graph.proxy_packs(study).items())),
-        (paths.regions, graph.truncated_runs),  # from which the proposals come, which see such runs
+        (paths.headline, lambda study: list(graph.echo_packs(study).items())),
+        (paths.proposal(0), graph.truncated_runs),  # which all proposals see; each follows from the one before
         (paths.selection, lambda study: study.target.trials),
         (paths.winner, graph.finalist_runs),
     ):

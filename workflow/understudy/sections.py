@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from understudy.config import StudyConfig
 from understudy.hyperparameters import Value
@@ -39,6 +39,12 @@ class DataSection(Section):
     cache: str
     data: DataSettings
     sources: dict[str, str] = Field(default_factory=dict)  # `data.sources.fingerprints`, to notice changed files
+
+    @model_serializer(mode="wrap")
+    def _without_none(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Of built-in data there are none, and a slice stays as it was before there were any."""
+        values: dict[str, Any] = serialize(self)
+        return {name: value for name, value in values.items() if name != "sources" or value}
 
 
 class ModelSection(Section):

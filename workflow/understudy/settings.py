@@ -5,6 +5,7 @@ The descriptions become the JSON schema that editors complete from, and `config/
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -38,12 +39,26 @@ def _no_switch(value: Any) -> Any:
     return value
 
 
+def expanded(path: str) -> str:
+    """A path with the home that a `~` stands for. Raises `ValueError` where nobody's is known."""
+    try:
+        return str(Path(path).expanduser()) if path.startswith("~") else path
+    except RuntimeError as error:
+        raise ValueError(f"names a home that isn't known: {path!r}") from error
+
+
 class DataFiles(Section):
     """The user's own data, one file per split."""
 
     train: str = Field(description="file of training examples: .jsonl, .json, .csv or .parquet")
     validation: str | None = Field(default=None, description="validation file; cut from the training file if absent")
     test: str | None = Field(default=None, description="test file; cut from the training file if absent")
+
+    @field_validator("*")
+    @classmethod
+    def _of_a_known_home(cls, value: str | None) -> str | None:
+        expanded(value or "")
+        return value
 
 
 class DataSettings(Section):
@@ -107,6 +122,12 @@ class ModelSettings(Section):
     revision: str | None = Field(default=None, description="branch, tag or commit of a hub model")
     pretrain: PretrainSettings | None = Field(default=None, description="pretrain a small model instead")
     quantization: Quantization = Field(default="none", description="how the frozen base is held, by bitsandbytes")
+
+    @field_validator("model_name_or_path")
+    @classmethod
+    def _of_a_known_home(cls, value: str | None) -> str | None:
+        expanded(value or "")
+        return value
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelSettings:

@@ -10,10 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 
 from understudy.files import digest
 from understudy.hyperparameters import Value
-from understudy.settings import Attention, HalvingMetric, Method, Quantization, Role, Split, TrainingSettings
+from understudy.settings import CHATS, Attention, HalvingMetric, Method, Quantization, Role, Split, TrainingSettings
 
 FORMAT_VERSION: Final = 1
 ENGINE_VERSION = 2  # raise it when a change to training, tokenisation or evaluation can change a number
+CHATS_VERSION = 2  # the same of what writes chats alone
 
 # fields of the execution that came after version 2
 LATER = ("strategy", "nodes", "cpu_offload", "attention", "torch_compile", "padding_free")
@@ -296,6 +297,7 @@ def trial_digest(spec: TrialSpec, inputs: TrialInputs) -> str:
                 "max_length": data.max_length,
                 "train_examples": data.train_examples,
                 "validation_examples": data.validation_examples,
+                **({"chats": CHATS_VERSION} if data.source.get("format") in CHATS else {}),
             },
             "model": {"sha256": model.sha256, "quantization": model.quantization},
             "execution": inputs.execution.model_dump(mode="json"),

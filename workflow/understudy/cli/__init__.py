@@ -11,7 +11,6 @@ import importlib
 import os
 import signal
 import sys
-import time
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
@@ -22,7 +21,6 @@ from understudy import disk, process
 from understudy.errors import UnderstudyError
 from understudy.interruption import InterruptionError
 
-LOG_BYTES = 2**18  # of earlier attempts that a log keeps
 COMMANDS = {
     "write-settings": "write one slice of the config",
     "prepare-data": "make the data set's three splits and its manifest",
@@ -119,10 +117,7 @@ def _redirect(log: Path) -> TextIO:
     sys.stdout.flush()
     sys.stderr.flush()
     with log.open("ab") as handle:
-        if handle.tell() > LOG_BYTES:
-            handle.truncate(0)
-        elif handle.tell():  # of an attempt that failed, maybe, and says why
-            handle.write(f"\n--- again, {time.strftime('%Y-%m-%d %H:%M:%S')} ---\n".encode())
+        handle.truncate(0)
         os.dup2(handle.fileno(), 1)
         os.dup2(handle.fileno(), 2)
     return terminal

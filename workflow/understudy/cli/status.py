@@ -10,7 +10,7 @@ from understudy.errors import UserError
 from understudy.paths import StudyPaths
 
 THROUGH = "No run is under way: the last one did all that it was asked for."
-ENDED = "No run is under way: the last one ended before its end. The same command goes on."
+ENDED = "No run is under way. Where something is left to do, the same command goes on."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> None:
             "--cores all`, or name the config's `results` folder with --results"
         )
     state = progress.state(path)
-    under_way = state.through is None and lease.is_held(paths.lock)
+    under_way = lease.is_held(paths.lock)
     if not under_way:
         state = state.at_rest()
     for stage in (stage for stage in progress.STAGES if state.totals.get(stage)):

@@ -152,16 +152,17 @@ def require_chats(frame: pl.DataFrame, tokenizer: Any) -> None:
 def _chat_texts(row: dict[str, Any], tokenizer: Any) -> _Texts:
     """Prompt and completion of a chat; the completion includes the template's end of turn."""
     turns = json.loads(row["prompt"])
-    answer = {"role": "assistant", "content": row["completion"]}
+    last = {"role": "assistant", "content": row["completion"]}
     prompt = _in_template(turns, tokenizer, row["id"], answer_next=True)
-    whole = _in_template([*turns, answer], tokenizer, row["id"], answer_next=False)
+    whole = _in_template([*turns, last], tokenizer, row["id"], answer_next=False)
     if whole.startswith(prompt):
         completion = whole[len(prompt) :]
     elif whole.startswith(said := _in_template(turns, tokenizer, row["id"], answer_next=False)):
         # what the model is to begin with isn't in an answer that is finished, such as a thought that is opened
         begin = next(place for place, (a, b) in enumerate(zip(prompt, whole + "\0", strict=False)) if a != b)
-        answer_at = whole.find(row["completion"].strip(), len(said))
-        begin = begin if answer_at < 0 else min(begin, answer_at)
+        answer = row["completion"].strip()  # may begin as what the model is to begin with does
+        answer_at = whole.rfind(answer, len(said), begin + len(answer))
+        begin = answer_at if answer_at >= 0 else begin
         prompt, completion = whole[:begin], whole[begin:]
     else:  # some templates rewrite earlier turns once an answer follows; then it goes after the prompt as it is
         completion = row["completion"]

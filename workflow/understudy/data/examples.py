@@ -26,13 +26,6 @@ class Example:
         text = "\x00".join((str(seed), self.prompt, self.completion))
         return hashlib.sha256(text.encode()).digest()
 
-    def starts(self) -> list[str]:
-        """The prompt after a JSON list of each number of turns, for a chat; else nothing but the prompt."""
-        if not self.chat:
-            return [self.prompt]
-        turns = json.loads(self.prompt)
-        return [as_prompt(turns[:count]) for count in range(1, len(turns) + 1)]
-
 
 def as_prompt(turns: Sequence[Mapping[str, str]]) -> str:
     """The turns of a chat as an example's prompt."""
@@ -46,14 +39,22 @@ class Kinship:
     """
 
     def __init__(self, examples: Iterable[Example]) -> None:
-        self._prompts = {example.prompt for example in examples if example.chat}
+        self._chats = {example.prompt for example in examples if example.chat}
+        self._firsts: dict[str, str] = {}  # of each chat's prompt, the shortest that it goes on from
 
     def of(self, example: Example) -> str:
         """The name of an example's kin."""
-        known = (start for start in example.starts() if start in self._prompts)
-        prompt = next(known, example.prompt)  # the shortest
+        prompt = self._first(example.prompt) if example.chat else example.prompt
         text = f"p{prompt}" if prompt.strip() else f"c{example.completion}"
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def _first(self, prompt: str) -> str:
+        if prompt not in self._firsts:
+            turns = json.loads(prompt)
+            ends = [place for place, turn in enumerate(turns) if turn["role"] == "assistant"]  # where a prompt may end
+            earlier = (as_prompt(turns[:end]) for end in ends)
+            self._firsts[prompt] = next((start for start in earlier if start in self._chats), prompt)
+        return self._firsts[prompt]
 
 
 @dataclass

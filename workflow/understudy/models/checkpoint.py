@@ -13,27 +13,8 @@ import torch
 
 from understudy.errors import ModelError
 from understudy.files import file_sha256
+from understudy.models.folder import TOKENIZER_FILES, WEIGHTS, loaded, weights
 from understudy.settings import Quantization
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "vocab.json",
-    "vocab.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-)
-OTHER_FILES = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-)
-WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")  # in the order in which transformers looks for them
 
 SHARD = re.compile(r"(?P<start>.+)-\d{5}-of-(?P<count>\d{5})(?P<end>\.safetensors|\.bin)")
 SPARE_POSITIONS = 2  # rows that a table of positions may have before the first, as OPT's
@@ -58,9 +39,9 @@ def inspect(folder: Path, quantization: Quantization) -> Checkpoint:
     The weights are hashed, not loaded. Raises `ModelError` naming the folder and what is missing in it, or what keeps
     it from being quantized.
     """
-    weights = _weights(folder)
-    _check_complete(folder, weights)
-    _check_whole(weights)
+    found = weights(folder)
+    _check_complete(folder, found)
+    _check_whole(found)
     model = _without_weights(folder)
     config = model.config
     if getattr(config, "quantization_config", None) is not None:
@@ -76,7 +57,7 @@ def inspect(folder: Path, quantization: Quantization) -> Checkpoint:
         )
     text = config.get_text_config()
     return Checkpoint(
-        sha256=_sha256(folder, weights),
+        sha256=_sha256(folder),
         model_type=config.model_type,
         hidden_size=text.hidden_size,
         num_hidden_layers=text.num_hidden_layers,
@@ -155,21 +136,16 @@ def check_tokenizer(folder: Path, needs_chat_template: bool) -> None:
         )
 
 
-def _weights(folder: Path) -> list[Path]:
-    """The files of the weights: those of the first kind that there is."""
-    return next((found for pattern in WEIGHTS if (found := sorted(folder.glob(pattern)))), [])
-
-
-def _check_complete(folder: Path, weights: list[Path]) -> None:
+def _check_complete(folder: Path, found: list[Path]) -> None:
     missing = []
     if not (folder / "config.json").is_file():
         adapter = (folder / "adapter_config.json").is_file()
         missing.append("config.json" + (" (this is an adapter; merge it into its base model first)" if adapter else ""))
-    if not weights:
+    if not found:
         missing.append(f"weights ({' or '.join(WEIGHTS)})")
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         missing.append(f"a tokenizer ({', '.join(TOKENIZER_FILES)})")
-    incomplete = _missing_shards(folder, weights)
+    incomplete = _missing_shards(folder, found)
     missing += incomplete
     if missing:
         raise ModelError(
@@ -179,16 +155,16 @@ def _check_complete(folder: Path, weights: list[Path]) -> None:
         )
 
 
-def _missing_shards(folder: Path, weights: list[Path]) -> list[str]:
+def _missing_shards(folder: Path, found: list[Path]) -> list[str]:
     """What is missing of weights in several files, in words.
 
     These are shards that the index names; without an index, it, and those that the names of the others promise.
     """
-    if not weights:
+    if not found:
         return []
-    single = "model.safetensors" if weights[0].suffix == ".safetensors" else "pytorch_model.bin"
+    single = "model.safetensors" if found[0].suffix == ".safetensors" else "pytorch_model.bin"
     index = folder / f"{single}.index.json"
-    there = {path.name for path in weights}
+    there = {path.name for path in found}
     if index.is_file():
         return _shards(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) - there)
     parts = [match for name in there if (match := SHARD.fullmatch(name))]
@@ -209,11 +185,11 @@ def _shards(names: set[str]) -> list[str]:
     return [f"the {'shard' if len(names) == 1 else 'shards'} {shown}"]
 
 
-def _check_whole(weights: list[Path]) -> None:
+def _check_whole(found: list[Path]) -> None:
     """Raise `ModelError` for a file in safetensors whose header doesn't fit its length, as when it was cut off."""
     from safetensors import SafetensorError, safe_open
 
-    for path in weights:
+    for path in found:
         if path.suffix != ".safetensors":
             continue
         try:
@@ -226,9 +202,8 @@ def _check_whole(weights: list[Path]) -> None:
             ) from error
 
 
-def _sha256(folder: Path, weights: list[Path]) -> str:
-    named = [folder / name for name in (*TOKENIZER_FILES, *OTHER_FILES) if (folder / name).is_file()]
+def _sha256(folder: Path) -> str:
     whole = hashlib.sha256()
-    for path in sorted({*named, *weights}):
+    for path in loaded(folder):
         whole.update(f"{path.name}\0{file_sha256(path)}\n".encode())
     return whole.hexdigest()

@@ -70,6 +70,12 @@ def cores() -> int:
     return max(1, min([bound, *(math.ceil(quota) for quota in quotas)]))
 
 
+def note_job() -> None:
+    """Let every process that this one starts know which job of a cluster it is in, if any."""
+    if (job := os.environ.get("SLURM_JOB_ID")) is not None:
+        os.environ[STUDY_JOB] = job
+
+
 def _job_of_its_own() -> bool:
     """Whether this step alone is a job of a cluster: another one than the workflow's own, if that is in one."""
     job = os.environ.get("SLURM_JOB_ID")

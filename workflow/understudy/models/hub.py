@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from understudy.errors import ModelError
-from understudy.models.checkpoint import OTHER_FILES, TOKENIZER_FILES, WEIGHTS
+from understudy.models.folder import OTHER_FILES, TOKENIZER_FILES, WEIGHTS
 
 LOG_IN = "log in with `hf auth login`, or set the environment variable HF_TOKEN to a token of yours"
 

@@ -234,7 +234,7 @@ class Engine:
                 raise
             raise UnderstudyError(
                 f"memory ran out when the trained weights of {spec.id} were saved ({memory.reason(error)}); start "
-                "again, which goes on from its last checkpoint, with more memory"
+                "again with more memory, which goes on from its last checkpoint, where there is one"
             ) from error
 
     def _save_weights(self, model: nn.Module, folder: Path) -> None:

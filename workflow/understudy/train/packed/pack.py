@@ -145,6 +145,9 @@ class Pack:
             )
             for losses, steps in state["unread"]
         ]
+        left = {trial.spec.id for trial in self.trials()}
+        for trial in (trial for id, trial in here.items() if id not in left):  # memory ran out for it
+            self._forget(trial)
 
     def _round(self) -> None:
         """Free slots are taken, what is due is done, some trials step. Where memory runs out, the pack splits."""
@@ -305,6 +308,7 @@ class Pack:
         values: Tensor | None = None,
     ) -> None:
         """Take a trial out of the pack. Its last score stands for the rungs that it hasn't reached."""
+        self._forget(trial)
         if trial.slot is None:
             self.queue.remove(trial)
         else:
@@ -326,7 +330,6 @@ class Pack:
             if not at_work:
                 raise MemoryError(reason)
             for trial in at_work:
-                self._forget(trial)
                 steps = trial.history.steps
                 where = f"in the evaluation after step {steps}" if self._is_due(trial) else f"in step {steps + 1}"
                 self._end(trial, "out_of_memory", f"memory ran out {where} of {trial.steps}: {reason}")
@@ -344,10 +347,11 @@ class Pack:
         self._make_stack()
 
     def _forget(self, trial: Trial) -> None:
-        """Leave the losses of a trial that is about to end unread."""
+        """Leave unread what losses of a trial are; it ends."""
         for part in self._unread:
             kept = [index for index, (other, _, _) in enumerate(part.steps) if other is not trial]
-            part.losses, part.steps = part.losses[kept], [part.steps[index] for index in kept]
+            if len(kept) < len(part.steps):
+                part.losses, part.steps = part.losses[kept], [part.steps[index] for index in kept]
 
     def _note_split(self, reason: str) -> None:
         self._note(f"memory ran out ({reason}): went on with {self.slots} trials and {self.tokens} tokens at a time")
