@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -122,3 +125,31 @@ def test_a_holder_that_was_taken_for_dead_leaves_its_successors_file_alone(tmp_p
         out, _ = process.communicate("\n")
         assert out == "released\n"
         assert lease._token(file.read_bytes()) == lease._token(ours)
+
+
+def test_whether_a_lock_is_held_shows_at_once_and_looking_disturbs_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, holder = tmp_path / "lock", tmp_path / "lock.holder"
+    assert not lease.is_held(path)
+    with lease.held(path):
+        assert lease.is_held(path)
+        mine = holder.read_text()
+        with monkeypatch.context() as patch:  # no flock on this file system
+            patch.setattr(lease.fcntl, "flock", without_flock)
+            assert lease.is_held(path)
+    assert not lease.is_held(path)
+    holder.write_text(mine)  # this process was killed, and another one has the lock file's flock no more
+    assert not lease.is_held(path)
+    holder.write_text(mine.replace(lease._boot(), "another machine"))
+    assert lease.is_held(path)
+    holder.unlink()
+    with path.open("rb") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        threading.Timer(0.15, fcntl.flock, (looking, fcntl.LOCK_UN)).start()
+        with lease.held(path, wait=False):
+            assert lease.is_held(path)
+
+
+def without_flock(*_: object) -> None:
+    raise OSError(errno.ENOSYS, "Function not implemented")

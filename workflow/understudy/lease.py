@@ -65,7 +65,7 @@ def held(path: Path, *, wait: bool = True, say: Callable[[str], None] | None = N
 def is_held(path: Path) -> bool:
     """Whether somebody holds the lock whose file is `path`, as far as that shows at once.
 
-    A holder on another machine, or on this one where the file system has no flock, shows by the time of the last count.
+    Somebody on another machine who was killed shows as if they still held it: whether they count takes time to see.
     """
     alone = True
     try:
@@ -79,10 +79,8 @@ def is_held(path: Path) -> bool:
         if error.errno not in _WITHOUT_FLOCK:
             raise
         alone = False
-    holder = path.with_name(f"{path.name}.holder")
-    with suppress(OSError):
-        return not (alone and _is_here(_read(holder))) and time.time() - holder.stat().st_mtime < SILENT_SECONDS
-    return False
+    found = _read(path.with_name(f"{path.name}.holder"))
+    return bool(found) and not (_is_here(found) and (alone or not _lives(found)))
 
 
 def _flock(descriptor: int, path: Path, wait: bool) -> bool:
@@ -208,6 +206,11 @@ def _token(text: bytes) -> object:
 def _is_here(text: bytes) -> bool:
     """Whether a holder is, or was, on this machine since it was switched on."""
     return _fields(text).get("boot") == _boot()
+
+
+def _lives(text: bytes) -> bool:
+    """Whether the process of a holder on this machine is there."""
+    return Path(f"/proc/{_fields(text).get('pid')}").exists()
 
 
 def _who(text: bytes) -> str:
