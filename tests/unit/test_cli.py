@@ -32,6 +32,28 @@ def test_what_nobody_foresaw_is_one_line_on_the_terminal_and_a_traceback_in_the_
     assert text.endswith(f"and so on\n{said}returned 1\n")
 
 
+def test_the_log_of_a_failure_outlives_the_next_attempt(tmp_path: Path) -> None:
+    log, words = tmp_path / "0003.log", ("--output", "x", "--log", str(tmp_path / "0003.log"))
+    for text in ("the first", "the second"):
+        run(f"ValueError('{text}')", *words)
+        log.unlink()  # as Snakemake does before it tries again
+    assert run("SystemExit(0)", *words).returncode == 0
+    kept = sorted(tmp_path.glob("*.failed-*"))
+    assert [path.name for path in kept] == ["0003.failed-1.log", "0003.failed-2.log"]
+    assert ["the first" in path.read_text() for path in kept] == [True, False]
+    assert "the second" in kept[1].read_text()
+
+
+def test_what_ends_without_a_failure_leaves_one_log(tmp_path: Path) -> None:
+    for raised in (
+        "SystemExit(0)",
+        "KeyboardInterrupt",
+        "__import__('understudy.interruption').interruption.InterruptionError(15, 'x')",
+    ):
+        run(raised, "--output", "x", "--log", str(tmp_path / "a.log"))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.log"]
+
+
 def test_without_a_log_the_traceback_stands_above_the_line() -> None:
     done = run("OSError('no errno')", "--output", "x")
     assert done.stdout == "returned 1\n"

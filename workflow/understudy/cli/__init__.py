@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import itertools
 import os
 import signal
 import sys
@@ -77,15 +78,27 @@ def _run(words: list[str]) -> int:
             process.end_with_parent()
         parsed.run(parsed)
         sys.stdout.flush()
-    except UnderstudyError as error:
+    except InterruptionError as error:
         return _told(parsed.command, error, terminal)
+    except UnderstudyError as error:
+        return _failed(parsed, error, terminal)
     except Exception as error:
         if isinstance(error, OSError) and (refused := disk.refusal(error, otherwise=parsed.log)):  # of the open log
-            return _told(parsed.command, refused, terminal)
+            return _failed(parsed, refused, terminal)
         with suppress(OSError):
             traceback.print_exc()  # into the log, where there is one
-        return _told(parsed.command, _unexpected(error, parsed.log), terminal)
+        return _failed(parsed, _unexpected(error, parsed.log), terminal)
     return 0
+
+
+def _failed(parsed: argparse.Namespace, error: UnderstudyError, terminal: TextIO) -> int:
+    """Tell an error, and keep the log under a second name: the first goes when Snakemake tries the job again."""
+    exit_code = _told(parsed.command, error, terminal)
+    if parsed.log:
+        names = (parsed.log.with_suffix(f".failed-{number}.log") for number in itertools.count(1))
+        with suppress(OSError):  # a full disk, or one without hard links
+            os.link(parsed.log, next(name for name in names if not name.exists()))
+    return exit_code
 
 
 def _unexpected(error: Exception, log: Path | None) -> UnderstudyError:
