@@ -63,7 +63,7 @@ def run_cases(_spec: TrialSpec, _job: Job) -> dict[str, Any]:
     """What each process does, as `launch.run_rank` with one trial."""
     process.end_with_parent()
     process.set_threads(1)
-    distributed.init_process_group("gloo" if DEVICE == "cpu" else "cpu:gloo,cuda:nccl", timeout=PATIENCE)
+    distributed.init_process_group("gloo" if DEVICE == "cpu" else "nccl", timeout=PATIENCE)
     ranks = Ranks(distributed.get_rank(), distributed.get_world_size())
     found: dict[str, Any] = {}
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -9,7 +10,7 @@ import torch
 
 from understudy.errors import ModelError
 from understudy.models.imports import import_models
-from understudy.models.quantization import keep_weights_unpacked, quantization_config
+from understudy.models.quantization import keep_weights_unpacked, quantization_config, quantizing_on
 from understudy.settings import Method
 from understudy.trial import ModelCard, ResolvedExecution
 
@@ -67,20 +68,21 @@ def load_base(
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    frozen_on_gpu = execution.device == "cuda" and method == "lora"
-    dtype = torch.bfloat16 if frozen_on_gpu and execution.dtype == "bfloat16" else torch.float32
-    device = torch.device("cpu")
-    if execution.device == "cuda" and where == "device":
-        device = torch.device("cuda", torch.cuda.current_device())
+    on_gpu = execution.device == "cuda"
+    dtype = torch.bfloat16 if on_gpu and method == "lora" and execution.dtype == "bfloat16" else torch.float32
+    gpu = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+    device = gpu if where == "device" else torch.device("cpu")
+    quantized_elsewhere = on_gpu and where == "host" and card.quantization != "none"
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            checkpoint_folder(card),
-            dtype=dtype,
-            device_map="auto" if where == "spread" else {"": device},
-            quantization_config=quantization_config(card.quantization, dtype),
-            local_files_only=True,
-            **({"attn_implementation": execution.attention} if execution.attention else {}),
-        )
+        with quantizing_on(gpu) if quantized_elsewhere else nullcontext():
+            model = AutoModelForCausalLM.from_pretrained(
+                checkpoint_folder(card),
+                dtype=dtype,
+                device_map="auto" if where == "spread" else {"": device},
+                quantization_config=quantization_config(card.quantization, dtype),
+                local_files_only=True,
+                **({"attn_implementation": execution.attention} if execution.attention else {}),
+            )
     except ValueError as error:
         if "dispatched on the CPU" not in str(error):
             raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from understudy.models.loading import Place, load_base, load_tokenizer
 from understudy.models.peak_flops import peak_flops
 from understudy.settings import Split
 from understudy.store import Store
-from understudy.train import memory
+from understudy.train import determinism, memory
 from understudy.train.adapters import trainable
 from understudy.train.checkpoint import Checkpoint
 from understudy.train.history import History
@@ -59,11 +58,14 @@ class Engine:
         checkpoint. Raises `InterruptionError` after a signal.
         """
         with watchdog.watching(self.job.running.watchdog_minutes, f"trial {spec.id}"):
-            with watchdog.input_output():
-                base, examples = self._base(spec), self.examples
-            with interruption.deferred():
-                self._begin_together()
-                return self._train(base, spec, examples)
+            return determinism.as_far_as_possible(lambda: self._load_and_train(spec), self._forget_base)
+
+    def _load_and_train(self, spec: TrialSpec) -> TrialRecord:
+        with watchdog.input_output():
+            base, examples = self._base(spec), self.examples
+        with interruption.deferred():
+            self._begin_together()
+            return self._train(base, spec, examples)
 
     def _begin_together(self) -> None:
         """Wait until every rank has loaded, and end here on all of them where any was asked to end."""
@@ -175,6 +177,10 @@ class Engine:
         base: nn.Module = load_base(self.job.inputs.model, self.execution, "lora", self._where)
         return base
 
+    def _forget_base(self) -> None:
+        """Load it anew for the next trial: one that was sharded, or stopped in the middle of a pass, isn't whole."""
+        self.__dict__.pop("frozen_base", None)
+
     @property
     def _sharded(self) -> bool:
         """Whether a trial's parameters are sharded. Such an engine trains one trial: they can't be put together."""
@@ -259,13 +265,9 @@ class Engine:
 
 
 def prepare_torch(execution: ResolvedExecution) -> None:
-    """Threads and deterministic kernels. On GPUs an operation that has none warns; on CPUs all have one."""
-    if execution.device == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS sums in a fixed order with it
-        os.environ.setdefault("FLASH_ATTENTION_DETERMINISTIC", "1")  # as transformers hands it on to flash-attn
+    """Threads and deterministic kernels."""
+    determinism.require(on_gpu=execution.device == "cuda")
     process.set_threads(execution.threads)
-    torch.use_deterministic_algorithms(True, warn_only=execution.device == "cuda")
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time, and nothing here reads such memory
 
 
 def _shard(model: nn.Module, execution: ResolvedExecution) -> None:

@@ -195,8 +195,10 @@ def _train_as_rank(spec: TrialSpec, job: Job) -> TrialRecord:
     on_gpu = job.inputs.execution.device == "cuda"
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=LONGEST_WAIT)
-    engine = Engine(job, Ranks(distributed.get_rank(), distributed.get_world_size()))
+    distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=LONGEST_WAIT)
+    ranks = Ranks(distributed.get_rank(), distributed.get_world_size())
+    ranks.meet(torch.device("cuda" if on_gpu else "cpu"))
+    engine = Engine(job, ranks)
     try:
         record = engine.train(spec)
     except InterruptionError:

@@ -159,6 +159,7 @@ class _Training:
         packing = self.job.inputs.execution.packing
         assert packing is not None, "the plan sends every trial alone where packing is off"
         engine = self._prepared()
+        from understudy.train import determinism
         from understudy.train.packed.base import why_unreadable
         from understudy.train.packed.checkpoint import Checkpoint
         from understudy.train.packed.train import Company, train_together
@@ -179,7 +180,9 @@ class _Training:
         names = Company(company, self.digests, self.stopped)
         file = Checkpoint(self._path("pt"), 60 * running.checkpoint_minutes)
         with watchdog.watching(running.watchdog_minutes, f"pack {self.pack.id}"), interruption.deferred():
-            train_together(engine, packing, specs, names, brackets, file, best, self._finished, self.note)
+            determinism.as_far_as_possible(
+                lambda: train_together(engine, packing, specs, names, brackets, file, best, self._finished, self.note)
+            )
 
     def _judged(self, record: TrialRecord, id: str, brackets: Brackets | None) -> TrialRecord:
         """A bracketed trial that was trained in full: as it is, or as it would be had its bracket stopped it."""

@@ -21,6 +21,14 @@ class Ranks:
     index: int = 0
     count: int = 1
 
+    def meet(self, device: torch.device) -> None:
+        """Wait until every rank is there.
+
+        NCCL connects at the first sum. Where a firewall or a wrong network card keeps it from that, it shows now, under
+        the watchdog, rather than after minutes of loading, when waiting for others is nothing unusual.
+        """
+        self.largest(0, device)
+
     def sum_(self, values: Tensor) -> None:
         """Add up a flat tensor over all ranks, in place. Every rank gets the same bits."""
         if self.count > 1:

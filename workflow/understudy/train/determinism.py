@@ -1,0 +1,48 @@
+"""Kernels that sum in a fixed order, as far as every operation of a model has one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from understudy import progress
+from understudy.train import memory
+
+Result = TypeVar("Result")
+
+MISSING = "does not have a deterministic implementation"
+
+
+def require(on_gpu: bool) -> None:
+    """Let torch refuse what has no deterministic kernel.
+
+    Only to warn of it isn't enough: torch then takes a backward pass of attention on GPUs that sums in any order, and
+    leaves the other one, which it has, alone (its `attention_backward.cu`).
+    """
+    if on_gpu:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS sums in a fixed order with it
+        os.environ.setdefault("FLASH_ATTENTION_DETERMINISTIC", "1")  # as transformers hands it on to flash-attn
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time, and nothing here reads such memory
+
+
+def as_far_as_possible(train: Callable[[], Result], begin_again: Callable[[], None] = lambda: None) -> Result:
+    """What `train` returns. Where torch refuses one of its operations it trains again, and such ones only warn.
+
+    They do so for the rest of the process. The first step has all of a model's operations, so hardly anything is done
+    twice. `begin_again` is called in between.
+    """
+    try:
+        return train()
+    except RuntimeError as error:
+        if MISSING not in str(error):
+            raise
+        reason = memory.reason(error).split(",")[0]
+    progress.tell(f"{reason}: two runs of it may differ in their last digits")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    begin_again()
+    memory.release()
+    return train()
