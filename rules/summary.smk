@@ -82,7 +82,8 @@ rule summarise:
 rule write_report:
     input:
         settings=PATHS.settings("summary"),
-        study=PATHS.settings("study"),
+        study=ancient(PATHS.settings("study")),  # what matters of it comes by the other inputs
+        results=all_finalist_results(),  # whose weights it copies
         headline=PATHS.headline,
         manifest=PATHS.manifest,
         execution=[PATHS.execution("proxy"), PATHS.execution("target")],

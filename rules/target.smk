@@ -138,6 +138,7 @@ rule decode_search:
     input:
         settings=PATHS.settings("decode"),
         winner=PATHS.winner,
+        results=all_finalist_results(),  # whose weights it reads
         model=PATHS.model("target"),
         manifest=PATHS.manifest,
         validation=PATHS.data("validation"),
@@ -165,6 +166,7 @@ rule test:
     input:
         settings=PATHS.settings("test"),
         winner=PATHS.winner,
+        results=all_finalist_results(),  # whose weights it reads
         model=PATHS.model("target"),
         manifest=PATHS.manifest,
         validation=PATHS.data("validation"),

@@ -13,6 +13,7 @@ import yaml
 from shipped_config import ROOT, problems, schema_for_yaml, shipped
 from understudy import config, reference
 from understudy.errors import SYNONYMS
+from understudy.files import read_json, write_json
 from understudy.hyperparameters import HYPERPARAMETERS
 from understudy.sections import sections
 from understudy.space import Choices
@@ -260,6 +261,25 @@ def test_all_mistakes_are_reported_at_once(raw: dict[str, Any]) -> None:
     raw["target"]["sampler"] = "bayes"
     raw["proxy"]["grid"]["nonsense"] = [1]
     assert len(problems(raw)) == 4
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_what_was_written_down_is_read_back(path: Path, tmp_path: Path) -> None:
+    raw = yaml.safe_load(path.read_text())
+    conditions = {"lr_scheduler_type": ["cosine"]}
+    raw["space"] = {
+        "lr_scheduler_type": ["cosine", "linear"],
+        "learning_rate": {"low": 1e-4, "high": 1e-2, "log": True},
+        "warmup_ratio": {"low": 0.0, "high": 0.2, "when": conditions},
+        "batch_size": {"low": 4, "high": 8, "when": conditions},
+        "lora_target_modules": ["all-linear", ["q_proj", "v_proj"]],
+    }
+    raw["defaults"] |= {"warmup_ratio": 0.05, "batch_size": 8}
+    study = config.parse(raw)
+    write_json(tmp_path / "study.json", study, sealed=True)
+    written = read_json(tmp_path / "study.json")
+    assert (written["space"]["warmup_ratio"]["rest"], written["space"]["batch_size"]["rest"]) == (0.05, 8)
+    assert config.read_back(written, "study.json") == study
 
 
 def test_numbers_of_trials_are_in_no_slice(raw: dict[str, Any]) -> None:

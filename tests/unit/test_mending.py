@@ -120,15 +120,27 @@ def test_weights_that_nobody_asks_for_can_be_deleted(study: StudyPaths, lacking:
     assert [study.finalist_result(0, 0).exists(), len(notes)] == ([False, 1] if lacking else [True, 0])
 
 
-@pytest.mark.parametrize("change", [{}, {"confidence": 0.9}, {"seed": 7}])
-def test_weights_are_asked_for_again_once_the_config_changes(study: StudyPaths, change: dict[str, Any]) -> None:
+CHANGES: list[tuple[dict[str, Any], int]] = [
+    ({}, 0),
+    ({"test": {"confidence": 0.9}}, 1),
+    ({"seed": 7}, 1),
+    ({"execution": {"device": "cpu", "target": {"threads": 2}}}, 1),
+    ({"execution": {"checkpoint_minutes": 1, "watchdog_minutes": 9}}, 0),
+    ({"resources": {"target": {"mem_mb": 9000}}}, 0),
+    ({"results": "elsewhere"}, 0),
+]
+
+
+@pytest.mark.parametrize(("change", "notes"), CHANGES, ids=str)
+def test_weights_are_asked_for_again_once_a_number_may_change(
+    study: StudyPaths, change: dict[str, Any], notes: int
+) -> None:
     end(study)
     Store(study.store).adapter("d1").rmdir()
-    raw = shipped()
-    write_json(study.settings("study"), config.parse(raw), sealed=True)
-    raw["seed"] = change.get("seed", raw["seed"])
-    raw.setdefault("test", {})["confidence"] = change.get("confidence", 0.95)
-    assert len(mend(study, {"study": config.parse(raw)})) == (1 if change else 0)
+    raw = shipped() | {"execution": {}}
+    for name, section in sections(config.parse(raw)).items():
+        write_json(study.settings(name), section, sealed=True)
+    assert len(mend(study, sections(config.parse(raw | change)))) == notes
 
 
 @pytest.mark.parametrize("whose", ["digests", "default_digests", "nobody"])

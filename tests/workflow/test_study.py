@@ -193,6 +193,25 @@ def test_nothing_is_trained_again(finished: Study, tmp_path: Path) -> None:
     assert study.tables() == finished.tables()
 
 
+def test_trained_weights_can_go_once_the_report_is_there(finished: Study, tmp_path: Path) -> None:
+    """Settings that no number follows from leave it alone; who asks for the report again trains its finalists again."""
+    study = copy_of(finished, tmp_path / "light", execution__checkpoint_minutes=1)
+    for folder in (study.results / "store").glob("*/adapter"):
+        shutil.rmtree(folder)
+    before = study.trained()
+    done = study.run()
+    assert done.returncode == 0, done.stdout
+    assert "write_report" not in done.stdout
+    assert study.trained() == before
+    (study.results / "report.html").unlink()
+    (study.results / "finalists" / "0" / "0" / "result.json").unlink()  # a start before this one set it aside
+    done = study.run()
+    assert done.returncode == 0, done.stdout
+    assert (study.results / "report.html").exists()
+    assert list((study.results / "store").glob("*/adapter"))
+    assert study.tables() == finished.tables()
+
+
 def test_the_proxys_table_is_made_anew_where_it_is_gone(finished: Study, tmp_path: Path) -> None:
     """All that was made from it is there: a run was killed while it was made anew."""
     study = copy_of(finished, tmp_path / "table")

@@ -177,6 +177,15 @@ def parse(raw: Any, source: str = "the config") -> StudyConfig:
     return config
 
 
+def read_back(raw: Mapping[str, Any], source: str) -> StudyConfig:
+    """A config as it was written to `settings/study.json`, where conditional hyperparameters have a `rest`."""
+    space = {
+        name: {key: value for key, value in parameter.items() if key != "rest"}
+        for name, parameter in raw.get("space", {}).items()
+    }
+    return parse({**raw, "space": space}, source)
+
+
 def schema() -> dict[str, Any]:
     """The JSON schema of `config.yaml`, for editors."""
     made = StudyConfig.model_json_schema()

@@ -18,15 +18,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from understudy import checksums, disk, graph
 from understudy.checksums import ASIDE
-from understudy.config import StudyConfig
-from understudy.errors import CorruptFileError
+from understudy.config import StudyConfig, read_back
+from understudy.errors import ConfigError, CorruptFileError
 from understudy.files import file_sha256, read_json, write_json
 from understudy.paths import StudyPaths
-from understudy.settings import Section
+from understudy.settings import RunningSettings, Section
 from understudy.store import Store
 
 LONG_AGO = 946_684_800.0  # the year 2000, in the seconds of time stamps
@@ -53,7 +51,7 @@ def _mend(paths: StudyPaths, settings: Mapping[str, Section]) -> list[str]:
             lists = path.name == checksums.LIST  # a run that was killed before it had made the files anew, maybe
             problem = "names files that are gone" if lists else "has been altered since it was written"
             notes.append(_set_aside(path, problem))
-    if not _is_through(paths) or is_changed(paths, settings):
+    if not _is_through(paths) or _asks_for_weights(paths, settings):
         notes += _without_weights(paths)
     _renew(paths, settings)
     _set_back(paths)
@@ -131,8 +129,26 @@ def is_changed(paths: StudyPaths, settings: Mapping[str, Section]) -> bool:
     return any(_differs(paths.settings(name), section) for name, section in settings.items())
 
 
+def _asks_for_weights(paths: StudyPaths, settings: Mapping[str, Section]) -> bool:
+    """Whether a change may change a number: not how trials are kept safe, nor what is asked of a scheduler."""
+    numbers = {name: section for name, section in settings.items() if name not in ("running", "study")}
+    if is_changed(paths, numbers):
+        return True
+    path, study = paths.settings("study"), settings.get("study")
+    return study is not None and path.exists() and _of_numbers(read_json(path)) != _of_numbers(_as_written(study))
+
+
+def _of_numbers(study: dict[str, Any]) -> dict[str, Any]:
+    execution = {key: value for key, value in study["execution"].items() if key not in RunningSettings.model_fields}
+    return {**study, "execution": execution, "resources": None, "results": None}
+
+
 def _differs(path: Path, section: Section) -> bool:
-    return path.exists() and read_json(path) != json.loads(section.model_dump_json())
+    return path.exists() and read_json(path) != _as_written(section)
+
+
+def _as_written(section: Section) -> Any:
+    return json.loads(section.model_dump_json())
 
 
 def _renew(paths: StudyPaths, settings: Mapping[str, Section]) -> None:
@@ -146,7 +162,7 @@ def _renew(paths: StudyPaths, settings: Mapping[str, Section]) -> None:
             os.utime(path, (LONG_AGO, LONG_AGO))
     for name, section in sorted(settings.items(), key=lambda item: item[0] == "study"):  # by which it is known, last
         if _differs(path := paths.settings(name), section):
-            write_json(path, json.loads(section.model_dump_json()), sealed=True)
+            write_json(path, _as_written(section), sealed=True)
 
 
 def _outdated(paths: StudyPaths, settings: Mapping[str, Section]) -> set[Path]:
@@ -155,8 +171,8 @@ def _outdated(paths: StudyPaths, settings: Mapping[str, Section]) -> set[Path]:
     if not isinstance(config, StudyConfig) or not _differs(paths.settings("study"), config):
         return set()
     try:
-        old: StudyConfig | None = StudyConfig.model_validate(read_json(paths.settings("study")))
-    except ValidationError:  # of another version of this program
+        old: StudyConfig | None = read_back(read_json(path := paths.settings("study")), str(path))
+    except ConfigError:  # of another version of this program
         old = None
     found = set()
     for packs in (graph.proxy_packs, graph.echo_packs):

@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> None:
     cards = {card.role: card for card in (read_model(path, ModelCard) for path in arguments.models)}
     executions = {plan.role: plan for plan in (read_model(path, Execution) for path in arguments.execution)}
     best = Best(
-        config=config.parse(read_json(arguments.config), str(arguments.config)),
+        config=config.read_back(read_json(arguments.config), str(arguments.config)),
         winner=read_model(arguments.winner, Winner),
         test=read_model(arguments.test, TestResult),
         decode=read_model(arguments.decode, DecodeResults),
