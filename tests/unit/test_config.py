@@ -266,6 +266,7 @@ def test_all_mistakes_are_reported_at_once(raw: dict[str, Any]) -> None:
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_what_was_written_down_is_read_back(path: Path, tmp_path: Path) -> None:
     raw = yaml.safe_load(path.read_text())
+    raw["proxy"] = {"sobol": 4}
     conditions = {"lr_scheduler_type": ["cosine"]}
     raw["space"] = {
         "lr_scheduler_type": ["cosine", "linear"],
