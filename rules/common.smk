@@ -17,6 +17,7 @@ from understudy.data.sources import fingerprints
 from understudy.errors import StorageError, UnderstudyError
 from understudy.models import hardware
 from understudy.models.folder import loaded
+from understudy.models.folder import require as require_model
 from understudy.paths import StudyPaths
 from understudy.sections import sections
 from understudy.shell import braced
@@ -85,6 +86,7 @@ def show_plan():
     """Show the study as a whole in a dry run, and its table of jobs; refuse what the first command would refuse."""
     if STUDY.data.files is not None and not PATHS.manifest.exists():
         require_data()
+    require_models()
     with suppress(UnderstudyError):  # a real run sets broken files aside
         if mending.is_changed(PATHS, SETTINGS):
             logger.warning("understudy: the config or the data have changed since the last run")
@@ -229,6 +231,24 @@ def require_data():
         require(STUDY.data.files)
     except UnderstudyError as error:
         refuse(error)
+
+
+def require_models():
+    """End with what `prepare_model` would say of a missing folder."""
+    for role in ("proxy", "target"):
+        if name := getattr(STUDY.models, role).model_name_or_path:
+            try:
+                require_model(name)
+            except UnderstudyError as error:
+                refuse(error)
+
+
+def checked_target():
+    """The target's model where it is the user's: what is wrong with it has to show before the proxy stage is paid for.
+
+    Packs don't depend on it otherwise, so a changed one leaves them alone.
+    """
+    return ancient(PATHS.model("target")) if STUDY.models.target.pretrain is None else []
 
 
 def own_checkpoint(wildcards):

@@ -51,6 +51,7 @@ rule prepare_model:
         PATHS.model("{role}"),
     log:
         PATHS.log("prepare_model", "{role}"),
+    priority: 1  # whatever is wrong with a model or a device is to show before anything trains
     conda:
         "../envs/understudy.yaml"
     threads: lambda wildcards: getattr(STUDY.execution, wildcards.role).threads
@@ -70,6 +71,7 @@ rule prepare_execution:
         PATHS.execution("{role}"),
     log:
         PATHS.log("prepare_execution", "{role}"),
+    priority: 1
     conda:
         "../envs/understudy.yaml"
     resources:

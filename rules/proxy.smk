@@ -9,6 +9,7 @@ rule plan_pack:
         settings=PATHS.settings("search"),
         model=PATHS.model("proxy"),
         execution=PATHS.execution("proxy"),
+        target=checked_target(),
     output:
         PATHS.pack_specs("{pack}"),
     log:

@@ -81,6 +81,18 @@ def test_a_card_without_notes_says_nothing_of_them(tmp_path: Path) -> None:
     assert '"notes"' not in (tmp_path / "card").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize(("value", "missing"), [("q_proj,v_proj", ""), ("q_proj,c_attn", "c_attn")])
+def test_layers_that_the_model_lacks_are_named_before_anything_trains(
+    value: str, missing: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = prepared(tmp_path, [{"prompt": f"{i}", "completion": "Yes."} for i in range(40)], "prompt_completion")
+    section = read_model(tmp_path / "settings.json", ModelSection)
+    write_json(tmp_path / "settings.json", section.model_copy(update={"lora_target_modules": (value,)}))
+    assert main(arguments) == (2 if missing else 0)
+    said = f"lora_target_modules: the proxy has no linear layer named {missing}; its linear layers are down_proj, "
+    assert (said in capfd.readouterr().err) == bool(missing)
+
+
 def test_chats_that_the_template_refuses_stop_the_study_before_it_trains(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

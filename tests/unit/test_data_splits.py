@@ -122,5 +122,29 @@ def test_the_rows_of_a_conversation_stay_together(tmp_path: Path) -> None:
     alone = [item for item in items if len(item["messages"]) > 2]  # a first answer that nobody has doesn't matter
     parts = {"train": alone[::3], "test": [*alone[1::3], *alone[2::3]]}
     files = {name: str(write(tmp_path / f"{name}.jsonl", part)) for name, part in parts.items()}
-    with pytest.raises(DataError, match="too few"):
+    with pytest.raises(DataError, match="too few") as raised:
         prepare(tmp_path, task="files", files=files, format="messages", **SIZES)
+    assert " were left out because they are kin to an example of a held-out split" in str(raised.value)
+
+
+def test_a_file_that_is_given_twice_is_told_by_what_is_left(tmp_path: Path) -> None:
+    path = str(write(tmp_path / "d.jsonl", [{"prompt": f"{i}", "completion": "Yes."} for i in range(64)]))
+    files = {
+        "train": path,
+        "validation": path,
+        "test": str(
+            write(tmp_path / "t.jsonl", [{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"}])
+        ),
+    }
+    with pytest.raises(DataError) as raised:
+        prepare(tmp_path, task="files", files=files, **SIZES)
+    assert "0 examples for train" in str(raised.value)
+    assert "64 were left out because they stand twice, in one file or in two" in str(raised.value)
+    assert "shares" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["d.jsonl", "d.csv"])
+def test_an_empty_file_is_named(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("" if name == "d.jsonl" else "prompt,completion\n")
+    with pytest.raises(DataError, match=rf"{name} has no rows; give another file for `data.files.train`"):
+        prepare(tmp_path, task="files", files={"train": str(tmp_path / name)}, **SIZES)

@@ -18,6 +18,8 @@ import synthetic_study
 from tiny_models import llama_config, save
 from understudy import checksums
 from understudy.cli import main
+from understudy.data.encoding import Encoded
+from understudy.data.notices import of_lengths
 from understudy.models.quantization import quantization_config
 from understudy.paths import StudyPaths
 from understudy.settings import DataSettings
@@ -160,7 +162,7 @@ def test_layers_and_attention_dropout_are_written_as_each_program_wants_them(
     assert axolotl["lora_target_modules"] == ["q_proj", "v_proj"]
     assert axolotl["overrides_of_model_config"] == {"attention_dropout": 0.1}
     assert factory["lora_target"] == "q_proj,v_proj"
-    assert "the study had 0.1" in (folder / "llamafactory.yaml").read_text(encoding="utf-8")
+    assert "the study's own was 0.1" in (folder / "llamafactory.yaml").read_text(encoding="utf-8")
     assert best_config["hyperparameters"]["lora_target_modules"] == "q_proj,v_proj"
     arguments = json.loads((folder / "transformers.json").read_text())
     assert arguments["lora_config"]["target_modules"] == ["q_proj", "v_proj"]
@@ -217,6 +219,19 @@ def test_exports_say_what_an_epoch_was_and_which_answers_were_learnt(
         assert f"# An epoch of the study was one pass over {study.manifest.train_examples} training examples." in text
     assert yaml.safe_load(factory).get("mask_history", False) == (data_format in ("messages", "alpaca"))
     assert ("# `roles_to_train: []` and `message_field_training: training`." in axolotl) == (data_format == "messages")
+    assert ("Axolotl's `type: alpaca` does" in axolotl) == (data_format == "alpaca")
+    assert ("as `template: alpaca` does" in factory) == (data_format == "alpaca")
+    assert ("take the model's `template`" in factory) == (data_format == "messages")
+
+
+def test_exports_say_what_was_cut_off_examples(study: synthetic_study.Study, tmp_path: Path) -> None:
+    cut, other = of_lengths({"training": [Encoded([1, 2], 1, 4, "prompt")]}, 100)[0], "something else"
+    cards = [card.model_copy(update={"notes": (other, cut)}) for card in study.cards]
+    folder = synthetic_files.reported(dataclasses.replace(study, cards=cards), tmp_path).best_config.parent
+    for name in ("axolotl.yaml", "llamafactory.yaml"):
+        text = (folder / name).read_text(encoding="utf-8")
+        assert "# In the study 1 of 1 training examples are longer than data.max_length (100)" in text
+        assert other not in text
 
 
 def test_an_adapter_names_a_base_on_the_hub_by_its_id(study: synthetic_study.Study, tmp_path: Path) -> None:

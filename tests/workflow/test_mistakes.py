@@ -82,6 +82,14 @@ def test_data_that_are_gone_are_not_missed_and_changed_ones_are_noticed(tmp_path
     assert manifest.read_bytes() != before
 
 
+def test_a_target_that_is_not_there_is_told_before_the_proxy_stage(tmp_path: Path) -> None:
+    study = Study(tmp_path, tiny(models__target={"model_name_or_path": "./nowhere"}))
+    refused(study, "understudy: there is no model folder nowhere", dry=True, code=2)
+    planned = str(study.results.relative_to(tmp_path) / "proxy" / "packs" / "sobol-000" / "specs.json")
+    refused(study, "understudy prepare-model: there is no model folder nowhere", target=planned)
+    assert not (study.folder / planned).exists()
+
+
 def test_a_model_folder_without_weights(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()

@@ -132,9 +132,9 @@ class StudyConfig(Section):
             return "with `execution.proxy.gradient_checkpointing` they train one after the other"
         if self.execution.device == "cpu" and how.dtype == "bfloat16":
             return "on CPUs such trials compute in float32, and `execution.proxy.dtype` is bfloat16"
-        if all(float(value) > 0 for value in self._proxy_values("attention_dropout")):
+        if all(float(value) > 0 for value in self.values_of("attention_dropout")):
             return "trials with `attention_dropout` above 0 train alone, and it is in all of them"
-        if all(foreign_modules(value) for value in self._proxy_values("lora_target_modules")):
+        if all(foreign_modules(value) for value in self.values_of("lora_target_modules")):
             return f"such trials have adapters on {', '.join(SITES)} only, and all `lora_target_modules` name others"
         return None
 
@@ -147,11 +147,11 @@ class StudyConfig(Section):
             return math.inf
         if "learning_rate" in self.space or any(isinstance(parameter, Range) for parameter in self.space.values()):
             return math.inf
-        values = {name: set(self._proxy_values(name)) for name in self.space}
+        values = {name: set(self.values_of(name)) for name in self.space}
         default = {name: self.defaults.get(name, HYPERPARAMETERS[name].default) for name in values}
         return math.prod(map(len, values.values())) - all(default[name] in each for name, each in values.items())
 
-    def _proxy_values(self, name: str) -> list[Value]:
+    def values_of(self, name: str) -> list[Value]:
         """The values that a hyperparameter has in proxy trials, a range's least one for all of it."""
         searched, default = self.space.get(name), self.defaults.get(name, HYPERPARAMETERS[name].default)
         if searched is None:

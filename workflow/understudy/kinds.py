@@ -134,4 +134,6 @@ def _grid(grid: Mapping[str, Any], space: Any, problems: dict[str, str]) -> dict
             _coerced(f"{path}[{i}]", name, value, problems) if name in HYPERPARAMETERS else value
             for i, value in enumerate(values)
         ]
+        if len({str(value) for value in coerced[name]}) < len(values):
+            problems.setdefault(path, f"must differ from each other, but got {values}")
     return coerced

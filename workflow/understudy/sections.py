@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from understudy.config import StudyConfig
-from understudy.hyperparameters import Value
+from understudy.hyperparameters import ALL_LINEAR, Value
 from understudy.settings import (
     DataSettings,
     DecodeSettings,
@@ -55,6 +55,7 @@ class ModelSection(Section):
     role: Role
     model: ModelSettings
     threads: int
+    lora_target_modules: tuple[str, ...] = ()  # values that name layers, which the model must have
 
 
 class ExecutionSection(Section):
@@ -194,7 +195,15 @@ def sections(config: StudyConfig, sources: Mapping[str, str] | None = None) -> d
 def _model(config: StudyConfig, role: Role) -> ModelSection:
     model: ModelSettings = getattr(config.models, role)
     threads = getattr(config.execution, role).threads
-    return ModelSection(seed=config.seed, cache=config.cache, role=role, model=model, threads=threads)
+    named = {str(value) for value in config.values_of("lora_target_modules")} - {ALL_LINEAR}
+    return ModelSection(
+        seed=config.seed,
+        cache=config.cache,
+        role=role,
+        model=model,
+        threads=threads,
+        lora_target_modules=tuple(sorted(named)) if role == "proxy" or config.target.method == "lora" else (),
+    )
 
 
 def _part(model: type[SomeSection], whole: Section) -> SomeSection:

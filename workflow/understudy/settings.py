@@ -6,9 +6,9 @@ The descriptions become the JSON schema that editors complete from, and `config/
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 Role = Literal["proxy", "target"]
 Split = Literal["train", "validation", "test"]
@@ -31,12 +31,18 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-
-def _no_switch(value: Any) -> Any:
-    """The value, unless it is `true` or `false`, which would count as the numbers 1 and 0."""
-    if isinstance(value, bool):
-        raise ValueError(f"must be a whole number or `auto`, but got {str(value).lower()}")
-    return value
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_switch_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse `true`, `yes` and their like where they would count as the numbers 1 and 0."""
+        if isinstance(value, bool):
+            annotation = cls.model_fields[str(info.field_name)].annotation
+            kinds = {annotation, *get_args(annotation)}
+            if kinds & {int, float} and bool not in kinds:
+                auto = " or `auto`" if Literal["auto"] in kinds else ""
+                number = "a whole number" if int in kinds else "a number"
+                raise ValueError(f"must be {number}{auto}, but got {str(value).lower()}")
+        return value
 
 
 def expanded(path: str) -> str:
@@ -184,11 +190,6 @@ class StageExecution(Section):
     dtype: Dtype = Field(default="auto", description="compute type; `auto` is float32 on CPUs, bfloat16 on GPUs")
     gradient_checkpointing: bool = Field(default=False, description="recompute activations to save memory")
 
-    @field_validator("micro_batch_size", "pack_trials", "pack_tokens", mode="before", check_fields=False)
-    @classmethod
-    def _numbers_are_numbers(cls, value: Any) -> Any:
-        return _no_switch(value)
-
     @model_validator(mode="after")
     def _positive(self) -> StageExecution:
         if self.micro_batch_size != "auto" and self.micro_batch_size < 1:
@@ -308,11 +309,6 @@ class StageResources(Section):
     constraint: str | None = Field(
         default=None, min_length=1, description="features that a node must have, such as `ib&a100`"
     )
-
-    @field_validator("mem_mb", "runtime", mode="before")
-    @classmethod
-    def _numbers_are_numbers(cls, value: Any) -> Any:
-        return _no_switch(value)
 
     @model_validator(mode="after")
     def _first_attempt_fits(self) -> StageResources:

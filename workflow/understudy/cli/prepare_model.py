@@ -26,15 +26,18 @@ def run(arguments: argparse.Namespace) -> None:
     manifest = read_model(arguments.manifest, DataManifest)
     set_threads(section.threads)
     from understudy.data.fit import notes_on_fit
-    from understudy.models.checkpoint import notes_on_length
+    from understudy.models.checkpoint import notes_on_length, without_weights
     from understudy.models.loading import load_tokenizer
     from understudy.models.prepare import prepare_model
+    from understudy.train.adapters import require_layers
 
     def corpus() -> Sequence[str]:
         pin.hold(arguments.manifest.parent.parent, stdlib.identity(stdlib.source_files()))
         return training_corpus(manifest, arguments.manifest.with_name("train.parquet"))
 
     card = prepare_model(section, corpus, manifest.source.get("format"))
+    if section.lora_target_modules:
+        require_layers(without_weights(Path(card.path)), section.lora_target_modules, f"the {card.role}")
     notes = notes_on_length(Path(card.path), manifest.max_length)
     notes += notes_on_fit(manifest, arguments.manifest.parent, load_tokenizer(card), card.vocab_size)
     for note in notes:

@@ -53,10 +53,18 @@ def _check_sizes(found: Found, settings: DataSettings) -> None:
         for split in SPLITS
         if len(found.splits[split]) < needed[split]
     ]
-    if problems:
-        have = "\n  ".join(["there are too few examples:", *problems])
-        kept = " (examples with the same prompt are kept in one split)" if settings.task == "files" else ""
-        raise DataError(f"{have}\n  ask for fewer, give more data, or change the shares that are cut off{kept}")
+    if not problems:
+        return
+    left_out = {
+        "stand twice, in one file or in two": found.counts.get("dropped_repeated", 0),
+        "are kin to an example of a held-out split": found.counts.get("dropped_prompt_held_out", 0),
+    }
+    problems += [f"{count:,} were left out because they {why}" for why, count in left_out.items() if count]
+    files = settings.files
+    cut = files is None or files.validation is None or files.test is None
+    ways = "ask for fewer, give more data" + (", or change the shares that are cut off" if cut else "")
+    kept = " (examples with the same prompt are kept in one split)" if files is not None else ""
+    raise DataError("\n  ".join(["there are too few examples:", *problems, ways + kept]))
 
 
 def _write(examples: Sequence[Example], path: Path) -> None:

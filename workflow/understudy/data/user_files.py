@@ -78,6 +78,8 @@ def _read(path: Path, split: Split, data_format: DataFormat, counts: Counter[str
             counts[EARLIER_ANSWERS] += parsed.earlier_answers
         counts.update(f"{IGNORED_KEY}{key}" for key in parsed.ignored_keys)
         examples.append(Example(f"{split}:{number}", path.name, parsed.prompt, parsed.completion, parsed.chat))
+    if not total:
+        raise DataError(f"{path} has no rows; give another file for `data.files.{split}`")
     if failures:
         raise _bad_rows(path, sorted(failures, key=lambda failure: failure.number), total, data_format)
     counts["found"] += len(examples)

@@ -42,7 +42,7 @@ def inspect(folder: Path, quantization: Quantization) -> Checkpoint:
     found = weights(folder)
     _check_complete(folder, found)
     _check_whole(found)
-    model = _without_weights(folder)
+    model = without_weights(folder)
     config = model.config
     if getattr(config, "quantization_config", None) is not None:
         raise ModelError(
@@ -71,7 +71,7 @@ def notes_on_length(folder: Path, max_length: int) -> tuple[str, ...]:
 
     Raises `ModelError` where it has learnt an embedding for each position, and has too few of them.
     """
-    model = _without_weights(folder)
+    model = without_weights(folder)
     if (positions := learned_positions(model)) is not None and max_length > positions:
         raise ModelError(
             f"the model in {folder} has {positions} positions, and `data.max_length` is {max_length}; lower it to "
@@ -98,7 +98,7 @@ def _context(model: Any) -> int | None:
     return found if isinstance(found, int) else None
 
 
-def _without_weights(folder: Path) -> Any:
+def without_weights(folder: Path) -> Any:
     """A checkpoint's model with tensors that have nothing but a shape."""
     from transformers import AutoConfig, AutoModelForCausalLM
 

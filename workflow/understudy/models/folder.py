@@ -1,8 +1,10 @@
-"""What of a checkpoint's folder is loaded: the files that its digest covers. Nothing here imports torch."""
+"""Checkpoints in folders: which one a name means, and what of it is loaded. Nothing here imports torch."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+from understudy.errors import ModelError
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -23,6 +25,24 @@ OTHER_FILES = (
     "chat_template.json",
 )
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")  # in the order in which transformers looks for them
+
+
+def is_folder(name: str) -> bool:
+    """Whether a name can only be a folder, or is one."""
+    return Path(name).expanduser().is_dir() or name.startswith((".", "/", "~")) or name.count("/") != 1
+
+
+def require(name: str) -> None:
+    """Raise `ModelError` where a name is neither a folder that is there, nor can be an id on the hub."""
+    folder = Path(name).expanduser()
+    if folder.is_dir() or not is_folder(name):
+        return
+    if "/" not in name and not name.startswith((".", "~")):
+        raise ModelError(
+            f"there is no model folder {folder} (relative paths start where the study is run), and an id on the hub "
+            f"has its owner in front, as `openai-community/gpt2` has; give the folder, or `OWNER/{name}`"
+        )
+    raise ModelError(f"there is no model folder {folder}; relative paths start where the study is run")
 
 
 def weights(folder: Path) -> list[Path]:

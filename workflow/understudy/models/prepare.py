@@ -9,6 +9,7 @@ from understudy import progress
 from understudy.errors import ModelError
 from understudy.models import cache, hub
 from understudy.models.checkpoint import check_tokenizer, inspect
+from understudy.models.folder import is_folder, require
 from understudy.sections import ModelSection
 from understudy.settings import CHATS, ModelSettings, PretrainSettings
 from understudy.trial import ModelCard
@@ -53,13 +54,7 @@ def _given(settings: ModelSettings) -> tuple[Path, str, str | None]:
                 f"`revision: {settings.revision}` goes with hub models, but {folder} is a folder; leave it out"
             )
         return folder.resolve(), "local", None
-    if "/" not in name and not name.startswith((".", "~")):
-        raise ModelError(
-            f"there is no model folder {folder} (relative paths start where the study is run), and an id on the hub "
-            f"has its owner in front, as `openai-community/gpt2` has; give the folder, or `OWNER/{name}`"
-        )
-    if _is_folder(name):
-        raise ModelError(f"there is no model folder {folder}; relative paths start where the study is run")
+    require(name)
     fetched = hub.fetch(name, settings.revision)
     return fetched, "hub", fetched.name  # snapshots are named by their commit
 
@@ -68,14 +63,9 @@ def _described(settings: ModelSettings) -> str:
     """What is about to happen to a model; whether that takes long shows only on the way."""
     if settings.pretrain is not None:
         return f"pretraining {_built_in_name(settings.pretrain)}, unless it is in the cache"
-    if _is_folder(name := str(settings.model_name_or_path)):
+    if is_folder(name := str(settings.model_name_or_path)):
         return f"reading {name}"
     return f"fetching {name}, as far as the hub's cache on this machine lacks it"
-
-
-def _is_folder(name: str) -> bool:
-    """Whether a name can only be a folder, or is one."""
-    return Path(name).expanduser().is_dir() or name.startswith((".", "/", "~")) or name.count("/") != 1
 
 
 def _built_in_name(settings: PretrainSettings) -> str:

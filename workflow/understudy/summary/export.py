@@ -26,14 +26,19 @@ from understudy.settings import CHATS
 from understudy.store import Store
 from understudy.summary.best import Best, plain_values
 from understudy.summary.trainers import (
+    AXOLOTL_ALPACA,
     AXOLOTL_CHATS,
     AXOLOTL_WEIGHTS,
+    LLAMAFACTORY_ALPACA,
+    LLAMAFACTORY_CHATS,
     axolotl,
     batching,
     llamafactory,
     transformers_arguments,
 )
 from understudy.trial import ModelCard
+
+CUT = "longer than data.max_length"  # in a model's notes on examples that were cut
 
 
 def best_document(best: Best) -> dict[str, Any]:
@@ -90,8 +95,10 @@ def write_best(best: Best, store: Store, folder: Path) -> None:
     processes = batching(int(best.winner.hyperparameters["batch_size"]), best.execution)[0]
     epoch = f"An epoch of the study was one pass over {best.manifest.train_examples} training examples."
     notes = [f"The batch sizes are for {processes} process(es).", epoch, *_rounding_note(best)]
+    notes += [f"In the study {note}; this program does otherwise." for note in best.card.notes if CUT in note]
     smoothing, dropout = (best.winner.hyperparameters[name] for name in ("label_smoothing_factor", "attention_dropout"))
     left_out = [f"Not carried over: label_smoothing_factor {smoothing:g}."] if smoothing else []
+    left_out += [AXOLOTL_ALPACA] if best.data_format == "alpaca" else []
     left_out += [AXOLOTL_CHATS] if best.data_format in CHATS else []
     left_out += [AXOLOTL_WEIGHTS] if not best.lora and best.execution.dtype == "bfloat16" else []
     write_text(
@@ -99,7 +106,9 @@ def write_best(best: Best, store: Store, folder: Path) -> None:
         _yaml(axolotl(best), "For Axolotl; add `datasets` and `output_dir`.", *notes, *left_out),
     )
     wanted = "For LLaMA-Factory; add `dataset`, `template` and `output_dir`."
-    left_out = [f"It takes attention_dropout from the checkpoint's config.json; the study had {dropout:g}."]
+    left_out = [f"It takes attention_dropout from the checkpoint's config.json; the study's own was {dropout:g}."]
+    left_out += [LLAMAFACTORY_ALPACA] if best.data_format == "alpaca" else []
+    left_out += [LLAMAFACTORY_CHATS] if best.data_format in CHATS else []
     write_text(folder / "llamafactory.yaml", _yaml(llamafactory(best), wanted, *notes, *left_out))
     write_json(folder / "transformers.json", transformers_arguments(best))
     if best.winner.digests:

@@ -31,13 +31,19 @@ AXOLOTL = {
     "adam_beta2": "adam_beta2",
     "adam_epsilon": "adam_epsilon",
 }
+AXOLOTL_ALPACA = "The study put rows into Stanford Alpaca's prompt, as Axolotl's `type: alpaca` does."
+LLAMAFACTORY_ALPACA = (  # read in its data/template.py, not run
+    "The study put rows into Stanford Alpaca's prompt, as `template: alpaca` does, but for an `input`, which\n"
+    "stands behind the instruction there and had a heading of its own in the study."
+)
+LLAMAFACTORY_CHATS = (
+    "The study put chats into the chat template of the model's own tokenizer: take the model's `template`."
+)
 AXOLOTL_CHATS = (  # read in `ChatTemplateStrategy` of its prompt strategies, not run
     "Of a chat the study learnt the last answer alone; Axolotl's `chat_template` learns every answer.\n"
     "For the same, give each row's last answer the key `training: true`, and the entry in `datasets`\n"
     "`roles_to_train: []` and `message_field_training: training`."
 )
-
-
 AXOLOTL_WEIGHTS = (  # read in `resolve_dtype`, not run
     "The study held the weights in float32 and computed in bfloat16; with `bf16: true` Axolotl holds them in\n"
     "bfloat16, too, where small updates round away. With `bf16: false` it computes in float32."
@@ -132,6 +138,7 @@ def transformers_arguments(best: Best) -> dict[str, Any]:
     values = plain_values(best.winner.hyperparameters)
     processes, per_device, accumulated = batching(values["batch_size"], best.execution)
     arguments: dict[str, Any] = {
+        "transformers_version": ">=5",
         "processes": processes,
         "training_arguments": {
             "per_device_train_batch_size": per_device,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -79,7 +79,13 @@ def lora_config(hyperparameters: Mapping[str, Value]) -> Any:
     return LoraConfig(**arguments, task_type="CAUSAL_LM")
 
 
-def target_layers(base: nn.Module, value: Value) -> dict[str, nn.Module]:
+def require_layers(model: nn.Module, values: Iterable[Value], called: str) -> None:
+    """Raise `ConfigError` where a value of `lora_target_modules` names a layer that a model lacks."""
+    for value in values:
+        target_layers(model, value, called)
+
+
+def target_layers(base: nn.Module, value: Value, called: str = "the model") -> dict[str, nn.Module]:
     """The layers that a value of `lora_target_modules` names, by their full names in the base's order.
 
     As in peft a name is a layer's full one or the end of it, and `all-linear` leaves out the output embedding.
@@ -97,7 +103,7 @@ def target_layers(base: nn.Module, value: Value) -> dict[str, nn.Module]:
         raise ConfigError(
             "the config",
             [
-                f"lora_target_modules: the model has no linear layer named {', '.join(missing)}; its linear layers are "
+                f"lora_target_modules: {called} has no linear layer named {', '.join(missing)}; its linear layers are "
                 f"{', '.join(short)}. Name some of them, or take `{ALL_LINEAR}`"
             ],
         )
