@@ -257,9 +257,9 @@ def own_checkpoint(wildcards):
     return loaded(Path(name).expanduser()) if name else []
 
 
-def limits_by_role(but=None):
+def limits_by_role(but=()):
     """What a scheduler is asked for, for rules whose wildcard `role` says whose base they load."""
-    names = {name for limits in LIMITS.values() for name in limits} - {but}
+    names = {name for limits in LIMITS.values() for name in limits} - set(but)
     return {name: _limit_of_role(name) for name in sorted(names)}
 
 
@@ -272,9 +272,11 @@ def _limit_of_role(name):
 
 
 def gpus(role):
-    """GPUs that a job beside the training of a target trial holds."""
-    execution = STUDY.execution
-    return getattr(execution, role).processes if execution.device == "cuda" else 0
+    """GPUs of a job that trains a pack, or that evaluates what a target trial has trained, on one where it fits."""
+    if STUDY.execution.device != "cuda":
+        return 0
+    how = getattr(STUDY.execution, role)
+    return 1 if getattr(how, "strategy", "ddp") == "ddp" else how.processes
 
 
 def cores(role):

@@ -56,7 +56,7 @@ rule prepare_model:
         "../envs/understudy.yaml"
     threads: lambda wildcards: getattr(STUDY.execution, wildcards.role).threads
     resources:
-        **limits_by_role(but="gpu_model"),  # it has no GPU, and SLURM's plugin would ask for one of that model
+        **limits_by_role(but=("gpu_model",)),  # it has no GPU, and SLURM's plugin would ask for one of that model
     shell:
         "exec python -m understudy prepare-model --settings {input.settings:q} --manifest {input.manifest:q}"
         " --output {output:q} --log {log:q}"
@@ -75,8 +75,8 @@ rule prepare_execution:
     conda:
         "../envs/understudy.yaml"
     resources:
-        **limits_by_role(),
-        gpu=lambda wildcards: gpus(wildcards.role),
+        **limits_by_role(but=("mem_mb", "runtime")),
+        **resources.look_limits(STUDY),
     shell:
         "exec python -m understudy prepare-execution --settings {input.settings:q} --model {input.model:q}"
         " --manifest {input.manifest:q} --output {output:q} --log {log:q}"

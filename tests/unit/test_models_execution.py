@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
 from tiny_models import card
 from understudy.errors import UserError
@@ -17,10 +20,12 @@ from understudy.models.estimates import (
     estimate,
     frozen_bytes,
     packed_token_bytes,
+    token_bytes,
     trial_bytes,
 )
 from understudy.models.execution import resolve
 from understudy.models.hardware import GIB, Hardware
+from understudy.models.quantization import peft_for
 from understudy.settings import ExecutionSettings
 from understudy.trial import ModelCard, Packing
 
@@ -85,6 +90,55 @@ def test_more_than_there_is_is_refused_with_the_numbers() -> None:
         resolve(settings(device="cuda"), SMALL, 96, CPU)
     with pytest.raises(UserError, match=r"`execution.target.processes` is 4, one GPU each, but torch sees 2 GPUs"):
         resolve(settings(target={"processes": 4}), SMALL, 96, H100)
+    one_for_looking = dataclasses.replace(H100, gpus=1, own_job=True)
+    assert resolve(settings(target={"processes": 4}), SMALL, 96, one_for_looking).resolved.processes == 4
+
+
+SHAPES = {  # with as many bytes per token, layer and hidden unit as the shape in full
+    "Llama 2 7B": (LlamaConfig, 256, 688, 8, 8),
+    "Llama 3 8B": (LlamaConfig, 256, 896, 8, 2),
+    "Qwen2.5 7B": (Qwen2Config, 224, 1184, 7, 1),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_activations_are_what_autograd_keeps(shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the mask of bytes that dropout keeps on GPUs. Tensors as large as a weight are autocast's copies of it."""
+    kind, hidden, width, heads, key_value_heads = SHAPES[shape]
+    layers, rows, length, dtype = 2, 2, 256, torch.bfloat16
+    config = kind(
+        hidden_size=hidden,
+        intermediate_size=width,
+        num_attention_heads=heads,
+        num_key_value_heads=key_value_heads,
+        num_hidden_layers=layers,
+        vocab_size=100,
+    )
+    monkeypatch.setattr(
+        torch.nn.functional, "dropout", lambda x, p, training, _=False: torch.native_dropout(x, p, training)[0]
+    )
+    base = AutoModelForCausalLM.from_config(config, dtype=dtype).requires_grad_(False)
+    parameters = sum(each.numel() for each in base.parameters())
+    with peft_for(base):
+        from peft import LoraConfig, get_peft_model
+
+        adapters = LoraConfig(r=8, lora_dropout=0.05, target_modules="all-linear", task_type="CAUSAL_LM")
+        model = get_peft_model(base, adapters).train()
+    sizes = {each.shape for each in model.parameters()} | {
+        each.T.shape for each in model.parameters() if each.dim() == 2
+    }
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.shape not in sizes:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", dtype):
+        alive = model(input_ids=torch.randint(0, 100, (rows, length)), use_cache=False)
+    card = llama(0, hidden, layers).model_copy(update={"parameters": parameters, "vocab_size": 0})
+    assert sum(kept.values()) / (rows * length) == pytest.approx(token_bytes(card, "bfloat16"), rel=0.12)
+    assert alive is not None
 
 
 def test_the_estimate_is_a_power_of_two_that_follows_what_it_depends_on() -> None:

@@ -107,7 +107,20 @@ def test_estimates_hold_what_they_must() -> None:
     gigabytes = resources.estimated_mem_mb(on_gpu, "target", seven) / 1000
     assert 14 < gigabytes < 40, "the weights in 16 bits pass through the host"
     two = study("config/examples/own-model.yaml", execution__target__processes=2)
-    assert resources.estimated_mem_mb(two, "target", seven) / 1000 > 28, "once per process"
+    eight = {"execution__target__processes": 8}
+
+    def of_eight(**changes: Any) -> float:
+        changed = study("config/examples/own-model.yaml", **eight, **changes)
+        return resources.estimated_mem_mb(changed, "target", seven) / 1000
+
+    assert of_eight() < 65, "the files' pages are shared"
+    quantized = {"models__target__quantization": "nf4"}
+    assert of_eight(**quantized) > of_eight() + 8 * 0.5 * 7, "each process may hold the base, to shard it"
+    assert of_eight(**quantized, execution__target__strategy="ddp") == of_eight()
+    assert of_eight(target__method="full") > 8 * 4 * 7, "each process holds it all in float32"
+    assert resources.look_limits(two)["gpu"] == 1
+    assert resources.look_limits(two)["mem_mb"] < 8000
+    assert resources.look_limits(study())["gpu"] == 0
     full = study(target__method="full")
     small = resources.ModelSize(10**9, 2048, 16, 32_000, "card")
     frozen = resources.estimated_mem_mb(study(), "target", small)

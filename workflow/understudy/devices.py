@@ -58,6 +58,7 @@ def lease(execution: ResolvedExecution) -> None:
             )
         time.sleep(WAIT_SECONDS)
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(leased)
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # shapes differ in every pass
 
 
 def visible(*, by_torch: bool = True) -> list[str]:

@@ -27,6 +27,7 @@ STEP_MB = 512  # estimates are rounded up to a multiple of this
 WORKFLOW_MB = 1000  # Snakemake twice (the job and the step within it), beside the command; measured: 0.26 GB
 PROCESS_MB = 1500  # Python, torch and the data on the CPU; measured: 0.5 GB
 GPU_PROCESS_MB = 4000  # and with CUDA's libraries
+HELD_BYTES = {"none": 0, "int8": 1.1, "nf4": 0.6}  # per parameter, of a base that is loaded on the host to be sharded
 MARGIN = 1.25
 
 CPU_FLOPS = 5e9  # per thread and second, what small models reach in float32
@@ -126,7 +127,8 @@ def trial_limits(study: StudyConfig, card: Path) -> dict[str, int | str | Callab
 def estimated_mem_mb(study: StudyConfig, role: Role, size: ModelSize) -> int:
     """Memory of a job on its host, in MB.
 
-    On GPUs the weights pass through the host once per process, in 16 bits, or for full fine-tuning in 32; with
+    On GPUs the files' pages, in 16 bits, are shared by all processes on their way through the host. Each process holds
+    all weights there for a while in full fine-tuning, in 32 bits, and where a quantized base may be sharded; with
     `cpu_offload` a share of the states stays there. On CPUs everything stays there, in
     float32: 16 bytes per parameter of full fine-tuning with AdamW, else 4 for the frozen base and 16 per parameter of
     adapters of rank 64 on all linear layers, r (8 h + 15 h) each layer; and what tokens hold until their gradients are
@@ -135,13 +137,19 @@ def estimated_mem_mb(study: StudyConfig, role: Role, size: ModelSize) -> int:
     how: StageExecution = getattr(study.execution, role)
     full = role == "target" and study.target.method == "full"
     if study.execution.device == "cuda":
-        each: float = GPU_PROCESS_MB * MB + (4 if full else 2) * size.parameters
-        if isinstance(how, TargetExecution) and how.cpu_offload is True:
-            each += (16 if full else 4) * size.parameters / (how.nodes * how.processes)
+        each: float = GPU_PROCESS_MB * MB + (4 if full else 0) * size.parameters
+        shared = 2 * size.parameters
+        if isinstance(how, TargetExecution):
+            quantization = getattr(study.models, role).quantization
+            if not full and how.strategy != "ddp" and (how.processes > 1 or how.strategy == "fsdp"):
+                each += HELD_BYTES[quantization] * size.parameters
+            if how.cpu_offload is True:
+                each += (16 if full else 4) * size.parameters / (how.nodes * how.processes)
     else:
+        shared = 0
         states = 16 * size.parameters if full else 4 * size.parameters
         each = PROCESS_MB * MB + states + _training_bytes(study, how, size, adapters=not full)
-    whole = WORKFLOW_MB * MB + how.processes * MARGIN * each
+    whole = WORKFLOW_MB * MB + MARGIN * (how.processes * each + shared)
     return STEP_MB * math.ceil(whole / MB / STEP_MB)
 
 
@@ -159,6 +167,13 @@ def estimated_runtime(study: StudyConfig, role: Role, size: ModelSize) -> int:
     processes = how.processes * (study.execution.target.nodes if role == "target" else 1)
     speed = processes * (GPU_FLOPS if study.execution.device == "cuda" else CPU_FLOPS * how.threads)
     return max(LEAST_MINUTES, STARTUP_MINUTES + math.ceil(TIME_MARGIN * flops / speed / 60))
+
+
+def look_limits(study: StudyConfig) -> dict[str, int]:
+    """What the step asks for that looks at a machine and trains nothing: one of its GPUs, and little else."""
+    on_gpus = study.execution.device == "cuda"
+    process = GPU_PROCESS_MB if on_gpus else PROCESS_MB
+    return {"gpu": 1 if on_gpus else 0, "mem_mb": WORKFLOW_MB + process, "runtime": LEAST_MINUTES}
 
 
 def crowded(study: StudyConfig, cores: int) -> list[str]:

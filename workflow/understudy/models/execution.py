@@ -50,7 +50,7 @@ def _stage(
     method: Method,
     notes: list[str],
 ) -> ResolvedExecution:
-    if device == "cuda" and stage.processes > hardware.gpus:
+    if device == "cuda" and stage.processes > hardware.gpus and not hardware.own_job:
         raise UserError(
             f"`execution.{role}.processes` is {stage.processes}, one GPU each, but torch sees {_gpus(hardware.gpus)}; "
             f"set at most {hardware.gpus}"

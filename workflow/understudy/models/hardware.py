@@ -11,6 +11,7 @@ from pathlib import Path
 from understudy.settings import Device
 
 GIB = 2**30
+FIRST_WITH_BFLOAT16 = 8  # CUDA's compute capability: Ampere
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_GROUPS = Path("/proc/self/cgroup")
 STUDY_JOB = "UNDERSTUDY_STUDY_JOB"  # the job of SLURM that the workflow itself runs in, if it does
@@ -18,18 +19,22 @@ STUDY_JOB = "UNDERSTUDY_STUDY_JOB"  # the job of SLURM that the workflow itself 
 
 @dataclass(frozen=True)
 class Hardware:
-    """The number of GPUs, the smallest one's memory in bytes, whether all know bfloat16; memory and cores beside."""
+    """The number of GPUs, the smallest one's memory in bytes, whether all know bfloat16; memory and cores beside.
+
+    `own_job`: they are what a job of this step's own was given, and other steps ask for more.
+    """
 
     gpus: int = 0
     memory_bytes: int = 0
     bfloat16: bool = False
     host_bytes: int = 0
     cores: int = 1
+    own_job: bool = False
 
 
 def detect(device: Device) -> Hardware:
     """The hardware of this machine; no GPU is looked for where the config says `cpu`."""
-    host = Hardware(host_bytes=host_bytes(), cores=cores())
+    host = Hardware(host_bytes=host_bytes(), cores=cores(), own_job=_job_of_its_own())
     if device == "cpu":
         return host
     import torch
@@ -37,8 +42,11 @@ def detect(device: Device) -> Hardware:
     if not torch.cuda.is_available():
         return host
     count = torch.cuda.device_count()
-    memory = min(torch.cuda.get_device_properties(index).total_memory for index in range(count))
-    bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    properties = [torch.cuda.get_device_properties(index) for index in range(count)]
+    memory = min(each.total_memory for each in properties)
+    bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False) and all(
+        each.major >= FIRST_WITH_BFLOAT16 for each in properties
+    )
     return replace(host, gpus=count, memory_bytes=memory, bfloat16=bfloat16)
 
 

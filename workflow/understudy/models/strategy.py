@@ -15,6 +15,7 @@ from understudy.settings import Method, TargetExecution
 from understudy.trial import ModelCard
 
 STATE_BYTES = 16  # per trained parameter: weight, gradient and AdamW's two moments in float32
+AUTOCAST_BYTES = 2  # and the copy in bfloat16 that autocast keeps until the backward pass
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Needs:
         ends = min(card.parameters, 2 * card.vocab_size * card.hidden_size)  # embeddings and head, were they not tied
         gathered = (2 * (card.parameters - ends) / card.num_hidden_layers + ends) / card.parameters  # share of P
         if method == "full":
-            whole = float(STATE_BYTES * card.parameters)
+            whole = float((STATE_BYTES + (AUTOCAST_BYTES if dtype == "bfloat16" else 0)) * card.parameters)
             working = 2 * gathered * card.parameters * (2 if dtype == "bfloat16" else 4)
         else:
             frozen = frozen_bytes(card, dtype)

@@ -8,8 +8,15 @@ import sys
 
 import torch
 
-# the CPU allocator and cuBLAS raise plain RuntimeErrors
-_TEXTS = ("can't allocate memory", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "bad_alloc")
+# the CPU allocator and cuBLAS raise plain RuntimeErrors; cuBLAS takes memory of its own when it begins
+_TEXTS = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate",
+    "bad_alloc",
+)
 
 
 class OutOfMemoryError(Exception):

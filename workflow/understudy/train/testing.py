@@ -52,6 +52,7 @@ class Trained:
         for name, model in zip(self.digests, trained_models(self.card, self.execution, folders), strict=True):
             sums, counts = completion_losses(model, examples, tokenizer.pad_token_id, self.execution)
             by_digest[name], tokens = tuple(sums), tuple(counts)
+            del model  # makes room for the next one
         return Losses(by_digest=by_digest, tokens=tokens)
 
 

@@ -11,6 +11,7 @@ from understudy.checksums import require_unaltered
 from understudy.errors import CorruptFileError
 from understudy.models.loading import Place, load_base
 from understudy.models.quantization import peft_for
+from understudy.train import memory
 from understudy.trial import ModelCard, ResolvedExecution
 
 
@@ -21,6 +22,7 @@ def trained_models(card: ModelCard, execution: ResolvedExecution, folders: Seque
     A model is only whole until the next one is asked for: adapters are taken off again.
     """
     base: Any = None
+    model: Any = None
     spread: Place = "spread" if execution.strategy == "fsdp" and execution.device == "cuda" else "device"
     for folder in folders:
         if not folder.exists():
@@ -35,6 +37,8 @@ def trained_models(card: ModelCard, execution: ResolvedExecution, folders: Seque
             yield model.eval()
             base = model.unload()
         elif (folder / "config.json").exists():
+            model = None  # two of them may not fit
+            memory.release()
             with watchdog.input_output():
                 model = load_base(card.model_copy(update={"path": str(folder)}), execution, "full", spread)
             yield model.eval()
