@@ -12,7 +12,7 @@ import yaml
 
 from shipped_config import ROOT, problems, schema_for_yaml, shipped
 from understudy import config, reference
-from understudy.errors import SYNONYMS
+from understudy.errors import SYNONYMS, ConfigError
 from understudy.files import read_json, write_json
 from understudy.hyperparameters import HYPERPARAMETERS
 from understudy.sections import sections
@@ -284,6 +284,24 @@ def test_what_was_written_down_is_read_back(path: Path, tmp_path: Path) -> None:
     written = read_json(tmp_path / "study.json")
     assert (written["space"]["warmup_ratio"]["rest"], written["space"]["batch_size"]["rest"]) == (0.05, 8)
     assert config.read_back(written, "study.json") == study
+
+
+def test_a_key_that_stands_twice_is_named_with_its_lines(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text("seed: 1\nbase: &base {trials: 1}\ntarget:\n  trials: 4\n  <<: *base\n  trials: 8\nseed: 2\n")
+    with pytest.raises(ConfigError) as raised:
+        config.refuse_repeats(path)
+    assert raised.value.problems == (
+        "target.trials: stands twice, in lines 4 and 6; keep one",
+        "seed: stands twice, in lines 1 and 7; keep one",
+    )
+
+
+@pytest.mark.parametrize("text", ["", "[1, 2]", "seed: 1\nother: {seed: 1}", "\tseed: 1"])
+def test_what_has_no_repeats_is_left_to_its_readers(text: str, tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text(text)
+    config.refuse_repeats(tmp_path / "study.yaml")
+    config.refuse_repeats(tmp_path / "nowhere.yaml")
 
 
 def test_numbers_of_trials_are_in_no_slice(raw: dict[str, Any]) -> None:

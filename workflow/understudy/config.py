@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from understudy.errors import ConfigError, nearest
@@ -29,6 +30,8 @@ from understudy.settings import (
 )
 from understudy.space import Choices, Parameter, Range
 from understudy.stages import ProxySettings, TargetSettings, TransferSettings
+
+MERGE = "<<"  # YAML's key for another mapping's keys
 
 
 class StudyConfig(Section):
@@ -175,6 +178,27 @@ def parse(raw: Any, source: str = "the config") -> StudyConfig:
     if problems:
         raise ConfigError(source, [f"{path}: {text}" for path, text in sorted(problems.items())])
     return config
+
+
+def refuse_repeats(path: Path) -> None:
+    """Raise `ConfigError` for keys that a file has twice: YAML takes the last one without a word."""
+    with suppress(OSError, yaml.YAMLError):  # told where the file is read
+        problems = list(_repeats(yaml.compose(path.read_text(encoding="utf-8")), ""))
+        if problems:
+            raise ConfigError(str(path), problems)
+
+
+def _repeats(node: yaml.Node | None, path: str) -> Iterator[str]:
+    if not isinstance(node, yaml.MappingNode):
+        return
+    lines: dict[str, int] = {}
+    for key, value in node.value:
+        name, line = str(key.value), key.start_mark.line + 1
+        inner = f"{path}.{name}" if path else name
+        if name in lines and name != MERGE:
+            yield f"{inner}: stands twice, in lines {lines[name]} and {line}; keep one"
+        lines[name] = line
+        yield from _repeats(value, inner)
 
 
 def read_back(raw: Mapping[str, Any], source: str) -> StudyConfig:
