@@ -83,10 +83,11 @@ def test_a_complete_trial_has_an_objective_and_a_whole_curve(trained: Trained) -
         assert record.cost.tokens > record.curve[-1].tokens > 0
 
 
-def test_divergence_is_a_result(trained: Trained) -> None:
-    result = trained.records[1].result
+def test_divergence_is_a_result(trained: Trained, reference: list[TrialRecord]) -> None:
+    result, expected = trained.records[1].result, reference[1].result
     assert (result.status, result.objective) == ("diverged", None)
     assert result.message
+    assert (result.steps, result.cost.tokens) == (expected.steps, expected.cost.tokens)
 
 
 def test_nothing_is_trained_twice(trained: Trained) -> None:

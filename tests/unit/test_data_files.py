@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 import sys
@@ -51,6 +52,15 @@ def test_every_kind_of_file_gives_the_same_examples(suffix: str, tmp_path: Path)
     assert [manifest.splits[split].examples for split in ("train", "validation", "test")] == [32, 4, 4]
     assert set(found["group"]) == {f"Ünsere 'Daten'{suffix}"}
     assert not (tmp_path / "pin.json").exists()
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv"])
+def test_a_mark_of_the_byte_order_is_no_part_of_the_text(suffix: str, tmp_path: Path) -> None:
+    """Programs on Windows begin files in UTF-8 with one."""
+    path = write(tmp_path / f"d{suffix}", PAIRS)
+    path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())
+    prepare(tmp_path, **given(path))
+    assert sorted(rows(tmp_path)["prompt"]) == sorted(pair["prompt"] for pair in PAIRS)
 
 
 FORMATS: dict[str, tuple[dict[str, Any], str, str, bool]] = {

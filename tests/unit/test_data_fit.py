@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
 from test_data_files import SIZES, write
 from tiny_models import configs, llama_config, save
@@ -15,6 +16,7 @@ from understudy import progress
 from understudy.cli import main
 from understudy.data.encoding import Encoded
 from understudy.data.files import read_split
+from understudy.data.fit import _require_known
 from understudy.data.notices import of_lengths
 from understudy.data.prepare import prepare_data
 from understudy.errors import ModelError
@@ -79,6 +81,14 @@ def test_a_card_without_notes_says_nothing_of_them(tmp_path: Path) -> None:
     assert main(prepared(tmp_path, items, "prompt_completion")) == 0
     assert read_model(tmp_path / "card", ModelCard).notes == ()
     assert '"notes"' not in (tmp_path / "card").read_text(encoding="utf-8")
+
+
+def test_a_token_that_the_model_has_no_row_for_is_refused(tmp_path: Path) -> None:
+    """The first number beyond the rows is one too many."""
+    tokenizer = AutoTokenizer.from_pretrained(save(tmp_path / "model", llama_config()))
+    _require_known([Encoded([0, 7], 1, 1)], tokenizer, 8)
+    with pytest.raises(ModelError, match="the number 7, and the model has embeddings for 7 tokens"):
+        _require_known([Encoded([0, 7], 1, 1)], tokenizer, 7)
 
 
 @pytest.mark.parametrize(("value", "missing"), [("q_proj,v_proj", ""), ("q_proj,c_attn", "c_attn")])

@@ -44,6 +44,8 @@ def test_the_best_config_loads(study: synthetic_study.Study, paths: StudyPaths) 
     document = yaml.safe_load(paths.best_config.read_text(encoding="utf-8"))
     assert document["hyperparameters"] == study.winner.hyperparameters
     assert document["expected"]["test_loss"]["value"] == study.test.winner_loss.value
+    means = {score.rank: score.mean for score in study.winner.scores}
+    assert document["expected"]["validation_loss"] == means[study.winner.rank] != means[0]
     assert document["checkpoint"] == "adapter"
     adapter = json.loads((paths.best_config.parent / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
     assert adapter["made_for"] == f"f{study.winner.rank}s0"
@@ -80,6 +82,18 @@ def test_a_missing_checkpoint_is_named(
     adapter = tmp_path / "store" / study.winner.digests[0] / "adapter"
     (adapter / "adapter_config.json").unlink()
     adapter.rmdir()
+    assert main(synthetic_files.report_arguments(tmp_path)) == 1
+    assert str(adapter) in capfd.readouterr().err
+    assert not StudyPaths(tmp_path).best_config.exists()
+
+
+def test_an_altered_checkpoint_is_not_handed_out(
+    study: synthetic_study.Study, paths: StudyPaths, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(paths.root, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("best", "report.html"))
+    adapter = tmp_path / "store" / study.winner.digests[0] / "adapter"
+    checksums.write_list(adapter)
+    (adapter / "adapter_config.json").write_text("{}")
     assert main(synthetic_files.report_arguments(tmp_path)) == 1
     assert str(adapter) in capfd.readouterr().err
     assert not StudyPaths(tmp_path).best_config.exists()
@@ -142,6 +156,15 @@ def test_exports_follow_quantization_revision_and_method(best: export.Best) -> N
     assert export.llamafactory(full)["finetuning_type"] == "full"
     assert "lora_config" not in export.transformers_arguments(full)
     assert export.best_document(full)["checkpoint"] == "weights"
+
+
+def test_adams_betas_and_the_dtype_are_the_studys(best: export.Best) -> None:
+    values = {**best.winner.hyperparameters, "adam_beta1": 0.8, "adam_beta2": 0.95}
+    odd = dataclasses.replace(best, winner=best.winner.model_copy(update={"hyperparameters": values}))
+    arguments = export.transformers_arguments(odd)["training_arguments"]
+    for exported in (export.axolotl(odd), export.llamafactory(odd), arguments):
+        assert (exported["adam_beta1"], exported["adam_beta2"]) == (0.8, 0.95)
+        assert exported["bf16"] is (best.execution.dtype == "bfloat16") is False
 
 
 def test_layers_and_attention_dropout_are_written_as_each_program_wants_them(

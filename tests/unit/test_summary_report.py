@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -20,7 +21,7 @@ from understudy.cli import main
 from understudy.files import write_json
 from understudy.paths import StudyPaths
 from understudy.summary.report import mixed_facts
-from understudy.summary.wording import agreement_text, apart_text, surface_text, trust_text, verdict
+from understudy.summary.wording import agreement_text, apart_text, few_seeds_text, surface_text, trust_text, verdict
 from understudy.trial import EarlyStop, TrialRecord
 
 
@@ -51,6 +52,9 @@ def test_the_headline_has_the_answer(study: synthetic_study.Study, paths: StudyP
     text = paths.headline.read_text(encoding="utf-8")
     gain = study.test.gain
     assert f"{gain.value:.4f}, 95 % interval {gain.low:.4f} to {gain.high:.4f}" in text
+    fewer = f"{(math.exp(-gain.value) - 1) * 100:.2f} %"
+    assert f"perplexity {fewer}\n" in text
+    assert fewer.startswith("-")
     assert "looked at the test split once" in text
     assert "2 diverged, 1 out of memory" in text
     assert str(paths.report) in text
@@ -60,11 +64,21 @@ def test_the_headline_has_the_answer(study: synthetic_study.Study, paths: StudyP
 
 @pytest.mark.parametrize(
     ("low", "high", "words"),
-    [(0.01, 0.03, "the winner is better"), (-0.01, 0.03, "may be as good"), (-0.03, -0.01, "default is better")],
+    [
+        (0.01, 0.03, "the winner is better"),
+        (0.0, 0.03, "may be as good"),
+        (-0.01, 0.03, "may be as good"),
+        (-0.03, 0.0, "may be as good"),
+        (-0.03, -0.01, "default is better"),
+    ],
 )
 def test_the_verdict_follows_the_interval(low: float, high: float, words: str) -> None:
     gain = Interval(value=(low + high) / 2, low=low, high=high, confidence=0.95)
     assert words in verdict(gain, winner_is_default=False)
+
+
+def test_few_seeds_are_warned_about() -> None:
+    assert [few_seeds_text(seeds) is None for seeds in (1, 4, 5, 6)] == [False, False, True, True]
 
 
 def test_agreement_in_words() -> None:
@@ -176,6 +190,7 @@ def test_the_report_stands_alone(paths: StudyPaths) -> None:
 def test_the_report_says_what_was_found(study: synthetic_study.Study, paths: StudyPaths) -> None:
     text = paths.report.read_text(encoding="utf-8")
     assert f"{study.test.gain.value:+.4f} nats per token" in text
+    assert f"({(math.exp(-study.test.gain.value) - 1) * 100:.2f} %)" in text
     assert "cluster 1 of the best quarter &amp; its &lt;padding&gt;" in text
     assert "LoRA Without Regret" in text
     assert text.count("0.123, fixed; free to explore: ") == text.count("16, fixed; free to explore: ") == 2
@@ -220,6 +235,7 @@ def test_a_study_that_found_nothing_better_says_so(study: synthetic_study.Study,
     headline, report = (path.read_text(encoding="utf-8") for path in (paths.headline, paths.report))
     assert "Best configuration: the default; no configuration of the search beat it on validation\n" in headline
     assert "Decoding" not in headline
+    assert "  gain " not in headline.split("Test loss")[1]
     assert "isn't known" in headline
     assert "The default configuration was not beaten" in report
     assert "switched off" in report

@@ -16,6 +16,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from training_study import load_tiny, make_job, make_spec
+from understudy import checksums
 from understudy.artifacts import Finalist, Selection
 from understudy.cli import main
 from understudy.errors import ConfigError, UnderstudyError, UserError
@@ -261,15 +262,21 @@ def test_only_finalists_keep_weights(tmp_path: Path) -> None:
     assert not Store(job.store).adapter(result.digest).exists()
 
 
-def test_a_finalist_without_its_adapter_is_trained_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("altered", [False, True], ids=["gone", "altered"])
+def test_a_finalist_without_its_adapter_is_trained_again(altered: bool, tmp_path: Path) -> None:
     job = make_job(tmp_path)
     spec, engine = make_spec("f1s0", stage="finalist"), Engine(job)
     first = train_trial(spec, job, engine.train)
     folder = Store(job.store).adapter(first.result.digest)
     train_trial(spec, job, refuse)
-    shutil.rmtree(folder)
+    if altered:
+        weights = folder / "adapter_model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    else:
+        shutil.rmtree(folder)
     assert numbers(train_trial(spec, job, engine.train)) == numbers(first)
     assert folder.is_dir()
+    assert checksums.altered(folder) == []
 
 
 def test_a_diverged_finalist_has_no_adapter_and_is_not_trained_again(tmp_path: Path) -> None:

@@ -90,6 +90,7 @@ def test_an_evaluation_that_was_killed_and_repeated_is_one_look(
     monkeypatch.setattr(Trained, "losses", killed_at_first)
     with pytest.raises(KeyboardInterrupt):
         log.losses(root / "test.parquet", "sha", None)
+    assert log.looks() == 1
     assert log.losses(root / "test.parquet", "sha", None) == measured
     assert (log.looks(), len(calls)) == (1, 2)
 

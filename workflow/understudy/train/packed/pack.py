@@ -37,7 +37,7 @@ class _Unread:
     """The losses of a round's steps, still on the device."""
 
     losses: Tensor  # (trials,)
-    steps: list[tuple[Trial, int, int]]  # trial, number of the step from 1, completion tokens
+    steps: list[tuple[Trial, int, int, int]]  # trial, number of the step from 1, completion tokens, all tokens
 
 
 class Pack:
@@ -116,7 +116,7 @@ class Pack:
                 for trial in self.trials()
             },
             "unread": [
-                (part.losses.tolist(), [(trial.spec.id, step, counted) for trial, step, counted in part.steps])
+                (part.losses.tolist(), [(trial.spec.id, *numbers) for trial, *numbers in part.steps])
                 for part in self._unread
             ],
         }
@@ -141,7 +141,7 @@ class Pack:
         self._unread = [
             _Unread(
                 torch.tensor(losses, device=self.base.device),
-                [(here[id], step, counted) for id, step, counted in steps],
+                [(here[id], *numbers) for id, *numbers in steps],
             )
             for losses, steps in state["unread"]
         ]
@@ -184,14 +184,16 @@ class Pack:
         unread, self._unread = self._unread, []
         self._share_time()
         for part in unread:
-            for trial, step, counted in part.steps:
-                loss = next(losses)
-                if trial.history.steps < step:  # it had diverged before
-                    continue
-                if math.isfinite(loss):
+            for trial, step, counted, own in part.steps:
+                loss, history = next(losses), trial.history
+                diverged_before = history.steps < step
+                if math.isfinite(loss) and not diverged_before:
                     trial.since_evaluation.add(loss, counted)
-                else:
-                    trial.history.steps = step - 1
+                    continue
+                history.completion_tokens -= counted
+                history.tokens -= own
+                if not diverged_before:
+                    history.steps = step - 1
                     self._end(trial, "diverged", f"the training loss was {loss} in step {step} of {trial.steps}")
 
     def _step(self, chosen: Sequence[Trial]) -> None:
@@ -211,7 +213,7 @@ class Pack:
             history.steps += 1
             history.completion_tokens += counted
             history.tokens += own
-            unread.steps.append((trial, history.steps, counted))
+            unread.steps.append((trial, history.steps, counted, own))
             self._work[trial.spec.id] += own
 
     def _share_time(self) -> None:
@@ -349,7 +351,7 @@ class Pack:
     def _forget(self, trial: Trial) -> None:
         """Leave unread what losses of a trial are; it ends."""
         for part in self._unread:
-            kept = [index for index, (other, _, _) in enumerate(part.steps) if other is not trial]
+            kept = [index for index, (other, *_) in enumerate(part.steps) if other is not trial]
             if len(kept) < len(part.steps):
                 part.losses, part.steps = part.losses[kept], [part.steps[index] for index in kept]
 
