@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from understudy.artifacts import Interval
+from understudy.summary import gain
 from understudy.summary.gain import bootstrap_gain
 
 TOKENS = [10] * 400
@@ -45,6 +47,22 @@ def test_one_configuration_has_no_gain_over_itself() -> None:
     found = bootstrap_gain(table, TOKENS, ["a", "b"], ["b", "a"], 500, 0.95, seed=3)
     assert found.gain is not None
     assert (found.gain.value, found.gain.low, found.gain.high) == pytest.approx((0, 0, 0), abs=1e-12)
+
+
+def test_there_are_as_many_resamples_as_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawn in chunks of 500, of which the last may be smaller."""
+    counts: list[int] = []
+    plain = gain._interval
+
+    def counting(value: float, resampled: gain.Floats, confidence: float) -> Interval:
+        counts.append(len(resampled))
+        return plain(value, resampled, confidence)
+
+    monkeypatch.setattr(gain, "_interval", counting)
+    table = {"w": losses(1, 2.0, shared_noise()), "d": losses(2, 2.1, shared_noise())}
+    for samples in (300, 500, 700):
+        bootstrap_gain(table, TOKENS, ["w"], ["d"], samples, 0.95, seed=3)
+    assert counts == [300] * 3 + [500] * 3 + [700] * 3
 
 
 def test_without_a_default_there_is_a_loss_but_no_gain() -> None:

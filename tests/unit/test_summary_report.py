@@ -20,6 +20,7 @@ from understudy.artifacts import DecodeResults, Interval, Outlook
 from understudy.cli import main
 from understudy.files import write_json
 from understudy.paths import StudyPaths
+from understudy.summary import derived
 from understudy.summary.report import mixed_facts
 from understudy.summary.wording import agreement_text, apart_text, few_seeds_text, surface_text, trust_text, verdict
 from understudy.trial import EarlyStop, TrialRecord
@@ -373,6 +374,16 @@ def test_stopped_target_trials_are_told(study: synthetic_study.Study, tmp_path: 
     assert curves.height == 1
     assert paths.figure("progress").stat().st_size > 5000
     assert "4 without a loss" in paths.figure("progress").read_text(encoding="utf-8")
+
+
+def test_skipped_target_trials_are_none_of_those_that_early_stopping_is_about(study: synthetic_study.Study) -> None:
+    limited = [each.model_copy(update={"stop_above": (3.0, None, 2.0)}) for each in study.proposals]
+    targets = [stopped_early(record, 2) if number == 2 else record for number, record in enumerate(study.targets)]
+    lost = {"status": "skipped", "objective": None, "metrics": {}, "curve": ()}
+    skipped = targets[7].model_copy(update={"result": targets[7].result.model_copy(update=lost)})
+    told = derived.early_stopping([*targets[:7], skipped, *targets[8:]], limited)
+    assert told.rows() == derived.early_stopping([*targets[:7], *targets[8:]], limited).rows()
+    assert told.row(0, named=True)["trials"] == 15
 
 
 def test_early_stopping_that_stopped_nothing_is_told_and_none_is_not(

@@ -135,6 +135,14 @@ def test_agreement_pairs_each_trial_with_its_echo(study: synthetic_study.Study, 
     assert found["spearman"][1] < expected <= found["spearman"][2]
 
 
+def test_more_confidence_needs_wider_intervals(trials: pl.DataFrame) -> None:
+    pairs = derived.echo_pairs(trials)
+    narrow, wide = (derived.agreement(pairs, confidence, seed=1) for confidence in (0.5, 0.99))
+    assert narrow["confidence"].to_list() == [0.5] * 3
+    assert wide["confidence"].to_list() == [0.99] * 3
+    assert ((narrow["high"] - narrow["low"]) < (wide["high"] - wide["low"])).all()
+
+
 def test_the_surfaces_agreement_is_about_all_complete_target_trials(
     study: synthetic_study.Study, trials: pl.DataFrame
 ) -> None:
