@@ -64,6 +64,14 @@ def test_untried_starts_stand_in_for_trials_that_failed(starts: Starts) -> None:
     assert stand_in.hyperparameters in [start.hyperparameters for start in starts.starts]
 
 
+def test_a_start_whose_trial_was_skipped_is_untried(starts: Starts) -> None:
+    start = next(each.hyperparameters for each in starts.starts if each.hyperparameters != starts.default)
+    skipped = made.record(target(1, dict(start), None).spec, status="skipped")
+    selection = select_finalists(2, starts, [*targets(starts, [2.5]), skipped])
+    assert [finalist.trial for finalist in selection.finalists] == [None, "t0000", None]
+    assert selection.finalists[2].hyperparameters == start
+
+
 def test_too_few_of_everything_is_an_error(starts: Starts) -> None:
     with pytest.raises(UserError, match=r"only 1 of 2 target trials can go on \(1 complete, 1 diverged\)"):
         select_finalists(3, starts.model_copy(update={"starts": ()}), targets(starts, [2.5, None]))

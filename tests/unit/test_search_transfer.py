@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,6 +21,7 @@ from understudy.search.defaults import learning_rate_rule
 from understudy.search.guidance import inside
 from understudy.search.planning import plan_echo
 from understudy.search.scaling import scale_rules, scaled
+from understudy.search.surface import log_axis
 from understudy.search.transfer import SAME_RATE, transfer
 from understudy.space import Choices
 from understudy.summary.tables import trials_frame
@@ -113,6 +115,19 @@ def test_a_shorter_proxy_trial_scales_the_rate_by_tokens() -> None:
     assert made.transferred(off)[0].scale == before.scale
 
 
+def test_more_tokens_move_the_surfaces_batch_size_by_their_exponent() -> None:
+    found = [
+        made.transferred(made.config(proxy__fidelity=0.25, transfer__batch_size_exponent=exponent))[0]
+        for exponent in (0.0, 1.0)
+    ]
+    axis, decade = log_axis(found[0].space, "batch_size")
+    assert axis is not None
+    plain, moved = (np.array(regions.surface.points) for regions in found if regions.surface is not None)
+    expected = np.zeros_like(plain)
+    expected[:, axis] = math.log10(4) * decade
+    assert moved - plain == pytest.approx(expected, abs=1e-7)
+
+
 def test_a_default_that_tokens_alone_tell_from_its_image_waits() -> None:
     study = made.config(proxy__fidelity=0.5)
     _, starts = made.transferred(study, default_is_best)
@@ -152,6 +167,15 @@ def test_choices_of_rates_are_scaled_and_united() -> None:
     assert chosen
     assert all(inside(regions.regions[0].boxes["learning_rate"], value) for value in chosen)
     assert len(chosen) < len(rates.choices)
+
+
+def test_the_defaults_objective_is_that_of_its_own_trial() -> None:
+    study = made.config()
+    records = made.proxy_records(study, made.elsewhere)
+    (own,) = (record.result.objective for record in records if record.spec.id == "d00")
+    regions, _ = made.transferred(study, made.elsewhere)
+    assert regions.default_objective == own
+    assert regions.default_objective != regions.regions[0].best_objective
 
 
 def test_echoes_change_nothing() -> None:

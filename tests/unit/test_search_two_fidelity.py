@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from scipy.stats import multivariate_normal, norm, spearmanr
 
 from understudy.search import two_fidelity
 from understudy.search.gaussian import Array, Posterior, fit, matern
-from understudy.search.two_fidelity import TwoFidelity, Units
+from understudy.search.two_fidelity import NOISE, TwoFidelity, Units
 
 AXIS, DECADE = 0, 1 / 3  # the first coordinate is three decades of learning rate
 NOTHING = np.zeros((0, 2)), np.zeros(0)
@@ -110,6 +111,17 @@ def test_evidence_and_predictions_are_those_of_the_joint_normal() -> None:
     covariance += proxy.covariance(proxy) + made._noise * np.eye(6)
     expected = multivariate_normal(m, covariance).logpdf(f) + 3 * math.log(2 * math.pi)
     assert point.log_weight - point.hypothesis.log_prior == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_noise_is_bounded() -> None:
+    """The same surface, but for what its fit says of the noise."""
+    x, fitted = grid()[::60], surface()
+    kernels = [replace(fitted.kernel, noise=noise) for noise in (1e-9, NOISE[0], NOISE[1], 1.0)]
+    models = [TwoFidelity(replace(fitted, kernel=kernel), AXIS, DECADE, x, bowl(x)) for kernel in kernels]
+    means = [each.predict(grid())[0].tolist() for each in models]
+    assert means[0] == means[1]
+    assert means[2] == means[3]
+    assert means[1] != means[2]
 
 
 def test_units_put_the_best_at_minus_one_and_tame_divergence() -> None:
