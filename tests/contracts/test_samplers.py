@@ -48,8 +48,9 @@ def spec(number: int) -> TrialSpec:
     )
 
 
-def loss(of: TrialSpec) -> float:
-    return 2 + (math.log10(float(of.hyperparameters["learning_rate"])) + 2) ** 2
+def loss(of: TrialSpec, times: float = 1) -> float:
+    """Best at so many times the rate that is the proxy's best."""
+    return 2 + (math.log10(float(of.hyperparameters["learning_rate"]) / times) + 2) ** 2
 
 
 def trial(number: int, status: str = "complete") -> TrialRecord:
@@ -196,7 +197,17 @@ def test_two_fidelity_begins_where_the_proxy_is_best_and_takes_hints() -> None:
     assert after.trust > 0.95
     assert after.chance is not None
     assert 0 < after.chance < 1
-    assert after.rate_shift == pytest.approx(1, rel=0.5)
+
+
+@pytest.mark.parametrize("times", [1 / 3, 1, 3])
+def test_two_fidelity_learns_how_many_times_the_proxys_the_targets_rate_is(times: float) -> None:
+    past = history(["complete"] * 8)
+    moved = tuple(
+        record.model_copy(update={"result": record.result.model_copy(update={"objective": loss(record.spec, times)})})
+        for record in past.visible
+    )
+    _, outlook = refined(SPACE, History(moved, past.pending), 5, surface(), [])
+    assert outlook.rate_shift == pytest.approx(times, rel=0.15)
 
 
 def loss_of(values: dict[str, Value]) -> float:

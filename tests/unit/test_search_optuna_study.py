@@ -59,6 +59,14 @@ def test_the_trials_are_the_studys_own(proxy: optuna.Study) -> None:
     assert [trial.params for trial in upwards.trials] == [trial.params for trial in study.trials]
 
 
+def test_the_gain_is_what_a_trial_is_worth(proxy: optuna.Study) -> None:
+    sampler = TwoFidelitySampler.from_study(proxy, 1, rate="lr", gain=0.01)
+    study = searched(sampler, 1)
+    study.ask(sampler.distributions)
+    assert sampler.outlook is not None
+    assert sampler.outlook.worth is not None
+
+
 def test_a_study_that_is_maximised_is_read_upside_down(proxy: optuna.Study) -> None:
     upside_down = optuna.create_study(direction="maximize")
     for trial in proxy.trials:

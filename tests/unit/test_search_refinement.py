@@ -23,7 +23,8 @@ from understudy.search import propose
 from understudy.search.distributions import to_optuna
 from understudy.search.refinement import STEP_DOWN, TwoFidelitySampler
 from understudy.search.sequences import uniform
-from understudy.search.surface import MOST, log_axis, make_surface, points
+from understudy.search.surface import MOST, log_axis, make_surface, points, posterior
+from understudy.search.two_fidelity import TwoFidelity, Units
 from understudy.search.values import identity
 from understudy.search.window import History, read_history
 from understudy.space import Choices, Range
@@ -84,6 +85,17 @@ def test_the_default_is_run_among_the_first(tmp_path: Path) -> None:
     regions, starts = made.transferred(STUDY)
     records = made.run_target(STUDY, tmp_path, regions, starts, propose.CHECK + 1)
     assert starts.default in [record.spec.hyperparameters for record in records]
+
+
+def test_the_default_is_not_proposed_again_while_it_runs(tmp_path: Path) -> None:
+    study = made.config(target__sampler="two_fidelity", target__window=4)
+    found, settings = made.transferred(study), made.section(study, "target")
+    default = found[1].default
+    first = made.next_proposal(study, tmp_path, 0, *found)
+    running = first.model_copy(update={"spec": first.spec.model_copy(update={"hyperparameters": default})})
+    assert propose.propose(settings, propose.CHECK, *found, History()).spec.hyperparameters == default
+    again = propose.propose(settings, propose.CHECK, *found, History(pending=(running,)))
+    assert again.spec.hyperparameters != default
 
 
 def test_a_start_is_told_as_one(tmp_path: Path) -> None:
@@ -200,6 +212,32 @@ def test_the_rate_goes_down_without_a_log_scale_too() -> None:
         study.tell(trial, state=optuna.trial.TrialState.FAIL)
     assert rates[1] <= rates[0] / STEP_DOWN
     assert rates[2] <= rates[1] / STEP_DOWN
+
+
+def test_running_trials_are_on_their_way_down_too() -> None:
+    images = [uniform(SPACE, 1, number) for number in range(8)]
+    sampler = TwoFidelitySampler(make_surface(SPACE, images, [loss(values) for values in images]), SPACE, seed=1)
+    failed, running = ({**images[0], "learning_rate": rate} for rate in (1e-3, 3e-4))
+    candidates = [{**images[0], "learning_rate": rate} for rate in (5e-5, 9e-5, 1e-4, 2.5e-4, 3e-4, 9e-4)]
+    assert sampler._below(candidates, [failed], [running]) == candidates[:2]
+    assert sampler._below(candidates, [failed], []) == candidates[:5]
+    assert sampler._below(candidates[2:], [failed], [running]) == candidates[2:5]
+
+
+def test_truncated_runs_leave_the_first_choice_to_the_expected_loss() -> None:
+    """Without them the proxy's uncertainty would count as well; here it knows low rates alone, and the best is high."""
+    low: dict[str, Range | Choices] = {**SPACE, "learning_rate": Range(low=1e-4, high=3e-3, log=True)}
+    images, short = ([uniform(space, seed, number) for number in range(12)] for seed, space in ((3, low), (13, SPACE)))
+    hints = [uniform(SPACE, 23, number) for number in range(20)]
+    surface, losses = make_surface(SPACE, images, [loss(values) for values in images]), [loss(each) for each in short]
+    sampler = TwoFidelitySampler(surface, SPACE, 1, hints, truncated=list(zip(short, losses, strict=True)))
+    chosen = optuna.create_study(sampler=sampler).ask(sampler.distributions).params
+    truncated = points(SPACE, short), Units(min(losses) + surface.spread, surface.spread).of(np.array(losses))
+    none, places = (np.zeros((0, len(surface.lengths))), np.zeros(0)), points(SPACE, hints)
+    model = TwoFidelity(posterior(surface), *log_axis(SPACE, "learning_rate"), *none, truncated)
+    expected, unsure = model.predict(places)[0], np.sqrt(posterior(surface).at(places).variance)
+    assert chosen == hints[int(np.argmin(expected))]
+    assert np.argmin(expected) != np.argmin(expected + unsure)
 
 
 def test_what_failed_truncated_is_not_run_whole() -> None:

@@ -46,6 +46,17 @@ def test_what_was_best_in_short_is_run_first_in_full(tmp_path: Path) -> None:
     assert made.elsewhere(made.run_target(SHORT, tmp_path / "without", *found, 1, made.elsewhere)[0].spec) > 4
 
 
+def test_what_was_best_in_short_counts_while_others_run(tmp_path: Path) -> None:
+    """The proxy misleads, and no proposal sees a whole run: those before it are running."""
+    wide = made.config(target__sampler="two_fidelity", target__window=4, target__truncated={"trials": 12})
+    found = made.transferred(wide)
+    short = run_short(tmp_path / "short", found, made.elsewhere)
+    told = made.run_target(wide, tmp_path / "with", *found, 3, made.elsewhere, truncated=short)
+    untold = made.run_target(wide, tmp_path / "without", *found, 3, made.elsewhere)
+    assert max(made.elsewhere(record.spec) for record in told) < 3
+    assert min(made.elsewhere(record.spec) for record in untold) > 4
+
+
 def test_truncated_runs_that_all_failed_lower_the_rate(tmp_path: Path) -> None:
     found = made.transferred(SHORT)
     short = run_short(tmp_path / "short", found, made.bowl)
