@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import search_study as made
 from understudy.artifacts import Proposal, Region, Regions, Starts
 from understudy.files import read_model
+from understudy.search import guidance
 from understudy.search.guidance import choose_place, draw, faded, fixed, move_inside, outside, place_shares
 from understudy.search.propose import propose
 from understudy.search.values import from_unit
@@ -79,6 +80,12 @@ def test_the_targets_evidence_moves_the_shares(found: tuple[Regions, Starts]) ->
     assert explored([None, None], [2.0] * 6) == pytest.approx(explored([3.0, 3.1], [2.0] * 6))
     assert explored([1.0, 1.1], [2.0] * 6, explore=0.0) == 0.0
     assert explored([None], [None]) <= 0.2
+
+
+def test_a_trial_in_several_regions_counts_in_equal_parts(found: tuple[Regions, Starts]) -> None:
+    region = found[0].regions[0]
+    records = [trial_at(rate, number, 2.0) for number, rate in enumerate([3e-3] * 5 + [6e-5])]
+    assert guidance._counts([region, region], records) == [2.5, 2.5, 1]
 
 
 def regions_of(places: list[tuple[float, float]]) -> list[Region]:

@@ -25,12 +25,13 @@ from understudy.errors import CorruptFileError
 from understudy.files import read_model, write_json
 from understudy.search.clusters import embed
 from understudy.search.guidance import outside
-from understudy.search.propose import propose
+from understudy.search.propose import Stage, _Turn, propose
 from understudy.search.window import History, pending, read_history, visible
 from understudy.space import Choices
 from understudy.trial import TrialRecord, TrialSpec, derive_seed, search_seed
 
 STUDY = made.config()
+STAGES: tuple[Stage, ...] = ("target", "truncated")
 
 
 @pytest.fixture(scope="module")
@@ -278,6 +279,11 @@ def test_the_model_learns_within_the_region(tmp_path: Path) -> None:
     records = made.run_target(study, tmp_path, regions, starts, 30, loss)
     losses = [loss(record.spec) for record in records]
     assert statistics.median(losses[18:]) < statistics.median(losses[2:12])
+
+
+def test_truncated_runs_have_seeds_of_their_own(found: tuple[Regions, Starts]) -> None:
+    target, truncated = (_Turn(made.section(STUDY, "target"), 7, *found, History(), stage) for stage in STAGES)
+    assert target.seed("propose", 7) != truncated.seed("propose", 7)
 
 
 def test_history_of_pending_starts_is_enough(found: tuple[Regions, Starts]) -> None:

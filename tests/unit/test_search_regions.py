@@ -112,6 +112,17 @@ def test_two_regions_around_two_optima() -> None:
     assert sum(len(region.trials) for region in regions.regions) == regions.top
 
 
+def test_a_regions_share_is_the_weight_of_its_trials_by_rank() -> None:
+    """Two regions of unequal size, of which the smaller one has the better trials."""
+    study = made.config(proxy__random=60, proxy__sobol=0)
+    regions, _ = made.transferred(study, two_bowls)
+    complete = [record for record in made.proxy_records(study, two_bowls) if record.result.objective is not None]
+    order = [r.spec.id for r in sorted(complete, key=lambda record: (record.result.objective, record.spec.id))]
+    weights = [sum(regions.top - order.index(trial) for trial in region.trials) for region in regions.regions]
+    assert [region.share for region in regions.regions] == pytest.approx([weight / sum(weights) for weight in weights])
+    assert len({len(region.trials) for region in regions.regions}) > 1
+
+
 @pytest.mark.parametrize("method", ["lora", "full"])
 @pytest.mark.parametrize("padding", [0.0, 0.1, 1.0])
 def test_boxes_lie_in_the_space_and_hold_their_trials(method: str, padding: float) -> None:

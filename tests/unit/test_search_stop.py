@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import search_study as made
-from understudy.artifacts import Proposal
+from understudy.artifacts import Outlook, Proposal
 from understudy.errors import UserError
 from understudy.files import read_model
 from understudy.search import propose
@@ -33,6 +33,13 @@ def test_what_is_not_worth_it_is_skipped(tmp_path: Path) -> None:
         if proposal["skip"]:
             assert worth < 0.2
             assert "below 0.2" in proposal["skip"]
+
+
+def test_only_what_comes_after_the_default_is_skipped() -> None:
+    hopeless = Outlook(trust=1.0, chance=0.0, rate_shift=1.0, worth=0.0)
+    settings = made.section(STOPPING, "target")
+    assert propose._reason_to_skip(settings, propose.CHECK, hopeless) is None
+    assert propose._reason_to_skip(settings, propose.CHECK + 1, hopeless) is not None
 
 
 def test_where_the_proxy_misleads_nothing_is_skipped_too_early(tmp_path: Path) -> None:
