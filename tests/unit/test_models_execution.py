@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -50,6 +51,7 @@ def llama(
 
 SMALL = llama(0.002, 192, 4)
 EIGHT = llama(8, 4096, 32)
+ROUND = llama(1, 1000, 10)  # a layer of 87.2 h², and 256 million parameters in embeddings and head
 
 
 def settings(**values: Any) -> ExecutionSettings:
@@ -277,6 +279,27 @@ def test_a_control_groups_limits_count(tmp_path: Path, monkeypatch: pytest.Monke
     old |= {"cpu,cpuacct/a/other": "", "cpu/a/cpu.cfs_quota_us": "300000", "cpu/a/cpu.cfs_period_us": "100000"}
     group_files(tmp_path / "1", monkeypatch, "5:memory:/a\n4:cpu,cpuacct:/a\n", old)
     assert (hardware.host_bytes(), hardware.cores()) == (2 * GIB, 3)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "expected"),
+    [
+        ([(80, 9), (24, 8)], (2, 24 * GIB, True)),
+        ([(24, 8), (80, 9)], (2, 24 * GIB, True)),
+        ([(24, 8), (80, 7)], (2, 24 * GIB, False)),
+        ([(16, 7)], (1, 16 * GIB, False)),
+    ],
+)
+def test_the_least_of_all_gpus_counts(
+    gpus: list[tuple[int, int]], expected: tuple[int, int, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    properties = [SimpleNamespace(total_memory=size * GIB, major=major) for size, major in gpus]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(properties))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties[index])
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: not including_emulation)
+    found = hardware.detect("auto")
+    assert (found.gpus, found.memory_bytes, found.bfloat16) == expected
 
 
 def test_without_limits_the_machine_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from test_models_execution import CPU, EIGHT, H100, SMALL, llama, settings
+from test_models_execution import CPU, EIGHT, H100, ROUND, SMALL, llama, settings
 from understudy.errors import UserError
 from understudy.models import execution
 from understudy.models.execution import resolve
 from understudy.models.hardware import GIB, Hardware
 from understudy.models.peak_flops import peak_flops
+from understudy.models.strategy import Needs
 from understudy.settings import Method
 from understudy.trial import Execution, ModelCard, ResolvedExecution
 
@@ -69,8 +70,55 @@ def test_what_does_not_fit_is_said_with_what_helps() -> None:
     assert "`gradient_checkpointing: true`" in note
     made = chosen(SEVENTY, poor, "full", gradient_checkpointing=True)
     assert "`gradient_checkpointing" not in " ".join(made.notes)
-    assert how(chosen(SEVENTY, dataclasses.replace(poor, host_bytes=4096 * GIB), "full")) == ("fsdp", True)
-    assert how(chosen(SEVENTY, EIGHT_GPUS, "lora", cpu_offload=False)) == ("fsdp", False)
+    rich = dataclasses.replace(poor, host_bytes=4096 * GIB)
+    assert how(chosen(SEVENTY, rich, "full")) == ("fsdp", True)
+    assert how(chosen(SEVENTY, rich, "full", cpu_offload=False)) == ("fsdp", False)
+
+
+def needs(model: ModelCard, method: Method, dtype: str = "bfloat16", **target: Any) -> Needs:
+    return Needs.of(settings(target={"processes": 8, **target}).target, model, 1024, method, dtype)
+
+
+@pytest.mark.parametrize(
+    ("method", "dtype", "whole", "working", "token"),
+    [
+        ("full", "bfloat16", 18e9, 1619.2e6, 4_620_000),  # 16 bytes and autocast's 2; weights and gradients in 16 bits
+        ("full", "float32", 16e9, 3238.4e6, 7_192_000),
+        ("lora", "bfloat16", 2e9 + 235.52e6, 809.6e6, 4_620_000),
+        ("lora", "float32", 4e9 + 235.52e6, 1619.2e6, 7_192_000),
+    ],
+)
+def test_needs_are_counted_from_the_models_shape(
+    method: Method, dtype: str, whole: float, working: float, token: int
+) -> None:
+    """Of a billion parameters two of ten layers are gathered at a time, and 256 million of embeddings and head."""
+    found = needs(ROUND, method, dtype)
+    assert found.whole == pytest.approx(whole)
+    assert found.working == pytest.approx(working)
+    assert found.row == pytest.approx(1024 * token)
+    assert found.sharded == pytest.approx(whole / 8 + working)
+    assert [needs(ROUND, method, dtype, nodes=nodes).host for nodes in (1, 2)] == pytest.approx([whole, whole / 2])
+
+
+@pytest.mark.parametrize("strategy", ["auto", "fsdp"])
+def test_a_row_must_fit_beside_the_states(strategy: str) -> None:
+    full, frozen = needs(SEVENTY, "full"), needs(SEVENTY, "lora")
+
+    def on(states: float, row: float, method: Method) -> tuple[str, bool]:
+        machine = dataclasses.replace(EIGHT_GPUS, memory_bytes=int((states + row) / 0.8), host_bytes=4096 * GIB)
+        return how(chosen(SEVENTY, machine, method, strategy=strategy))
+
+    assert on(full.sharded, 0.9 * full.row, "full") == ("fsdp", True)
+    assert on(full.sharded, 1.1 * full.row, "full") == ("fsdp", False)
+    if strategy == "auto":
+        assert on(frozen.whole, 0.9 * frozen.row, "lora") == ("fsdp", False)
+        assert on(frozen.whole, 1.1 * frozen.row, "lora") == ("ddp", False)
+
+
+def test_a_nodes_memory_must_hold_its_share_of_what_is_offloaded() -> None:
+    whole = needs(SEVENTY, "full").whole
+    machine = dataclasses.replace(EIGHT_GPUS, memory_bytes=40 * GIB, host_bytes=int(0.6 * whole / 0.8))
+    assert [how(chosen(SEVENTY, machine, "full", nodes=nodes)) for nodes in (1, 2)] == [("fsdp", False), ("fsdp", True)]
 
 
 def test_one_process_that_does_not_fit_offloads() -> None:
