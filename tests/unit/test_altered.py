@@ -71,6 +71,12 @@ def test_a_plain_value_is_sealed_only_where_it_is_wanted(tmp_path: Path) -> None
         read_json(path)
 
 
+def test_a_file_that_is_nested_too_deep_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("[" * 200_000)
+    with pytest.raises(CorruptFileError, match=r"a\.json can't be read"):
+        read_json(tmp_path / "a.json")
+
+
 def test_a_list_of_checksums_names_what_was_altered_or_is_gone(tmp_path: Path) -> None:
     for name in ("a.bin", "deeper/b.bin", ".a.bin.7.part", "c.json.damaged"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

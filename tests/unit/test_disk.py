@@ -15,7 +15,7 @@ import pytest
 
 from understudy import disk, lock
 from understudy.errors import StorageError
-from understudy.files import SILENT_SECONDS, folder_whole, sweep
+from understudy.files import SILENT_SECONDS, folder_whole, sweep, written_whole
 
 LIMITED = """
 import resource, sys
@@ -87,6 +87,31 @@ def test_a_lock_on_a_full_disk_is_named_and_leaves_nothing_that_holds_others_up(
     done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=False)
     assert f"StorageError: {path}.holder can't be written or opened: File too large" in done.stderr
     assert [file.name for file in tmp_path.iterdir()] == ["lock"]
+
+
+def test_what_is_moved_into_place_is_on_the_disk_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done, fsync, replace = [], os.fsync, Path.replace
+
+    def flushed(descriptor: int) -> None:
+        done.append(("flushed", Path(f"/proc/self/fd/{descriptor}").readlink().name))
+        fsync(descriptor)
+
+    def moved(self: Path, target: Path) -> Path:
+        done.append(("moved", self.name))
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(Path, "replace", moved)
+    with written_whole(tmp_path / "file") as beside:
+        beside.write_text("a")
+    assert done == [("flushed", beside.name), ("moved", beside.name)]
+    done.clear()
+    with folder_whole(tmp_path / "folder") as beside:
+        (beside / "deeper").mkdir(parents=True)
+        for name in ("a", "deeper/b"):
+            (beside / name).write_text(name)
+    assert sorted(done[:2]) == [("flushed", "a"), ("flushed", "b")]
+    assert done[2:] == [("moved", beside.name)]
 
 
 def test_a_folder_takes_the_place_of_what_a_killed_writer_left(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from shipped_config import shipped
 from test_store import INPUTS, record
-from understudy import checksums, config, graph
+from understudy import checksums, config, graph, mending
 from understudy.data.sources import fingerprints
 from understudy.files import file_sha256, read_json, write_json
 from understudy.mending import LONG_AGO, mend
@@ -243,6 +243,28 @@ def test_what_follows_from_a_changed_config_is_made_anew_without_snakemakes_note
     written(study, raw)
     raw["proxy"]["echo"] = False
     assert renewed(study, raw) == {"settings/study", "summary/headline.txt"}
+
+
+def test_a_start_that_is_cut_off_leaves_the_studys_settings_for_the_next(
+    study: StudyPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw, left = shipped(), [None]
+    written(study, raw)
+    raw["transfer"]["padding"] = 0.3
+    raw["target"]["trials"] += 1
+
+    def once(*arguments: Any, **named: Any) -> None:
+        left.pop()
+        write_json(*arguments, **named)
+
+    parsed = config.parse(raw)
+    with monkeypatch.context() as patch:
+        patch.setattr(mending, "write_json", once)
+        with pytest.raises(IndexError):
+            mend(study, sections(parsed))
+    assert mending.is_changed(study, {"study": parsed})
+    assert not mending.is_changed(study, {"transfer": sections(parsed)["transfer"]})
+    assert {"settings/study", "finalists/selection"} <= renewed(study, raw)
 
 
 def test_changed_data_are_noticed_by_what_they_say_and_missing_ones_are_not_missed(

@@ -71,10 +71,10 @@ def test_waiting_between_trials_counts_once_it_shows() -> None:
     assert pace.seconds("proxy", 2) == pytest.approx(5.0)
 
 
-def finish(path: Path, stage: str, id: str, seconds: float) -> None:
-    result = TrialResult.model_validate({"digest": id, "status": "complete", "cost": {"wall_seconds": seconds}})
+def finish(path: Path, stage: str, id: str, seconds: float, status: str = "complete", reused: bool = False) -> None:
+    result = TrialResult.model_validate({"digest": id, "status": status, "cost": {"wall_seconds": seconds}})
     spec = make_spec(id).model_copy(update={"stage": stage})
-    progress.finished(path, TrialRecord(spec=spec, result=result), reused=False)
+    progress.finished(path, TrialRecord(spec=spec, result=result), reused)
 
 
 def test_one_target_trial_says_how_long_the_rest_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,6 +116,24 @@ def test_three_trials_of_the_proxy_are_enough_for_itself(tmp_path: Path) -> None
         assert progress.state(path).seconds_left() is None
         finish(path, "proxy", f"r{number:04d}", 2.0)
     assert progress.state(path).seconds_left() == pytest.approx(6 * 2.0 / 3)
+
+
+def test_trials_that_were_not_trained_now_say_nothing_of_the_pace(tmp_path: Path) -> None:
+    path = StudyPaths(tmp_path).progress
+    progress.start(path, {"target": 9}, 1)
+    finish(path, "target", "t0000", HOUR, reused=True)
+    finish(path, "target", "t0001", 0.0, status="skipped")
+    assert progress.state(path).seconds_left() is None
+    finish(path, "target", "t0002", 10.0)
+    assert progress.state(path).seconds_left() == pytest.approx(6 * 10.0)
+
+
+def test_more_trials_than_were_planned_are_no_more_than_there_are(tmp_path: Path) -> None:
+    path = StudyPaths(tmp_path).progress
+    progress.start(path, {"target": 1}, 1)
+    for number, line in enumerate(("1 of 1 trials", "2 of 2 trials")):
+        finish(path, "target", f"t{number:04d}", 1.0)
+        assert line in progress.state(path).line("target")
 
 
 def test_echoes_that_are_left_go_by_the_targets_trials() -> None:

@@ -135,6 +135,45 @@ def test_estimates_hold_what_they_must() -> None:
     assert resources.estimated_runtime(study(), "target", resources.model_size(study().models.target, NOWHERE)) == 30
 
 
+BILLION = resources.ModelSize(10**9, 2048, 16, 32_000, "card")
+
+
+def test_what_is_offloaded_is_shared_by_all_processes() -> None:
+    def held(offload: bool, **changes: Any) -> float:
+        sharded = {"execution__target__strategy": "fsdp", "execution__target__cpu_offload": offload, **changes}
+        return 1e6 * resources.estimated_mem_mb(study("config/examples/own-model.yaml", **sharded), "target", BILLION)
+
+    states = {"lora": 4e9, "full": 16e9}
+    for method, processes, nodes in (("lora", 2, 1), ("lora", 8, 1), ("lora", 4, 2), ("full", 2, 1), ("full", 8, 2)):
+        how = {"execution__target__processes": processes, "execution__target__nodes": nodes, "target__method": method}
+        node = 1.25 * states[method] / nodes
+        assert held(True, **how) - held(False, **how) == pytest.approx(node, abs=1e6 * resources.STEP_MB)
+
+
+SPACE = {"learning_rate": {"low": 1e-4, "high": 1e-1, "log": True}, "lora_r": [4, 32]}
+
+
+@pytest.mark.parametrize(
+    ("role", "changes", "trials", "epochs"),
+    [
+        ("proxy", {}, 20, 1),
+        ("proxy", {"proxy__pack_size": 5}, 5, 1),
+        ("target", {}, 1, 1),
+        ("target", {"space": SPACE, "defaults": {"num_train_epochs": 4}}, 1, 4),
+        ("target", {"space": SPACE, "defaults": {}}, 1, 3),
+        ("proxy", {"proxy__grid": {"num_train_epochs": [0.5, 2.5]}}, 20, 2.5),
+        ("proxy", {"space__num_train_epochs": {"low": 1, "high": 6}}, 20, 6),
+    ],
+)
+def test_time_is_for_all_trials_of_a_pack_with_the_most_epochs(
+    role: str, changes: dict[str, Any], trials: int, epochs: float
+) -> None:
+    tokens, evaluated = 96 * 960 * epochs, 96 * 256 * 3
+    minutes = 2 * trials * 1e9 * (6 * tokens + 2 * evaluated) / 5e9 / 60
+    found = resources.estimated_runtime(study(**changes), role, BILLION)  # type: ignore[arg-type]
+    assert found == pytest.approx(15 + minutes, abs=1)
+
+
 def limits(config: StudyConfig, role: str, attempt: int) -> dict[str, Any]:
     found = resources.job_limits(config, role, NOWHERE)  # type: ignore[arg-type]
     return {name: value(None, attempt) if callable(value) else value for name, value in found.items()}
