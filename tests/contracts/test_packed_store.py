@@ -241,6 +241,28 @@ def in_own_process(plan: Pack, root: Path, results: Path) -> None:
     write_json(results, train_pack(plan, dataclasses.replace(job, store=root / "store")))
 
 
+def trained_by(log: Path) -> set[str]:
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    return {line["id"] for line in lines if not line["reused"]}
+
+
+def test_a_pack_is_held_while_it_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, step = make_job(tmp_path), loop.Pack._round
+    held: set[tuple[bool, ...]] = set()
+
+    def locks() -> tuple[bool, ...]:
+        return tuple(lease.is_held(path) for path in job.store.glob("packs/*.lock"))
+
+    def between(self: Any) -> None:
+        held.add(locks())
+        step(self)
+
+    monkeypatch.setattr(loop.Pack, "_round", between)
+    train_pack(Pack(id="random-000", specs=SPECS[:1]), job)
+    assert held == {(True,)}
+    assert locks() == (False,)
+
+
 def test_two_processes_on_one_store(tmp_path: Path) -> None:
     """The same pack, and one that shares most trials with it."""
     plans = [Pack(id="random-000", specs=specs) for specs in (SPECS[:3], SPECS[:3], SPECS[1:])]
@@ -256,6 +278,8 @@ def test_two_processes_on_one_store(tmp_path: Path) -> None:
     first, second, third = (read_model(path, PackResults) for path in paths)
     assert first == second
     assert third.records[:2] == first.records[1:]
+    one, other = (trained_by(tmp_path / str(number) / "progress.jsonl") for number in range(2))
+    assert one.isdisjoint(other), "one of the two waits until the other is through"
     store = Store(tmp_path / "store")
     assert all(store.find(record.result.digest) == record for record in third.records)
 
@@ -315,12 +339,12 @@ def test_the_time_of_a_pack_is_its_trials_time(tmp_path: Path, monkeypatch: pyte
 class Saved:
     """What a checkpoint saves: it takes a while."""
 
-    def __init__(self, clock: Clock, seconds: float) -> None:
-        self.clock, self.seconds = clock, seconds
+    def __init__(self, clock: Clock, seconds: float, trials: Mapping[str, Any] | None = None) -> None:
+        self.clock, self.seconds, self.trials = clock, seconds, dict(trials or {})
 
     def state(self) -> dict[str, Any]:
         self.clock.now += self.seconds
-        return {"trials": {}}
+        return {"trials": self.trials}
 
 
 def test_how_often_a_pack_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -340,6 +364,17 @@ def test_how_often_a_pack_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     assert saved_after(Saved(clock, 0.0), 12) == [5, 10]
     assert saved_after(Saved(clock, 1.0), 50) == [3, 23, 43]
+
+
+@pytest.mark.parametrize("what", ["format", "torch"])
+def test_a_checkpoint_of_another_version_is_passed_over(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = checkpoint.Checkpoint(tmp_path / "x.pt")
+    assert file.save(Saved(Clock(), 0.0, {"r0001": {}}))  # type: ignore[arg-type]
+    assert file.trials() == {"r0001"}
+    monkeypatch.setattr(checkpoint, "MADE_BY", {**checkpoint.MADE_BY, what: "another"})
+    assert (file.load(), file.trials()) == (None, set())
 
 
 def test_a_pack_is_saved_as_it_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

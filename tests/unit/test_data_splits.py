@@ -127,6 +127,20 @@ def test_the_rows_of_a_conversation_stay_together(tmp_path: Path) -> None:
     assert " were left out because they are kin to an example of a held-out split" in str(raised.value)
 
 
+def test_one_example_to_test_on_is_too_few(tmp_path: Path) -> None:
+    """Also where the settings leave the number open: an interval needs two."""
+    train, test = write(tmp_path / "d.jsonl", PAIRS), [{"prompt": f"{n}?", "completion": "Yes."} for n in range(2)]
+
+    def tested_on(count: int) -> int:
+        files = {"train": str(train), "test": str(write(tmp_path / f"{count}.jsonl", test[:count]))}
+        made = prepare(tmp_path, task="files", files=files, **{**SIZES, "test_examples": None})
+        return made.splits["test"].examples
+
+    with pytest.raises(DataError, match="1 examples for test, but"):
+        tested_on(1)
+    assert tested_on(2) == 2
+
+
 def test_a_file_that_is_given_twice_is_told_by_what_is_left(tmp_path: Path) -> None:
     path = str(write(tmp_path / "d.jsonl", [{"prompt": f"{i}", "completion": "Yes."} for i in range(64)]))
     files = {

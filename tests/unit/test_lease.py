@@ -127,6 +127,15 @@ def test_a_holder_that_was_taken_for_dead_leaves_its_successors_file_alone(tmp_p
         assert lease._token(file.read_bytes()) == lease._token(ours)
 
 
+def test_only_what_was_read_of_a_dead_holder_is_cleared(tmp_path: Path) -> None:
+    file = tmp_path / ".lock.holder"
+    for found, left in ((b"dead", [file]), (b"another", [])):
+        file.write_bytes(b"another")
+        lease._Holder(file)._clear(found)
+        assert list(tmp_path.iterdir()) == left
+        assert not left or file.read_bytes() == b"another"
+
+
 def test_whether_a_lock_is_held_shows_at_once_and_looking_disturbs_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -143,6 +143,17 @@ def test_transformers_and_peft_take_the_export(best: export.Best, tmp_path: Path
     assert (adapter.r, adapter.lora_alpha, adapter.use_rslora) == (values["lora_r"], values["lora_alpha"], False)
 
 
+def test_a_warm_up_of_all_steps_is_a_share_for_transformers_too(best: export.Best, tmp_path: Path) -> None:
+    """A `warmup_steps` of 1 would be one step."""
+    from transformers import TrainingArguments
+
+    values = {**best.winner.hyperparameters, "warmup_ratio": 1.0}
+    longest = dataclasses.replace(best, winner=best.winner.model_copy(update={"hyperparameters": values}))
+    exported = export.transformers_arguments(longest)["training_arguments"]
+    assert exported["warmup_steps"] == 0.999999
+    assert TrainingArguments(output_dir=str(tmp_path), **exported).get_warmup_steps(1000) == 1000
+
+
 def test_exports_follow_quantization_revision_and_method(best: export.Best) -> None:
     hub = best.card.model_copy(update={"source": "hub", "name": "org/base", "revision": "abc", "quantization": "nf4"})
     quantized = dataclasses.replace(best, card=hub)

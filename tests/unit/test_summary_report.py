@@ -15,9 +15,10 @@ import yaml
 
 import synthetic_files
 import synthetic_study
-from understudy import lease, progress
+from understudy import checksums, lease, progress
 from understudy.artifacts import DecodeResults, Interval, Outlook
 from understudy.cli import main
+from understudy.errors import StorageError
 from understudy.files import write_json
 from understudy.paths import StudyPaths
 from understudy.summary import derived
@@ -47,6 +48,25 @@ def test_summarise_writes_every_declared_file(paths: StudyPaths) -> None:
         assert paths.figure(name).stat().st_size > 5000
     weights = pl.read_csv(paths.table("importance", "csv"))
     assert weights["stage"].unique().sort().to_list() == ["proxy", "target"]
+
+
+def test_tables_that_are_written_anew_are_in_no_list_meanwhile(
+    study: synthetic_study.Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that ends in the middle of it leaves tables that are half old, and none of them altered."""
+    folder = StudyPaths(tmp_path).headline.parent
+    synthetic_files.write(study, tmp_path)
+    folder.mkdir()
+    (folder / "trials.parquet").write_text("old")
+    checksums.write_list(folder)
+
+    def refused(*_: object) -> None:
+        raise StorageError("the disk is full")
+
+    monkeypatch.setattr("understudy.summary.summarise.write_csv", refused)
+    assert main(synthetic_files.summarise_arguments(tmp_path)) == 1
+    assert (folder / "trials.parquet").read_bytes() != b"old"
+    assert checksums.altered(folder) == []
 
 
 def test_the_headline_has_the_answer(study: synthetic_study.Study, paths: StudyPaths) -> None:

@@ -16,7 +16,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from training_study import load_tiny, make_job, make_spec
-from understudy import checksums
+from understudy import checksums, lease
 from understudy.artifacts import Finalist, Selection
 from understudy.cli import main
 from understudy.errors import ConfigError, UnderstudyError, UserError
@@ -28,6 +28,7 @@ from understudy.store import Store
 from understudy.train.engine import Engine
 from understudy.train.evaluation import completion_losses
 from understudy.train.finalist import finalist_spec
+from understudy.train.loop import train
 from understudy.train.pack import train_pack
 from understudy.train.trial import Job, train_trial
 from understudy.trial import Pack, PackResults, TrialRecord, TrialResult, TrialSpec, finalist_seed, trial_digest
@@ -77,6 +78,34 @@ def test_a_stored_trial_is_not_trained_again(tmp_path: Path) -> None:
     assert record.result == first.result
     lines = [json.loads(line) for line in job.progress.read_text().splitlines()]
     assert [(line["id"], line["reused"]) for line in lines] == [("r0001", False), ("e0004", True)]
+
+
+def test_a_record_that_somebody_kept_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By who took this process for dead."""
+    job, spec = make_job(tmp_path), make_spec()
+    store, digest = Store(job.store), trial_digest(spec, job.inputs)
+    theirs = TrialRecord(spec=spec, result=TrialResult(digest=digest, status="complete", objective=0.5))
+
+    def overtaken(*arguments: Any) -> None:
+        store.save(theirs)
+        train(*arguments)
+
+    monkeypatch.setattr("understudy.train.engine.train", overtaken)
+    assert Engine(job).train(spec) == theirs
+    assert store.find(digest) == theirs
+
+
+def test_an_entry_is_held_while_its_trial_is_trained(tmp_path: Path) -> None:
+    job, spec, held = make_job(tmp_path), make_spec(), []
+    digest = trial_digest(spec, job.inputs)
+    lock = Store(job.store).entry(digest) / ".lock"
+
+    def trained(spec: TrialSpec) -> TrialRecord:
+        held.append(lease.is_held(lock))
+        return TrialRecord(spec=spec, result=TrialResult(digest=digest, status="complete", objective=0.5))
+
+    train_trial(spec, job, trained)
+    assert [*held, lease.is_held(lock)] == [True, False]
 
 
 def test_another_seed_is_another_trial(tmp_path: Path) -> None:
