@@ -52,10 +52,12 @@ def test_a_token_holds_activations_by_layer_and_logits(
     assert found == pytest.approx(expected + 16 * 128_000)
 
 
-@pytest.mark.parametrize(("share", "kind"), [(0.49, "full fine-tuning"), (0.51, "a frozen base")])
-def test_full_fine_tuning_is_expected_where_it_leaves_half_of_the_memory(share: float, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("share", "states"), [(0.49, "14.9 GiB for full fine-tuning"), (0.51, "1.86 GiB for a frozen base")]
+)
+def test_full_fine_tuning_is_expected_where_it_leaves_half_of_the_memory(share: float, states: str) -> None:
     _, reason = estimate(ROUND, 1024, int(16e9 / share / 0.8), "bfloat16", False)
-    assert f"for {kind} of 1,000,000,000 parameters" in reason
+    assert f"{states} of 1,000,000,000 parameters" in reason
 
 
 def test_float32_leaves_room_for_fewer_rows_beside_the_same_states() -> None:
