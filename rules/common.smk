@@ -222,7 +222,6 @@ def inputs_of_training(role):
         "validation": PATHS.data("validation"),
         "execution": PATHS.execution(role),
         "training": PATHS.settings("training"),
-        "running": ancient(PATHS.settings("running")),  # can't change a result, so a newer one runs nothing anew
     }
 
 

@@ -61,12 +61,13 @@ rule train_pack:
         **LIMITS["proxy"],
         gpu=gpus("proxy"),
     params:
+        running=PATHS.settings("running"),
         store=PATHS.store,
         progress=PATHS.progress,
     shell:
         "exec python -m understudy train-pack --specs {input.specs:q} --model {input.model:q} --manifest {input.manifest:q}"
         " --train {input.train:q} --validation {input.validation:q} --execution {input.execution:q}"
-        " --training {input.training:q} --running {input.running:q} --store {params.store:q} --progress {params.progress:q}"
+        " --training {input.training:q} --running {params.running:q} --store {params.store:q} --progress {params.progress:q}"
         " --output {output:q} --log {log:q}"
 
 

@@ -82,7 +82,6 @@ rule summarise:
 rule write_report:
     input:
         settings=PATHS.settings("summary"),
-        study=ancient(PATHS.settings("study")),  # what matters of it comes by the other inputs
         results=all_finalist_results(),  # whose weights it copies
         headline=PATHS.headline,
         manifest=PATHS.manifest,
@@ -100,6 +99,7 @@ rule write_report:
     conda:
         "../envs/understudy.yaml"
     params:
+        study=PATHS.settings("study"),
         summary=PATHS.headline.parent,
         best=PATHS.best_config.parent,
         store=PATHS.store,
@@ -107,4 +107,4 @@ rule write_report:
         "exec python -m understudy report --settings {input.settings:q} --summary {params.summary:q} --manifest {input.manifest:q}"
         " --execution {input.execution:q} --models {input.models:q} --regions {input.regions:q}"
         " --winner {input.winner:q} --test {input.test:q} --decode {input.decode:q} --store {params.store:q}"
-        " --config {input.study:q} --report {output.report:q} --best {params.best:q} --log {log:q}"
+        " --config {params.study:q} --report {output.report:q} --best {params.best:q} --log {log:q}"

@@ -57,12 +57,13 @@ rule train_target:
     resources:
         **TRIAL_LIMITS,
     params:
+        running=PATHS.settings("running"),
         store=PATHS.store,
         progress=PATHS.progress,
     shell:
         "exec python -m understudy train-target --proposal {input.proposal:q} --model {input.model:q} --manifest {input.manifest:q}"
         " --train {input.train:q} --validation {input.validation:q} --execution {input.execution:q}"
-        " --training {input.training:q} --running {input.running:q} --store {params.store:q} --progress {params.progress:q}"
+        " --training {input.training:q} --running {params.running:q} --store {params.store:q} --progress {params.progress:q}"
         " --output {output:q} --log {log:q}"
 
 
@@ -109,13 +110,14 @@ rule train_finalist:
     resources:
         **TRIAL_LIMITS,
     params:
+        running=PATHS.settings("running"),
         store=PATHS.store,
         progress=PATHS.progress,
     shell:
         "exec python -m understudy train-finalist --selection {input.selection:q} --settings {input.settings:q}"
         " --rank {wildcards.rank} --seed-index {wildcards.seed} --model {input.model:q} --manifest {input.manifest:q}"
         " --train {input.train:q} --validation {input.validation:q} --execution {input.execution:q}"
-        " --training {input.training:q} --running {input.running:q} --store {params.store:q} --progress {params.progress:q}"
+        " --training {input.training:q} --running {params.running:q} --store {params.store:q} --progress {params.progress:q}"
         " --output {output:q} --log {log:q}"
 
 
@@ -143,7 +145,6 @@ rule decode_search:
         manifest=PATHS.manifest,
         validation=PATHS.data("validation"),
         execution=PATHS.execution("target"),
-        running=ancient(PATHS.settings("running")),
     output:
         PATHS.decode,
     log:
@@ -155,11 +156,12 @@ rule decode_search:
         **LIMITS["target"],
         gpu=gpus("target"),
     params:
+        running=PATHS.settings("running"),
         store=PATHS.store,
     shell:
         "exec python -m understudy decode-search --settings {input.settings:q} --winner {input.winner:q} --model {input.model:q}"
         " --manifest {input.manifest:q} --validation {input.validation:q} --execution {input.execution:q}"
-        " --running {input.running:q} --store {params.store:q} --output {output:q} --log {log:q}"
+        " --running {params.running:q} --store {params.store:q} --output {output:q} --log {log:q}"
 
 
 rule test:
@@ -172,7 +174,6 @@ rule test:
         validation=PATHS.data("validation"),
         test=PATHS.data("test"),
         execution=PATHS.execution("target"),
-        running=ancient(PATHS.settings("running")),
     output:
         PATHS.test,
     log:
@@ -184,9 +185,10 @@ rule test:
         **LIMITS["target"],
         gpu=gpus("target"),
     params:
+        running=PATHS.settings("running"),
         store=PATHS.store,
     shell:
         "exec python -m understudy test --settings {input.settings:q} --winner {input.winner:q} --model {input.model:q}"
         " --manifest {input.manifest:q} --validation {input.validation:q} --test {input.test:q}"
-        " --execution {input.execution:q} --running {input.running:q} --store {params.store:q}"
+        " --execution {input.execution:q} --running {params.running:q} --store {params.store:q}"
         " --output {output:q} --log {log:q}"

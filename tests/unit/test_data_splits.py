@@ -136,7 +136,7 @@ def test_one_example_to_test_on_is_too_few(tmp_path: Path) -> None:
         made = prepare(tmp_path, task="files", files=files, **{**SIZES, "test_examples": None})
         return made.splits["test"].examples
 
-    with pytest.raises(DataError, match="1 examples for test, but"):
+    with pytest.raises(DataError, match="for test there are 1, and it takes at least 2"):
         tested_on(1)
     assert tested_on(2) == 2
 
@@ -152,7 +152,7 @@ def test_a_file_that_is_given_twice_is_told_by_what_is_left(tmp_path: Path) -> N
     }
     with pytest.raises(DataError) as raised:
         prepare(tmp_path, task="files", files=files, **SIZES)
-    assert "0 examples for train" in str(raised.value)
+    assert "for train there are 0, and" in str(raised.value)
     assert "64 were left out because they stand twice, in one file or in two" in str(raised.value)
     assert "shares" not in str(raised.value)
 

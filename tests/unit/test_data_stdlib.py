@@ -281,7 +281,7 @@ def test_the_pin_is_cheap_to_check() -> None:
 @pytest.mark.usefixtures("small")
 def test_too_few_examples_are_counted(tmp_path: Path) -> None:
     with pytest.raises(
-        DataError, match=r"(?s)\d+ examples for train, but `data.train_examples` asks for 99999.*validation"
+        DataError, match=r"(?s)for train there are \d+, and `data.train_examples` asks for 99999.*validation"
     ):
         prepare(tmp_path, train_examples=99999, validation_examples=99999)
     assert not (tmp_path / "data").exists()

@@ -78,6 +78,7 @@ def test_the_targets_evidence_moves_the_shares(found: tuple[Regions, Starts]) ->
     assert explored([1.0, 1.1], [2.0] * 6) > 0.4
     assert explored([3.0, 3.1], [2.0] * 6) < 0.2
     assert explored([None, None], [2.0] * 6) == pytest.approx(explored([3.0, 3.1], [2.0] * 6))
+    assert explored([None] * 4, [2.0] * 6) == pytest.approx(explored([3.0, 3.1, 3.2, 3.3], [2.0] * 6))
     assert explored([1.0, 1.1], [2.0] * 6, explore=0.0) == 0.0
     assert explored([None], [None]) <= 0.2
 

@@ -205,6 +205,7 @@ def test_trained_weights_can_go_once_the_report_is_there(finished: Study, tmp_pa
     assert study.trained() == before
     (study.results / "report.html").unlink()
     (study.results / "finalists" / "0" / "0" / "result.json").unlink()  # a start before this one set it aside
+    study.config["execution"]["checkpoint_minutes"] = 2  # an unfinished study goes on
     done = study.run()
     assert done.returncode == 0, done.stdout
     assert (study.results / "report.html").exists()

@@ -27,6 +27,7 @@ from understudy.paths import StudyPaths
 from understudy.settings import RunningSettings, Section
 from understudy.store import Store
 
+UNDECLARED = ("running", "study")  # settings that are no rule's input, since no result follows from them
 LONG_AGO = 946_684_800.0  # the year 2000, in the seconds of time stamps
 TOLERANCE_SECONDS = 1.0  # a clock that is set a little back is none that was wrong
 
@@ -131,7 +132,7 @@ def is_changed(paths: StudyPaths, settings: Mapping[str, Section]) -> bool:
 
 def _asks_for_weights(paths: StudyPaths, settings: Mapping[str, Section]) -> bool:
     """Whether a change may change a number: not how trials are kept safe, nor what is asked of a scheduler."""
-    numbers = {name: section for name, section in settings.items() if name not in ("running", "study")}
+    numbers = {name: section for name, section in settings.items() if name not in UNDECLARED}
     if is_changed(paths, numbers):
         return True
     path, study = paths.settings("study"), settings.get("study")
@@ -152,7 +153,7 @@ def _as_written(section: Section) -> Any:
 
 
 def _renew(paths: StudyPaths, settings: Mapping[str, Section]) -> None:
-    """Write settings that have changed, and date back what follows from numbers of trials that have.
+    """Write settings that have changed or are no rule's, and date back what follows from numbers of trials that have.
 
     Snakemake sees such changes itself, but only with its own notes (`.snakemake`) on how each file was made, which a
     copy of a study has none of. Then it goes by times alone, and passes over a file in the middle that is gone.
@@ -161,7 +162,8 @@ def _renew(paths: StudyPaths, settings: Mapping[str, Section]) -> None:
         if path.exists():
             os.utime(path, (LONG_AGO, LONG_AGO))
     for name, section in sorted(settings.items(), key=lambda item: item[0] == "study"):  # by which it is known, last
-        if _differs(path := paths.settings(name), section):
+        path = paths.settings(name)
+        if _differs(path, section) or (name in UNDECLARED and not path.exists()):
             write_json(path, _as_written(section), sealed=True)
 
 

@@ -97,7 +97,8 @@ def _failed(parsed: argparse.Namespace, error: UnderstudyError, terminal: TextIO
     if parsed.log:
         names = (parsed.log.with_suffix(f".failed-{number}.log") for number in itertools.count(1))
         with suppress(OSError):  # a full disk, or one without hard links
-            os.link(parsed.log, next(name for name in names if not name.exists()))
+            if parsed.log.stat().st_size:
+                os.link(parsed.log, next(name for name in names if not name.exists()))
     return exit_code
 
 

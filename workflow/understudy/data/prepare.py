@@ -17,6 +17,8 @@ from understudy.sections import DataSection
 from understudy.settings import SPLITS, DataSettings, Split
 from understudy.trial import DataManifest, SplitFile, derive_seed
 
+LEAST_TESTED = 2  # examples, for an interval over them
+
 
 def prepare_data(section: DataSection, outputs: dict[Split, Path], manifest_path: Path) -> DataManifest:
     """Write each split's parquet file and the manifest, the same bytes for the same settings and sources.
@@ -46,10 +48,10 @@ def _check_sizes(found: Found, settings: DataSettings) -> None:
     needed = {
         "train": settings.train_examples,
         "validation": settings.validation_examples,
-        "test": settings.test_examples or 2,
+        "test": settings.test_examples or LEAST_TESTED,
     }
     problems = [
-        f"{len(found.splits[split])} examples for {split}, but `data.{split}_examples` asks for {needed[split]}"
+        f"for {split} there are {len(found.splits[split])}, and {_wanted(split, settings)}"
         for split in SPLITS
         if len(found.splits[split]) < needed[split]
     ]
@@ -65,6 +67,11 @@ def _check_sizes(found: Found, settings: DataSettings) -> None:
     ways = "ask for fewer, give more data" + (", or change the shares that are cut off" if cut else "")
     kept = " (examples with the same prompt are kept in one split)" if files is not None else ""
     raise DataError("\n  ".join(["there are too few examples:", *problems, ways + kept]))
+
+
+def _wanted(split: Split, settings: DataSettings) -> str:
+    asked = getattr(settings, f"{split}_examples")
+    return f"`data.{split}_examples` asks for {asked}" if asked is not None else f"it takes at least {LEAST_TESTED}"
 
 
 def _write(examples: Sequence[Example], path: Path) -> None:

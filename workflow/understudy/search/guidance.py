@@ -16,7 +16,7 @@ from understudy.search.values import settled
 from understudy.space import Choices, Range, Space
 from understudy.trial import TrialRecord
 
-BEST_SHARE = 0.25  # of the visible complete trials, that show where it is good
+BEST_SHARE = 0.25  # of the visible trials that ran: as many of the complete ones show where it is good
 POINT = 1e-9  # volume of a region without any, as of trials at one value of a range: it has no density
 
 
