@@ -131,6 +131,22 @@ CHANGES: list[tuple[dict[str, Any], int]] = [
 ]
 
 
+def test_settings_of_another_version_ask_for_weights(study: StudyPaths) -> None:
+    end(study)
+    Store(study.store).adapter("d1").rmdir()
+    write_json(study.settings("study"), {"version": "another"}, sealed=True)
+    assert len(mend(study, {"study": config.parse(shipped())})) == 1
+
+
+def test_settings_that_no_rule_asks_for_are_written_by_a_start(study: StudyPaths) -> None:
+    made, there = sections(config.parse(shipped())), {path.name for path in study.settings("x").parent.iterdir()}
+    mend(study, made)
+    assert {path.name for path in study.settings("x").parent.iterdir()} == there | {"running.json", "study.json"}
+    later = sections(config.parse(shipped() | {"execution": {"checkpoint_minutes": 1}}))
+    mend(study, later)
+    assert read_json(study.settings("running")) == {"running": {"checkpoint_minutes": 1, "watchdog_minutes": 30}}
+
+
 @pytest.mark.parametrize(("change", "notes"), CHANGES, ids=str)
 def test_weights_are_asked_for_again_once_a_number_may_change(
     study: StudyPaths, change: dict[str, Any], notes: int

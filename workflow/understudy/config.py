@@ -203,11 +203,10 @@ def _repeats(node: yaml.Node | None, path: str) -> Iterator[str]:
 
 def read_back(raw: Mapping[str, Any], source: str) -> StudyConfig:
     """A config as it was written to `settings/study.json`, where conditional hyperparameters have a `rest`."""
-    space = {
-        name: {key: value for key, value in parameter.items() if key != "rest"}
-        for name, parameter in raw.get("space", {}).items()
-    }
-    return parse({**raw, "space": space}, source)
+    space = raw.get("space", {})
+    known = {name: parameter for name, parameter in space.items() if isinstance(parameter, Mapping)}
+    without = {name: {key: each[key] for key in each if key != "rest"} for name, each in known.items()}
+    return parse({**raw, "space": {**space, **without}}, source)
 
 
 def schema() -> dict[str, Any]:

@@ -140,7 +140,9 @@ def _asks_for_weights(paths: StudyPaths, settings: Mapping[str, Section]) -> boo
 
 
 def _of_numbers(study: dict[str, Any]) -> dict[str, Any]:
-    execution = {key: value for key, value in study["execution"].items() if key not in RunningSettings.model_fields}
+    execution = {
+        key: value for key, value in study.get("execution", {}).items() if key not in RunningSettings.model_fields
+    }
     return {**study, "execution": execution, "resources": None, "results": None}
 
 
