@@ -135,6 +135,7 @@ def begin_run():
     try:
         lock.acquire(PATHS.lock)
         disk.require_room(PATHS.root)
+        mending.keep_settings(PATHS, SETTINGS)
         if not workflow.deployment_settings.deployment_method:  # else jobs have an interpreter of their own
             check_interpreter(PATHS.root)
         cluster.clear(PATHS, STUDY.resources.left_behind, logger.warning)
@@ -236,9 +237,10 @@ def require_data():
 
 
 def require_models():
-    """End with what `prepare_model` would say of a missing folder."""
+    """End with what `prepare_model` would say of a missing folder, where it has to run."""
     for role in ("proxy", "target"):
-        if name := getattr(STUDY.models, role).model_name_or_path:
+        name, section = getattr(STUDY.models, role).model_name_or_path, f"model-{role}"
+        if name and (not PATHS.model(role).exists() or mending.is_changed(PATHS, {section: SETTINGS[section]})):
             try:
                 require_model(name)
             except UnderstudyError as error:
@@ -248,9 +250,10 @@ def require_models():
 def checked_target():
     """The target's model where it is the user's: what is wrong with it has to show before the proxy stage is paid for.
 
-    Packs don't depend on it otherwise, so a changed one leaves them alone.
+    A changed one has packs planned again, whose trials come out of the store. As an `ancient` input it wouldn't, but
+    Snakemake passes over everything behind such an input when its job runs.
     """
-    return ancient(PATHS.model("target")) if STUDY.models.target.pretrain is None else []
+    return PATHS.model("target") if STUDY.models.target.pretrain is None else []
 
 
 def own_checkpoint(wildcards):

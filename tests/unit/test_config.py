@@ -286,6 +286,15 @@ def test_what_was_written_down_is_read_back(path: Path, tmp_path: Path) -> None:
     assert config.read_back(written, "study.json") == study
 
 
+def test_the_layers_of_every_trial_are_looked_for_in_the_model(raw: dict[str, Any]) -> None:
+    """Those of the default configuration, too, which needn't be among the choices."""
+    raw["space"]["lora_target_modules"] = ["all-linear", "q_proj,v_proj"]
+    raw["defaults"]["lora_target_modules"] = ["o_proj"]
+    made = sections(config.parse(raw))
+    for role in ("proxy", "target"):
+        assert made[f"model-{role}"].lora_target_modules == ("o_proj", "q_proj,v_proj")  # type: ignore[attr-defined]
+
+
 def test_a_key_that_stands_twice_is_named_with_its_lines(tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
     path.write_text("seed: 1\nbase: &base {trials: 1}\ntarget:\n  trials: 4\n  <<: *base\n  trials: 8\nseed: 2\n")
@@ -302,6 +311,8 @@ def test_what_has_no_repeats_is_left_to_its_readers(text: str, tmp_path: Path) -
     (tmp_path / "study.yaml").write_text(text)
     config.refuse_repeats(tmp_path / "study.yaml")
     config.refuse_repeats(tmp_path / "nowhere.yaml")
+    (tmp_path / "study.yaml").write_bytes("é: 1".encode("latin-1"))
+    config.refuse_repeats(tmp_path / "study.yaml")
 
 
 def test_numbers_of_trials_are_in_no_slice(raw: dict[str, Any]) -> None:

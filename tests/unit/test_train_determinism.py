@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from understudy.train.engine import Engine
 
 
 @pytest.fixture(autouse=True)
-def as_before() -> Iterator[None]:
+def as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in (determinism.WORKSPACE, "FLASH_ATTENTION_DETERMINISTIC"):
+        monkeypatch.setenv(name, "0")  # so that it is put back
     threads = torch.get_num_threads()
     yield
     torch.use_deterministic_algorithms(False)
@@ -31,6 +34,7 @@ def shuffled(values: torch.Tensor) -> torch.Tensor:
 
 def test_kernels_are_required_and_not_only_wished_for() -> None:
     determinism.require(on_gpu=True)
+    assert os.environ[determinism.WORKSPACE] == ":4096:8"
     assert torch.are_deterministic_algorithms_enabled()
     assert not torch.is_deterministic_algorithms_warn_only_enabled()
     with pytest.raises(RuntimeError, match=determinism.MISSING):

@@ -182,7 +182,7 @@ def parse(raw: Any, source: str = "the config") -> StudyConfig:
 
 def refuse_repeats(path: Path) -> None:
     """Raise `ConfigError` for keys that a file has twice: YAML takes the last one without a word."""
-    with suppress(OSError, yaml.YAMLError):  # told where the file is read
+    with suppress(OSError, UnicodeDecodeError, yaml.YAMLError):  # told where the file is read
         problems = list(_repeats(yaml.compose(path.read_text(encoding="utf-8")), ""))
         if problems:
             raise ConfigError(str(path), problems)

@@ -58,7 +58,8 @@ def lease(execution: ResolvedExecution) -> None:
             )
         time.sleep(WAIT_SECONDS)
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(leased)
-    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # shapes differ in every pass
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the older name
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # shapes differ in every pass
 
 
 def visible(*, by_torch: bool = True) -> list[str]:

@@ -155,7 +155,7 @@ def _as_written(section: Section) -> Any:
 
 
 def _renew(paths: StudyPaths, settings: Mapping[str, Section]) -> None:
-    """Write settings that have changed or are no rule's, and date back what follows from numbers of trials that have.
+    """Write settings that have changed, and date back what follows from numbers of trials that have.
 
     Snakemake sees such changes itself, but only with its own notes (`.snakemake`) on how each file was made, which a
     copy of a study has none of. Then it goes by times alone, and passes over a file in the middle that is gone.
@@ -164,9 +164,17 @@ def _renew(paths: StudyPaths, settings: Mapping[str, Section]) -> None:
         if path.exists():
             os.utime(path, (LONG_AGO, LONG_AGO))
     for name, section in sorted(settings.items(), key=lambda item: item[0] == "study"):  # by which it is known, last
-        path = paths.settings(name)
-        if _differs(path, section) or (name in UNDECLARED and not path.exists()):
+        if _differs(path := paths.settings(name), section):
             write_json(path, _as_written(section), sealed=True)
+    keep_settings(paths, settings)
+
+
+def keep_settings(paths: StudyPaths, settings: Mapping[str, Section]) -> None:
+    """Write the settings that commands read and no rule makes, where they aren't there as they are to be."""
+    for name in UNDECLARED:
+        path = paths.settings(name)
+        if name in settings and (not path.exists() or _differs(path, settings[name])):
+            write_json(path, _as_written(settings[name]), sealed=True)
 
 
 def _outdated(paths: StudyPaths, settings: Mapping[str, Section]) -> set[Path]:

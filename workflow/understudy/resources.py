@@ -18,7 +18,16 @@ from understudy.config import StudyConfig
 from understudy.errors import CorruptFileError
 from understudy.files import read_model
 from understudy.hyperparameters import HYPERPARAMETERS
-from understudy.settings import ModelSettings, PretrainSettings, ProxyExecution, Role, StageExecution, TargetExecution
+from understudy.settings import (
+    Dtype,
+    ModelSettings,
+    PretrainSettings,
+    ProxyExecution,
+    Quantization,
+    Role,
+    StageExecution,
+    TargetExecution,
+)
 from understudy.space import Choices
 from understudy.trial import ModelCard
 
@@ -27,7 +36,7 @@ STEP_MB = 512  # estimates are rounded up to a multiple of this
 WORKFLOW_MB = 1000  # Snakemake twice (the job and the step within it), beside the command; measured: 0.26 GB
 PROCESS_MB = 1500  # Python, torch and the data on the CPU; measured: 0.5 GB
 GPU_PROCESS_MB = 4000  # and with CUDA's libraries
-HELD_BYTES = {"none": 0, "int8": 1.1, "nf4": 0.6}  # per parameter, of a base that is loaded on the host to be sharded
+HELD_BYTES = {"int8": 1.1, "nf4": 0.6}  # per parameter of a quantized layer
 MARGIN = 1.25
 
 CPU_FLOPS = 5e9  # per thread and second, what small models reach in float32
@@ -132,7 +141,7 @@ def estimated_mem_mb(study: StudyConfig, role: Role, size: ModelSize) -> int:
     `cpu_offload` a share of the states stays there. On CPUs everything stays there, in
     float32: 16 bytes per parameter of full fine-tuning with AdamW, else 4 for the frozen base and 16 per parameter of
     adapters of rank 64 on all linear layers, r (8 h + 15 h) each layer; and what tokens hold until their gradients are
-    there: 36 h values per layer in packs, else 96 h bytes per layer and 16 V for the logits (`models/estimates.py`).
+    there: 36 h values per layer in packs, else 154 h bytes per layer and 16 V for the logits (`models/estimates.py`).
     """
     how: StageExecution = getattr(study.execution, role)
     full = role == "target" and study.target.method == "full"
@@ -140,9 +149,8 @@ def estimated_mem_mb(study: StudyConfig, role: Role, size: ModelSize) -> int:
         each: float = GPU_PROCESS_MB * MB + (4 if full else 0) * size.parameters
         shared = 2 * size.parameters
         if isinstance(how, TargetExecution):
-            quantization = getattr(study.models, role).quantization
             if not full and how.strategy != "ddp" and (how.processes > 1 or how.strategy == "fsdp"):
-                each += HELD_BYTES[quantization] * size.parameters
+                each += _held_bytes(size, study.models.target.quantization, how.dtype)
             if how.cpu_offload is True:
                 each += (16 if full else 4) * size.parameters / (how.nodes * how.processes)
     else:
@@ -176,6 +184,14 @@ def look_limits(study: StudyConfig) -> dict[str, int]:
     return {"gpu": 1 if on_gpus else 0, "mem_mb": WORKFLOW_MB + process, "runtime": LEAST_MINUTES}
 
 
+def _held_bytes(size: ModelSize, quantization: Quantization, dtype: Dtype) -> float:
+    """What a process holds of a frozen base on the host, to shard it, beside the files' pages where those will do."""
+    if quantization == "none":
+        return 4 * size.parameters if dtype == "float32" else 0
+    ends = min(size.parameters, 2 * size.vocab_size * size.hidden_size)  # aren't quantized
+    return HELD_BYTES[quantization] * (size.parameters - ends) + 2 * ends
+
+
 def crowded(study: StudyConfig, cores: int) -> list[str]:
     """What to say where one trial alone keeps more cores busy than the run may use: one line per role."""
     lines = []
@@ -204,7 +220,7 @@ def _training_bytes(study: StudyConfig, how: StageExecution, size: ModelSize, ad
         tokens = max(PACK_TOKENS, study.data.max_length) if how.pack_tokens == "auto" else how.pack_tokens
         return trials * trial + tokens * 4 * 36 * size.hidden_size * (size.num_hidden_layers + 1)
     rows = CPU_ROWS if how.micro_batch_size == "auto" else how.micro_batch_size
-    token = 96 * size.hidden_size * size.num_hidden_layers + 16 * size.vocab_size
+    token = 154 * size.hidden_size * size.num_hidden_layers + 16 * size.vocab_size
     return trial + rows * study.data.max_length * token
 
 

@@ -195,14 +195,17 @@ def sections(config: StudyConfig, sources: Mapping[str, str] | None = None) -> d
 def _model(config: StudyConfig, role: Role) -> ModelSection:
     model: ModelSettings = getattr(config.models, role)
     threads = getattr(config.execution, role).threads
-    named = {str(value) for value in config.values_of("lora_target_modules")} - {ALL_LINEAR}
+    modules = "lora_target_modules"
+    named = {str(value) for value in (*config.values_of(modules), config.defaults.get(modules, ALL_LINEAR))}
     return ModelSection(
         seed=config.seed,
         cache=config.cache,
         role=role,
         model=model,
         threads=threads,
-        lora_target_modules=tuple(sorted(named)) if role == "proxy" or config.target.method == "lora" else (),
+        lora_target_modules=tuple(sorted(named - {ALL_LINEAR}))
+        if role == "proxy" or config.target.method == "lora"
+        else (),
     )
 
 

@@ -60,6 +60,7 @@ class Needs:
 
     processes: int  # N
     whole: float  # states of one process that has them all
+    copies: float  # what autocast holds beside them until the backward pass, of all weights at a time
     working: float  # what is gathered at a time: two layers, embeddings and head, and gradients of these
     row: float  # activations of one row
     host: float  # states that a node's processes hold together
@@ -71,14 +72,16 @@ class Needs:
         ends = min(card.parameters, 2 * card.vocab_size * card.hidden_size)  # embeddings and head, were they not tied
         gathered = (2 * (card.parameters - ends) / card.num_hidden_layers + ends) / card.parameters  # share of P
         if method == "full":
-            whole = float((STATE_BYTES + (AUTOCAST_BYTES if dtype == "bfloat16" else 0)) * card.parameters)
+            whole = float(STATE_BYTES * card.parameters)
+            copies = float(AUTOCAST_BYTES * card.parameters) if dtype == "bfloat16" else 0.0
             working = 2 * gathered * card.parameters * (2 if dtype == "bfloat16" else 4)
         else:
             frozen = frozen_bytes(card, dtype)
-            whole = frozen + trial_bytes(card)
-            working = gathered * frozen
+            whole, copies = frozen + trial_bytes(card), 0.0
+            plain = ends * (2 if dtype == "bfloat16" else 4)  # embeddings and head aren't quantized
+            working = 2 * (frozen - plain) / card.num_hidden_layers + plain
         row = max_length * token_bytes(card, dtype, stage.gradient_checkpointing)
-        return cls(number, whole, working, row, whole / stage.nodes)
+        return cls(number, whole, copies, working, row, whole / stage.nodes)
 
     @property
     def sharded(self) -> float:
@@ -88,13 +91,13 @@ class Needs:
     def taken(self, strategy: str, cpu_offload: bool) -> float:
         """Bytes beside activations."""
         if strategy == "ddp":
-            return self.whole
+            return self.whole + self.copies
         return self.working if cpu_offload else self.sharded
 
     def say(self, hardware: Hardware) -> str:
         """The estimate in words."""
         text = (
-            f"estimated: of {in_gib(_usable(hardware))} usable, {in_gib(self.whole)} for all states and "
+            f"estimated: of {in_gib(_usable(hardware))} usable, {in_gib(self.whole + self.copies)} for all states and "
             f"{in_gib(self.row)} per row"
         )
         if self.processes > 1:
@@ -104,7 +107,7 @@ class Needs:
 
 def _decide(stage: TargetExecution, needs: Needs, hardware: Hardware) -> tuple[Strategy, list[str]]:
     usable = _usable(hardware)
-    fits_whole = needs.whole + needs.row <= usable
+    fits_whole = needs.whole + needs.copies + needs.row <= usable
     fits_sharded = not stage.torch_compile and needs.sharded + needs.row <= usable
     if fits_whole and needs.processes == 1:
         return Strategy("ddp", False, needs.taken("ddp", False)), []

@@ -13,6 +13,8 @@ from understudy.train import memory
 
 Result = TypeVar("Result")
 
+WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+FIXED_ORDER = (":4096:8", ":16:8")  # with which cuBLAS sums in one
 MISSING = "does not have a deterministic implementation"
 
 
@@ -23,7 +25,8 @@ def require(on_gpu: bool) -> None:
     leaves the other one, which it has, alone (its `attention_backward.cu`).
     """
     if on_gpu:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS sums in a fixed order with it
+        if os.environ.get(WORKSPACE) not in FIXED_ORDER:
+            os.environ[WORKSPACE] = FIXED_ORDER[0]
         os.environ.setdefault("FLASH_ATTENTION_DETERMINISTIC", "1")  # as transformers hands it on to flash-attn
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time, and nothing here reads such memory

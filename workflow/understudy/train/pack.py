@@ -179,9 +179,16 @@ class _Training:
         best = min((objective for objective in known if objective is not None), default=math.inf)
         names = Company(company, self.digests, self.stopped)
         file = Checkpoint(self._path("pt"), 60 * running.checkpoint_minutes)
+
+        def begin_again() -> None:
+            if brackets is not None:
+                for spec in specs:
+                    brackets.forget(spec.id)
+
         with watchdog.watching(running.watchdog_minutes, f"pack {self.pack.id}"), interruption.deferred():
             determinism.as_far_as_possible(
-                lambda: train_together(engine, packing, specs, names, brackets, file, best, self._finished, self.note)
+                lambda: train_together(engine, packing, specs, names, brackets, file, best, self._finished, self.note),
+                begin_again,
             )
 
     def _judged(self, record: TrialRecord, id: str, brackets: Brackets | None) -> TrialRecord:
