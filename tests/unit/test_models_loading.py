@@ -12,7 +12,7 @@ import torch
 from tiny_models import EXECUTION, card, configs, llama_config, save
 from understudy.errors import ModelError
 from understudy.models.loading import load_base, load_tokenizer
-from understudy.models.quantization import import_bitsandbytes
+from understudy.models.quantization import import_bitsandbytes, quantizing_on
 
 TOKENS = torch.arange(40).reshape(2, 20)
 
@@ -176,3 +176,24 @@ def test_a_tokenizer_pads_with_what_it_has(llama: Path, tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path / "no-end")
     with pytest.raises(ModelError, match="no end-of-sequence token"):
         load_tokenizer(card(tmp_path / "no-end"))
+
+
+@pytest.mark.parametrize("kind", ["Params4bit", "Int8Params"])
+def test_weights_for_the_host_are_quantized_where_it_is_said(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By bitsandbytes' own kernel of that device, with the same outcome; afterwards it is as before."""
+    parameter = getattr(import_bitsandbytes().nn, kind)
+    own, asked = parameter._quantize, []
+
+    def noted(self: Any, place: torch.device) -> Any:
+        asked.append(str(place))
+        return own(self, place)
+
+    monkeypatch.setattr(parameter, "_quantize", noted)
+    weights = torch.randn(64, 64, generator=torch.Generator().manual_seed(1))
+    plain = parameter(weights, requires_grad=False).to("cpu")
+    with quantizing_on(torch.device("cpu", 0)):
+        moved = parameter(weights, requires_grad=False).to("cpu")
+    parameter(weights, requires_grad=False).to("cpu")
+    assert asked == ["cpu", "cpu:0", "cpu"]
+    assert moved.device == plain.device == torch.device("cpu")
+    assert torch.equal(moved.data, plain.data)
