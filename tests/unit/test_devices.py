@@ -113,6 +113,7 @@ def test_a_longer_wait_is_said_once(
     monkeypatch.setattr(devices, "SAY_SECONDS", 0.3)
     monkeypatch.setattr(devices, "_held", [])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "")  # so that it is put back
     monkeypatch.setattr(progress, "_terminal", sys.stderr)
     execution = ResolvedExecution(
         device="cuda", threads=1, processes=2, micro_batch_size=1, dtype="float32", gradient_checkpointing=False
@@ -129,6 +130,23 @@ def test_a_longer_wait_is_said_once(
         assert capfd.readouterr().err.count(words) == said
         while devices._held:
             devices._held.pop().close()
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [("", "expandable_segments:True"), ("PYTORCH_ALLOC_CONF", "own"), ("PYTORCH_CUDA_ALLOC_CONF", "None")],
+)
+def test_torchs_allocator_is_set_unless_the_user_has(given: str, found: str, machine: dict[str, str]) -> None:
+    others = {name: value for name, value in machine.items() if "ALLOC_CONF" not in name}
+    code = CODE.replace("sys.stdin.read()", 'print(os.environ.get("PYTORCH_ALLOC_CONF"))')
+    told = subprocess.run(
+        [sys.executable, "-c", code, "1"],
+        env={**others, **({given: "own"} if given else {})},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert told.stdout.split()[-1] == found
 
 
 def test_only_what_the_scheduler_allotted_is_leased(machine: dict[str, str]) -> None:
