@@ -84,6 +84,7 @@ def test_rates_may_be_a_list(tmp_path: Path, sampler: str) -> None:
 def test_the_default_is_run_among_the_first(tmp_path: Path) -> None:
     regions, starts = made.transferred(STUDY)
     records = made.run_target(STUDY, tmp_path, regions, starts, propose.CHECK + 1)
+    assert len(records) == 3
     assert starts.default in [record.spec.hyperparameters for record in records]
 
 

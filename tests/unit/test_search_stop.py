@@ -13,6 +13,7 @@ from understudy.errors import UserError
 from understudy.files import read_model
 from understudy.search import propose
 from understudy.search.planning import plan_echo
+from understudy.stages import FEWEST_WITH_STOP
 
 STUDY = made.config(target__sampler="two_fidelity", target__window=1)
 STOPPING = made.config(
@@ -24,7 +25,7 @@ def test_what_is_not_worth_it_is_skipped(tmp_path: Path) -> None:
     records = made.run_target(STOPPING, tmp_path, *made.transferred(STOPPING), 12)
     ran = [record.result.status != "skipped" for record in records]
     assert sum(ran) < 12
-    assert all(ran[: propose.CHECK + 1])
+    assert all(ran[:FEWEST_WITH_STOP])
     assert made.best_of(records) < 2.02  # twice the gain above 2, the best of the bowl
     for number, record in enumerate(records):
         proposal = json.loads((tmp_path / f"{number:04d}" / "proposal.json").read_text())
@@ -35,11 +36,11 @@ def test_what_is_not_worth_it_is_skipped(tmp_path: Path) -> None:
             assert "below 0.2" in proposal["skip"]
 
 
-def test_only_what_comes_after_the_default_is_skipped() -> None:
+def test_the_first_trials_are_never_skipped() -> None:
     hopeless = Outlook(trust=1.0, chance=0.0, rate_shift=1.0, worth=0.0)
     settings = made.section(STOPPING, "target")
-    assert propose._reason_to_skip(settings, propose.CHECK, hopeless) is None
-    assert propose._reason_to_skip(settings, propose.CHECK + 1, hopeless) is not None
+    assert propose._reason_to_skip(settings, FEWEST_WITH_STOP - 1, hopeless) is None
+    assert propose._reason_to_skip(settings, FEWEST_WITH_STOP, hopeless) is not None
 
 
 def test_where_the_proxy_misleads_nothing_is_skipped_too_early(tmp_path: Path) -> None:

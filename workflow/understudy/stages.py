@@ -10,7 +10,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from understudy.hyperparameters import Value
 from understudy.settings import HalvingMetric, Method, Sampler, Section
 
-FEWEST_WITH_STOP = 4  # target trials that run before any is skipped; the last of them is the default configuration
+FEWEST_WITH_STOP = 4  # target trials that run before any is skipped; one of them is the default configuration
 
 
 def _no_switch(name: str, value: Any) -> Any:

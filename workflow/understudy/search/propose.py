@@ -22,7 +22,7 @@ from understudy.trial import Origin, TrialSpec, derive_seed, search_seed
 
 Stage = Literal["truncated", "target"]
 FRESH_DRAWS = 64  # attempts to leave the configurations that were tried before; then a repeat is let through
-CHECK = FEWEST_WITH_STOP - 1  # number of the trial that is the default's, where two_fidelity hasn't taken it before
+CHECK = 2  # number of the trial that is the default's, where two_fidelity hasn't taken it before
 LETTERS = {"truncated": "u", "target": "t"}
 SAMPLER_CLASSES = {
     "two_fidelity": "TwoFidelitySampler",
@@ -183,9 +183,11 @@ def _from_surface(turn: _Turn) -> Proposal:
 
 
 def _reason_to_skip(settings: TargetSection, number: int, outlook: Outlook | None) -> str | None:
-    """Why a trial after the default's isn't worth its price, if it isn't."""
+    """Why a trial isn't worth its price; None where it is, and for the first few."""
     stop = settings.stop
-    if stop is None or outlook is None or outlook.worth is None or number <= CHECK or outlook.worth >= stop.chance:
+    if stop is None or number < FEWEST_WITH_STOP:
+        return None
+    if outlook is None or outlook.worth is None or outlook.worth >= stop.chance:
         return None
     return f"the chance to beat the best loss by {stop.gain:.2g} of it is {outlook.worth:.2g}, below {stop.chance:.2g}"
 
