@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from training_study import DEVICE, make_job, make_spec, tiny_llama
+from training_study import DEVICE, load_tiny, make_job, make_spec, tiny_llama
 from understudy import process
 from understudy.settings import Quantization
 from understudy.train import launch
@@ -31,12 +31,16 @@ VALUES = {"learning_rate": 2e-3, "weight_decay": 0.3, "adam_epsilon": 1e-2, "sta
 Case = tuple[TrialSpec, Job]
 
 
-def make_case(root: Path, quantization: Quantization = "none", how: Any = None, **values: Any) -> Case:
+def make_case(
+    root: Path, quantization: Quantization = "none", how: Any = None, in_16_bits: bool = False, **values: Any
+) -> Case:
     """A finalist on 15 validation examples, row by row, which no number of ranks above 1 shares evenly.
 
-    `how` is the execution's, the rest the trial's.
+    `how` is the execution's, the rest the trial's; the checkpoint's file may be `in_16_bits`.
     """
     job = make_job(root, quantization, **{"micro_batch_size": 1, **(how or {})})
+    if in_16_bits:
+        load_tiny(job).to(torch.bfloat16).save_pretrained(job.inputs.model.path)
     data = job.inputs.data.model_copy(update={"validation_examples": 15, "train_examples": 20})
     spec = make_spec(**{**VALUES, "label_smoothing_factor": 0.1, "batch_size": 5, "max_grad_norm": 0.5, **values})
     return spec, dataclasses.replace(job, inputs=job.inputs.model_copy(update={"data": data}))

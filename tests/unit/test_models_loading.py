@@ -197,3 +197,22 @@ def test_weights_for_the_host_are_quantized_where_it_is_said(kind: str, monkeypa
     assert asked == ["cpu", "cpu:0", "cpu"]
     assert moved.device == plain.device == torch.device("cpu")
     assert torch.equal(moved.data, plain.data)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+def test_what_waits_on_the_host_to_be_sharded_is_as_its_file_has_it(architecture: str, tmp_path: Path) -> None:
+    """Cast afterwards, it is what is loaded in float32: buffers that no file has aren't rounded on the way."""
+    from transformers import AutoModelForCausalLM, Gemma3TextConfig
+
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
+    config = Gemma3TextConfig(vocab_size=99, hidden_size=48, num_hidden_layers=2, intermediate_size=64, **heads)
+    folder = save(tmp_path / "model", llama_config() if architecture == "llama" else config)
+    AutoModelForCausalLM.from_pretrained(folder).to(torch.bfloat16).save_pretrained(folder)
+    waiting = load_base(card(folder), EXECUTION, "full", "host")
+    assert {parameter.dtype for parameter in waiting.parameters()} == {torch.bfloat16}
+    whole = load_base(card(folder), EXECUTION, "full")
+    assert whole.dtype == torch.float32
+    assert dict(waiting.named_buffers()).keys() == dict(whole.named_buffers()).keys()
+    for name, buffer in whole.named_buffers():
+        torch.testing.assert_close(dict(waiting.named_buffers())[name], buffer, rtol=0, atol=0)
+    assert torch.equal(logits(waiting.float()), logits(whole))

@@ -117,7 +117,8 @@ def test_estimates_hold_what_they_must() -> None:
     quantized = {"models__target__quantization": "nf4"}
     assert of_eight(**quantized) > of_eight() + 8 * 0.5 * 7, "each process may hold the base, to shard it"
     assert of_eight(**quantized, execution__target__strategy="ddp") == of_eight()
-    assert of_eight(target__method="full") > 8 * 4 * 7, "each process holds it all in float32"
+    full_tuning = of_eight(target__method="full") - of_eight()
+    assert 4 * 7 < full_tuning < 2 * 4 * 7, "one process writes weights in float32, none holds them while it loads"
     assert resources.look_limits(two)["gpu"] == 1
     assert resources.look_limits(two)["mem_mb"] < 8000
     assert resources.look_limits(study())["gpu"] == 0

@@ -29,6 +29,7 @@ SHAPES: dict[str, dict[str, Any]] = {  # what is trained; one process is the ref
     "full": {"method": "full", "max_grad_norm": 1e9},  # never clipped, the others are
     "few": {"method": "full", "batch_size": 3},  # of four ranks, one has no row
     "nf4": {"quantization": "nf4"},
+    "from 16 bits": {"method": "full", "in_16_bits": True},
 }
 WAYS: dict[str, tuple[str, dict[str, Any]]] = {  # shape, and how several processes train it
     **{f"ddp {shape}": (shape, {}) for shape in SHAPES},

@@ -137,17 +137,18 @@ def estimated_mem_mb(study: StudyConfig, role: Role, size: ModelSize) -> int:
     """Memory of a job on its host, in MB.
 
     On GPUs the files' pages, in 16 bits, are shared by all processes on their way through the host. Each process holds
-    all weights there for a while in full fine-tuning, in 32 bits, and where a quantized base may be sharded; with
-    `cpu_offload` a share of the states stays there. On CPUs everything stays there, in
-    float32: 16 bytes per parameter of full fine-tuning with AdamW, else 4 for the frozen base and 16 per parameter of
-    adapters of rank 64 on all linear layers, r (8 h + 15 h) each layer; and what tokens hold until their gradients are
-    there: 36 h values per layer in packs, else 154 h bytes per layer and 16 V for the logits (`models/estimates.py`).
+    all weights there for a while where a quantized base may be sharded; with `cpu_offload` a share of the states stays
+    there; after full fine-tuning the first process holds the weights, in 32 bits, to write them. On CPUs everything
+    stays there, in float32: 16 bytes per parameter of full fine-tuning with AdamW, else 4 for the frozen base and 16
+    per parameter of adapters of rank 64 on all linear layers, r (8 h + 15 h) each layer; and what tokens hold until
+    their gradients are there: 36 h values per layer in packs, else 154 h bytes per layer and 16 V for the logits
+    (`models/estimates.py`).
     """
     how: StageExecution = getattr(study.execution, role)
     full = role == "target" and study.target.method == "full"
     if study.execution.device == "cuda":
-        each: float = GPU_PROCESS_MB * MB + (4 if full else 0) * size.parameters
-        shared = 2 * size.parameters
+        each: float = GPU_PROCESS_MB * MB
+        shared = (2 + (4 if full else 0)) * size.parameters
         if isinstance(how, TargetExecution):
             if not full and how.strategy != "ddp" and (how.processes > 1 or how.strategy == "fsdp"):
                 each += _held_bytes(size, study.models.target.quantization, how.dtype)

@@ -54,9 +54,10 @@ def load_base(
     """The base model in eval mode, quantized as the card says: on the stage's device, or elsewhere.
 
     For LoRA nothing in it requires a gradient. Weights that aren't quantized are float32 on CPUs and for full
-    fine-tuning; a frozen base on a GPU has the execution's dtype. The GPU is torch's current one. Raises `ModelError`
-    where full fine-tuning of a quantized model is asked for, where there is no checkpoint, and where a quantized model
-    is to be spread over GPUs that are too small for it.
+    fine-tuning; a frozen base on a GPU has the execution's dtype. For full fine-tuning on the host, where many
+    processes may wait to shard it, they are as the files have them, whose pages they share: `shard_` casts layer by
+    layer. The GPU is torch's current one. Raises `ModelError` where full fine-tuning of a quantized model is asked for,
+    where there is no checkpoint, and where a quantized model is to be spread over GPUs that are too small for it.
     """
     if method == "full" and card.quantization != "none":
         raise ModelError(
@@ -73,11 +74,12 @@ def load_base(
     gpu = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
     device = gpu if where == "device" else torch.device("cpu")
     quantized_elsewhere = on_gpu and where == "host" and card.quantization != "none"
+    as_filed = method == "full" and where == "host"
     try:
         with quantizing_on(gpu) if quantized_elsewhere else nullcontext():
             model = AutoModelForCausalLM.from_pretrained(
                 checkpoint_folder(card),
-                dtype=dtype,
+                dtype="auto" if as_filed else dtype,
                 device_map="auto" if where == "spread" else {"": device},
                 quantization_config=quantization_config(card.quantization, dtype),
                 local_files_only=True,
@@ -92,8 +94,24 @@ def load_base(
         ) from error
     if card.quantization == "nf4":
         keep_weights_unpacked(model)
+    if as_filed:
+        _restore_buffers(model, dtype)
     if method == "lora":
         model.requires_grad_(False)
     model.config.use_cache = False
     base: PreTrainedModel = model
     return base
+
+
+def _restore_buffers(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Give a model's buffers that no file has the values of one built in `dtype`, as Gemma's scale of embeddings."""
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    with init_empty_weights(include_buffers=False):
+        built = AutoModelForCausalLM.from_config(model.config, dtype=dtype)
+    filed = model.state_dict().keys()
+    found = dict(model.named_buffers())
+    for name, buffer in built.named_buffers():
+        if name not in filed:
+            found[name].data = buffer.data

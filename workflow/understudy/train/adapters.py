@@ -24,7 +24,7 @@ def trainable(base: nn.Module, spec: TrialSpec, execution: ResolvedExecution) ->
     dropout that the base doesn't have.
     """
     rate = float(spec.hyperparameters["attention_dropout"])
-    prepared = fresh_adapter(base, spec) if spec.method == "lora" else nullcontext(_as_a_whole(base))
+    prepared = fresh_adapter(base, spec) if spec.method == "lora" else nullcontext(_as_a_whole(base, execution))
     with attention_dropout(base, rate), prepared as model:
         if execution.gradient_checkpointing:
             base.activation_checkpointing_enable()  # type: ignore[operator]
@@ -158,6 +158,6 @@ def _no_attention_dropout(base: nn.Module, rate: float) -> str:
     return f"attention_dropout: models of type {kind} have none to set, but got {rate:g}{kept}. Leave it at 0"
 
 
-def _as_a_whole(base: nn.Module) -> nn.Module:
-    """Every weight trained in float32; autocast computes in the execution's type."""
-    return base.float().requires_grad_(True)
+def _as_a_whole(base: nn.Module, execution: ResolvedExecution) -> nn.Module:
+    """Every weight trained in float32; autocast computes in the execution's type. `shard_` casts what it shards."""
+    return (base if execution.strategy == "fsdp" else base.float()).requires_grad_(True)

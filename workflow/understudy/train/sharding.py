@@ -30,8 +30,8 @@ def shard_(model: nn.Module, execution: ResolvedExecution) -> None:
     """Shard a model over all ranks, in place and for good: decoder layer by decoder layer, and what is around them.
 
     The model may lie in the host's memory; each layer goes to the device by itself, so that the whole needn't fit
-    there. Gradients are summed over the ranks, not averaged. Raises `ModelError` where the model doesn't say what its
-    decoder layers are.
+    there, and what is trained of it becomes float32 on the way. Gradients are summed over the ranks, not averaged.
+    Raises `ModelError` where the model doesn't say what its decoder layers are.
     """
     mesh = init_device_mesh(execution.device, (distributed.get_world_size(),))
     on_gpu = execution.device == "cuda"
@@ -45,9 +45,20 @@ def shard_(model: nn.Module, execution: ResolvedExecution) -> None:
             _hold_plainly(module, device)
     # peft calls its base's forward past the hooks of the base, so the outermost module has to be the root
     for module in [*decoder_layers(model, "strategy: fsdp"), model]:
+        _cast_trained(module, device)
         sharded = fully_shard(module, mesh=mesh, mp_policy=mixed, offload_policy=offload)
         sharded.set_gradient_divide_factor(1.0)
         sharded.set_force_sum_reduction_for_comms(True)  # the mean's operator is NCCL's alone
+
+
+def _cast_trained(module: nn.Module, device: torch.device) -> None:
+    """Let what is trained of a module be float32, on the device, but for what is sharded already.
+
+    Where it comes from a file in 16 bits, casting all of it at once would take each process twice the file's size.
+    """
+    for parameter in module.parameters():
+        if parameter.requires_grad and not isinstance(parameter, DTensor):
+            parameter.data = parameter.data.to(device, torch.float32)
 
 
 def _hold_plainly(module: nn.Module, device: torch.device) -> None:
