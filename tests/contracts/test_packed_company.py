@@ -173,6 +173,14 @@ def test_products_of_all_trials_at_once(base: Base) -> None:
     assert far(train_packed(specs, base, batched=True), train_packed(specs, base), 1e-5) == []
 
 
+def test_products_of_all_trials_at_once_with_long_rows(base: Base) -> None:
+    """Whose slots of attention have fewer lengths there, and more padding."""
+    specs = varied()[1:5]
+    long = Examples(random_examples(26, seed=1, longest=250), random_examples(9, seed=2, longest=250), PAD)
+    batched, grouped = (train_packed(specs, base, batched=b, examples=long, evaluations=3) for b in (True, False))
+    assert far(batched, grouped, 1e-5) == []
+
+
 def test_products_of_all_trials_at_once_with_dropout(base: Base) -> None:
     """Masks are others than those of `products`, but just as much a trial's own."""
     found = train_packed(SPECS, base, batched=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from understudy.data.encoding import Encoded
-from understudy.train.packed.rows import BUCKET, ROUND, Corpus, Rows, Spans
+from understudy.train.packed.rows import BUCKET, ROUND, Corpus, Rows, Spans, slot_lengths
 
 
 @st.composite
@@ -118,6 +119,19 @@ def test_attentions_slots_hold_whole_rows_and_lead_back(given: tuple[list[Encode
     for token, place in enumerate(places):
         assert place == len(slots) if token not in somebodys else slots[place] == token
     assert len({places[token] for token in somebodys}) == len(somebodys)
+
+
+def test_slots_of_attention_have_few_lengths_where_kernels_are_dear() -> None:
+    lengths = np.arange(1, 4097)
+    found = {few: slot_lengths(lengths, few) for few in (False, True)}
+    for rounded in found.values():
+        assert (rounded >= lengths).all()
+        assert (rounded % BUCKET == 0).all()
+    assert (found[False] - lengths < BUCKET).all()
+    assert (found[True] - lengths <= np.maximum(BUCKET - 1, lengths / 4)).all()
+    used = {few: len(np.unique(rounded[199:2000])) for few, rounded in found.items()}
+    assert used == {False: 113, True: 14}
+    assert np.array_equal(*(rounded[:127] for rounded in found.values()))
 
 
 @given(passes())

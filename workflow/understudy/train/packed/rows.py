@@ -1,8 +1,8 @@
 """From examples to one long row of tokens, and from there to attention and back.
 
 Notation: N tokens in a pass, a multiple of `ROUND`; S slots of attention, where rows that are about
-equally long stand side by side, each rounded up to a multiple of `BUCKET` tokens. Both follow from the rows themselves,
-so a row's numbers don't depend on the others. n is the number of completion tokens; token t of a row is predicted at
+equally long stand side by side, each rounded up (see `slot_lengths`). Both follow from the rows themselves, so a row's
+numbers don't depend on the others. n is the number of completion tokens; token t of a row is predicted at
 its position t - 1.
 """
 
@@ -21,6 +21,7 @@ from understudy.data.encoding import Encoded
 
 ROUND = 32  # tokens: elementwise kernels treat the last few numbers of a tensor otherwise than the rest
 BUCKET = 16  # tokens
+OCTAVE = 4  # lengths of slots between a power of two and the next, where starting kernels costs more than padding
 
 Indices = NDArray[np.int64]
 
@@ -111,7 +112,7 @@ class Corpus:
         answer_spans, answers = _spread(counts, per_trial, tile)
         begins = tokens[np.cumsum(lengths) - lengths]  # where each row begins
         within = _counted(lengths)
-        slots, places, buckets = _attention(lengths, begins)
+        slots, places, buckets = _attention(lengths, slot_lengths(lengths, few=tile > 1), begins)
         predicting = np.repeat(begins + starts - 1, counts) + _counted(counts)
         sources = np.repeat(self._starts[examples], lengths) + within
         firsts = self._starts[examples] + starts
@@ -180,9 +181,22 @@ def _placed(values: Indices, places: Indices, spans: Sequence[int], nobody: int)
     return whole
 
 
-def _attention(lengths: Indices, begins: Indices) -> tuple[Indices, Indices, tuple[Bucket, ...]]:
+def slot_lengths(lengths: Indices, few: bool) -> Indices:
+    """How long a row of each length is in attention: rounded up to a multiple of `BUCKET`.
+
+    With `few`, where products are batched as well, also to a multiple of the `OCTAVE`-th part of the power of two
+    below: a bucket takes a dozen kernels in each layer, and rows of 200 to 2,000 tokens would make a hundred buckets,
+    not fourteen.
+    """
+    step = np.full_like(lengths, BUCKET)
+    if few:
+        step = np.maximum(step, 2 ** np.floor(np.log2(lengths)).astype(np.int64) // OCTAVE)
+    rounded: Indices = -(-lengths // step) * step
+    return rounded
+
+
+def _attention(lengths: Indices, rounded: Indices, begins: Indices) -> tuple[Indices, Indices, tuple[Bucket, ...]]:
     """The token in each slot, the slot of each row's tokens one after the other, and the buckets, shortest first."""
-    rounded = -(-lengths // BUCKET) * BUCKET
     slots: list[Indices] = []
     first_slots = np.empty(len(lengths), dtype=np.int64)
     buckets: list[Bucket] = []
