@@ -22,7 +22,7 @@ from understudy.trial import Origin, TrialSpec, derive_seed, search_seed
 
 Stage = Literal["truncated", "target"]
 FRESH_DRAWS = 64  # attempts to leave the configurations that were tried before; then a repeat is let through
-CHECK = 2  # number of the trial that is the default's, where two_fidelity hasn't taken it before
+CHECK = 2  # number of the trial that is the default's at the latest, with two_fidelity
 LETTERS = {"truncated": "u", "target": "t"}
 SAMPLER_CLASSES = {
     "two_fidelity": "TwoFidelitySampler",
@@ -143,8 +143,8 @@ def _from_surface(turn: _Turn) -> Proposal:
     """By the two-fidelity model, which has the proxy's surface in it and needs no regions to guide it.
 
     The first trial is one of the starts, or what was run truncated; from then on they are candidates among others, so
-    that the evidence decides when they are run. The default configuration alone is certain, at the latest as trial
-    `CHECK`: where the proxy misleads, it shows what the others should reach.
+    that the evidence decides when they are run. The default configuration alone is certain, since it shows what the
+    others should reach where the proxy misleads: as trial `CHECK` at the latest, and earlier where that shows.
     """
     settings, regions, starts = turn.settings, turn.regions, turn.starts
     known: dict[Identity, tuple[dict[str, Value], Origin, tuple[str, ...]]] = {
@@ -156,7 +156,8 @@ def _from_surface(turn: _Turn) -> Proposal:
         for each in starts.starts
     }
     outlook = None
-    if turn.number == CHECK and _default(starts) not in {identity(spec.hyperparameters) for spec in turn.tried}:
+    due = turn.number == CHECK or (turn.number < CHECK and _misled(turn))
+    if due and _default(starts) not in {identity(spec.hyperparameters) for spec in turn.tried}:
         values = starts.default
     else:
         hints = [{name: whole[name] for name in regions.space} for whole, _, _ in known.values()]
@@ -180,6 +181,16 @@ def _from_surface(turn: _Turn) -> Proposal:
         outlook=outlook,
         skip=_reason_to_skip(settings, turn.number, outlook),
     )
+
+
+def _misled(turn: _Turn) -> bool:
+    """Whether a trial of the target, chosen after the proxy, diverged or did worse than half of the proxy's trials.
+
+    A larger model that was trained on the same data should do better than that, unless their tokens differ.
+    """
+    surface, results = turn.regions.surface, [record.result for record in turn.history.visible]
+    worse = (result.objective > surface.centre for result in results if surface and result.objective is not None)
+    return any(worse) or any(result.status == "diverged" for result in results)
 
 
 def _reason_to_skip(settings: TargetSection, number: int, outlook: Outlook | None) -> str | None:
