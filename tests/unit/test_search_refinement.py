@@ -88,6 +88,28 @@ def test_the_default_is_run_among_the_first(tmp_path: Path) -> None:
     assert starts.default in [record.spec.hyperparameters for record in records]
 
 
+@pytest.mark.parametrize(
+    ("happened", "next_one"),
+    [("diverged", True), ("out_of_memory", False), ("worse than the median", True), ("better than the median", False)],
+)
+def test_a_disappointing_target_gets_the_default_next(happened: str, next_one: bool) -> None:
+    """A larger model that does worse than half of the proxy's trials, where the proxy was best."""
+
+    def low_rank(spec: TrialSpec) -> float:
+        return made.bowl(spec) + 0.1 * float(spec.hyperparameters["lora_r"])
+
+    regions, starts = made.transferred(STUDY, low_rank)
+    assert regions.surface is not None
+    loss = regions.surface.centre + (0.01 if happened == "worse than the median" else -0.01)
+    settings = made.section(STUDY, "target")
+    first = propose.propose(settings, 0, regions, starts, History()).spec
+    status = happened if happened in ("diverged", "out_of_memory") else "complete"
+    seen = made.record(first, lambda _: loss, status)
+    second = propose.propose(settings, 1, regions, starts, History(visible=(seen,))).spec.hyperparameters
+    assert first.hyperparameters != starts.default
+    assert (second == starts.default) == next_one
+
+
 def test_the_default_is_not_proposed_again_while_it_runs(tmp_path: Path) -> None:
     study = made.config(target__sampler="two_fidelity", target__window=4)
     found, settings = made.transferred(study), made.section(study, "target")
