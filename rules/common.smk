@@ -139,6 +139,8 @@ def begin_run():
         if not workflow.deployment_settings.deployment_method:  # else jobs have an interpreter of their own
             check_interpreter(PATHS.root)
         cluster.clear(PATHS, STUDY.resources.left_behind, logger.warning)
+        if not run_room().jobs:
+            devices.require(max((job.resources.get("gpu", 0) for job in workflow.dag.needrun_jobs()), default=0))
     except UnderstudyError as error:
         raise WorkflowError(str(error)) from None
     room = run_room()

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from understudy import devices, progress
+from understudy.errors import UserError
 from understudy.trial import ResolvedExecution
 
 CODE = """
@@ -202,3 +203,13 @@ def test_where_nvidia_smi_lists_nothing_torch_is_asked(
 def test_without_gpus_nothing_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     assert devices.visible() == []
+
+
+@pytest.mark.parametrize(("listed", "needed", "said"), [(0, 1, "1 GPU, but none is"), (2, 4, "4 GPUs, but 2 are")])
+def test_what_a_run_needs_is_asked_of_it_at_once(
+    listed: int, needed: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "visible", lambda: [f"GPU-{number}" for number in range(listed)])
+    with pytest.raises(UserError, match=said):
+        devices.require(needed)
+    devices.require(listed)

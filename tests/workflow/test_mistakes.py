@@ -103,4 +103,5 @@ def test_more_gpus_than_there_are(tmp_path: Path) -> None:
 
     wanted = torch.cuda.device_count() + 1
     study = Study(tmp_path, tiny(execution={"device": "cuda", "target": {"processes": wanted}}))
-    refused(study, "cuda", target="results/execution/target.json")
+    refused(study, "`execution.device: cuda`", "needs", "visible on this machine")
+    assert not (study.results / "data").exists()

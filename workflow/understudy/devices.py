@@ -62,6 +62,16 @@ def lease(execution: ResolvedExecution) -> None:
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # shapes differ in every pass
 
 
+def require(count: int) -> None:
+    """Raise `UserError` where a job of a run on this machine is to have more GPUs than are visible here."""
+    if count and (shown := len(visible())) < count:
+        raise UserError(
+            f"`execution.device: cuda`: a job of this run needs {count} GPU{'s' * (count > 1)}, but {shown or 'none'} "
+            f"{'are' if shown > 1 else 'is'} visible on this machine; set `device: auto` or `cpu`, or lower "
+            "`processes`, or let a scheduler run the jobs"
+        )
+
+
 def visible(*, by_torch: bool = True) -> list[str]:
     """UUIDs of the GPUs that this process may use, in the order of CUDA_VISIBLE_DEVICES where it is set.
 
