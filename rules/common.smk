@@ -138,9 +138,8 @@ def begin_run():
         mending.keep_settings(PATHS, SETTINGS)
         if not workflow.deployment_settings.deployment_method:  # else jobs have an interpreter of their own
             check_interpreter(PATHS.root)
+            require_gpus()
         cluster.clear(PATHS, STUDY.resources.left_behind, logger.warning)
-        if not run_room().jobs:
-            devices.require(max((job.resources.get("gpu", 0) for job in workflow.dag.needrun_jobs()), default=0))
     except UnderstudyError as error:
         raise WorkflowError(str(error)) from None
     room = run_room()
@@ -163,6 +162,14 @@ def begin_run():
     else:
         for line in [*resources.crowded(STUDY, room.cores), *abreast.narrow(STUDY, room)]:
             logger.warning(line)
+
+
+def require_gpus():
+    """Refuse a first run on this machine whose jobs need more GPUs than it has; later ones may train nothing at all."""
+    jobs = list(workflow.dag.needrun_jobs())
+    first = any(job.rule.name == "prepare_execution" for job in jobs)
+    if first and not run_room().jobs and not workflow.touch:
+        devices.require(max(job.resources.get("gpu", 0) for job in jobs))
 
 
 def answer():

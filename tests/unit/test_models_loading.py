@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -214,5 +215,30 @@ def test_what_waits_on_the_host_to_be_sharded_is_as_its_file_has_it(architecture
     assert whole.dtype == torch.float32
     assert dict(waiting.named_buffers()).keys() == dict(whole.named_buffers()).keys()
     for name, buffer in whole.named_buffers():
-        torch.testing.assert_close(dict(waiting.named_buffers())[name], buffer, rtol=0, atol=0)
+        assert torch.equal(dict(waiting.named_buffers())[name], buffer)
+        assert dict(waiting.named_buffers())[name].dtype == buffer.dtype
     assert torch.equal(logits(waiting.float()), logits(whole))
+
+
+@pytest.mark.parametrize(
+    ("filed", "said", "found"),
+    [
+        ("float32", "bfloat16", torch.float32),
+        ("bfloat16", "float32", torch.bfloat16),
+        ("float16", "bfloat16", torch.float16),
+        ("mixed", "bfloat16", torch.float32),
+    ],
+)
+def test_weights_are_not_rounded_to_what_a_config_says(filed: str, said: str, found: Any, tmp_path: Path) -> None:
+    """As where they were trained in float32 beside a config that still has its base's type."""
+    from safetensors.torch import load_file, save_file
+
+    folder = save(tmp_path / "model", llama_config())
+    file, config = folder / "model.safetensors", folder / "config.json"
+    weights = load_file(file)
+    kinds = [torch.float32, torch.bfloat16] if filed == "mixed" else [getattr(torch, filed)]
+    save_file({n: w.to(kinds[i % len(kinds)]) for i, (n, w) in enumerate(weights.items())}, file, {"format": "pt"})
+    config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": said}))
+    waiting = load_base(card(folder), EXECUTION, "full", "host")
+    assert {parameter.dtype for parameter in waiting.parameters()} == {found}
+    assert torch.equal(logits(waiting.float()), logits(load_base(card(folder), EXECUTION, "full")))

@@ -17,7 +17,7 @@ import torch
 from tiny_models import EXECUTION, TEXTS, configs, llama_config, save
 from understudy import progress
 from understudy.errors import ModelError
-from understudy.models import cache, hub, pretrain
+from understudy.models import cache, checkpoint, hub, pretrain
 from understudy.models.loading import load_base, load_tokenizer
 from understudy.models.prepare import prepare_model
 from understudy.models.tokenizer import train_tokenizer
@@ -333,3 +333,29 @@ def test_experts_that_would_not_be_quantized_are_refused(tmp_path: Path) -> None
     model = load_base(made.model_copy(update={"quantization": "nf4"}), EXECUTION, "lora")
     kept = sum(each.numel() for each in model.parameters() if each.dim() > 2 and each.dtype == torch.float32)
     assert kept > 0.4 * made.parameters
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes"),
+    [
+        ("Qwen3MoeConfig", {"num_experts": 16}),
+        ("MixtralConfig", {"num_local_experts": 16}),
+        ("DeepseekV3Config", {"n_routed_experts": 16, "first_k_dense_replace": 1}),
+    ],
+)
+def test_of_experts_those_count_that_a_token_passes_through(kind: str, sizes: dict[str, int]) -> None:
+    """Against torch's own count of the operations of a forward pass."""
+    import transformers
+    from torch.utils.flop_counter import FlopCounterMode
+
+    common = {"vocab_size": 320, "hidden_size": 64, "intermediate_size": 64, "moe_intermediate_size": 64}
+    common |= {"num_attention_heads": 2, "num_key_value_heads": 2}
+    config = getattr(transformers, kind)(**common, num_hidden_layers=2, eos_token_id=0, pad_token_id=1, **sizes)
+    model = transformers.AutoModelForCausalLM.from_config(config, experts_implementation="eager").eval()
+    active = checkpoint._active_parameters(model, config)
+    assert active is not None
+    tokens = torch.arange(2, 10).unsqueeze(0)  # few, since scores of attention are counted there
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(tokens)
+    embedding = model.get_input_embeddings().weight.numel()
+    assert counter.get_total_flops() == pytest.approx(2 * (active - embedding) * tokens.numel(), rel=0.01)

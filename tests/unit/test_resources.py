@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -76,6 +77,16 @@ def test_weights_that_are_larger_than_their_config_tells_count(tmp_path: Path) -
     assert resources.model_size(ModelSettings(model_name_or_path=str(tmp_path)), NOWHERE).parameters == 10**9
 
 
+@pytest.mark.parametrize(
+    ("kind", "experts"), [("MixtralConfig", True), ("Qwen3MoeConfig", True), ("Qwen3Config", False)]
+)
+def test_a_mixture_of_experts_is_known_by_its_config(tmp_path: Path, kind: str, experts: bool) -> None:
+    import transformers
+
+    getattr(transformers, kind)(**SHAPE, vocab_size=300).save_pretrained(tmp_path)
+    assert resources.model_size(ModelSettings(model_name_or_path=str(tmp_path)), NOWHERE).experts == experts
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"hidden_size": 3}', '{"hidden_size": "x"}'])
 def test_what_cannot_be_read_is_taken_for_the_default(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.json").write_text(content)
@@ -119,6 +130,10 @@ def test_estimates_hold_what_they_must() -> None:
     assert of_eight(**quantized, execution__target__strategy="ddp") == of_eight()
     full_tuning = of_eight(target__method="full") - of_eight()
     assert 4 * 7 < full_tuning < 2 * 4 * 7, "one process writes weights in float32, none holds them while it loads"
+    experts = dataclasses.replace(seven, experts=True)
+    eight_full = study("config/examples/own-model.yaml", **eight, target__method="full")
+    held = resources.estimated_mem_mb(eight_full, "target", experts) - 1000 * of_eight(target__method="full")
+    assert held > 8 * 2 * 7_000, "experts are stacked, so no pages are shared"
     assert resources.look_limits(two)["gpu"] == 1
     assert resources.look_limits(two)["mem_mb"] < 8000
     assert resources.look_limits(study())["gpu"] == 0

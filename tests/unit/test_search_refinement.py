@@ -108,6 +108,9 @@ def test_a_disappointing_target_gets_the_default_next(happened: str, next_one: b
     second = propose.propose(settings, 1, regions, starts, History(visible=(seen,))).spec.hyperparameters
     assert first.hyperparameters != starts.default
     assert (second == starts.default) == next_one
+    if happened != "diverged":
+        short = propose.propose(settings, 1, regions, starts, History(visible=(seen,)), "truncated")
+        assert short.spec.hyperparameters != starts.default, "a part of the steps does worse anyway"
 
 
 def test_the_default_is_not_proposed_again_while_it_runs(tmp_path: Path) -> None:

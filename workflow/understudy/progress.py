@@ -271,7 +271,7 @@ class _Reader:
 def _size_ratio(paths: StudyPaths) -> float | None:
     """The target's parameters per one of the proxy's; None until both models are prepared."""
     try:
-        proxy, target = (read_model(paths.model(role), ModelCard).parameters for role in ("proxy", "target"))
+        proxy, target = (read_model(paths.model(role), ModelCard).computing_parameters for role in ("proxy", "target"))
     except (UnderstudyError, OSError):  # not there yet, or not to be read just now
         return None
     return target / proxy if proxy and target else None

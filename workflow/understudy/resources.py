@@ -18,6 +18,7 @@ from understudy.config import StudyConfig
 from understudy.errors import CorruptFileError
 from understudy.files import read_model
 from understudy.hyperparameters import HYPERPARAMETERS
+from understudy.models.folder import EXPERTS
 from understudy.settings import (
     Dtype,
     ModelSettings,
@@ -53,13 +54,14 @@ RANK_BOUND = 64
 
 @dataclass(frozen=True)
 class ModelSize:
-    """P, h, L and V of a base model; `source` says where they are from."""
+    """P, h, L and V of a base model, and whether it is a mixture of experts; `source` says where they are from."""
 
     parameters: int
     hidden_size: int
     num_hidden_layers: int
     vocab_size: int
     source: str
+    experts: bool = False
 
 
 # What a model on the hub is taken for until it has been fetched: Llama 3.1 8B.
@@ -79,7 +81,7 @@ def model_size(settings: ModelSettings, card: Path) -> ModelSize:
         prepared = None
     if prepared is not None and prepared.name == settings.model_name_or_path:
         shape = (prepared.parameters, prepared.hidden_size, prepared.num_hidden_layers, prepared.vocab_size)
-        return ModelSize(*shape, "card")
+        return ModelSize(*shape, "card", prepared.active_parameters is not None)
     try:
         path = Path(str(settings.model_name_or_path)).expanduser() / "config.json"
         return _from_config(json.loads(path.read_text(encoding="utf-8")), _weight_bytes(path.parent))
@@ -137,12 +139,12 @@ def estimated_mem_mb(study: StudyConfig, role: Role, size: ModelSize) -> int:
     """Memory of a job on its host, in MB.
 
     On GPUs the files' pages, in 16 bits, are shared by all processes on their way through the host. Each process holds
-    all weights there for a while where a quantized base may be sharded; with `cpu_offload` a share of the states stays
-    there; after full fine-tuning the first process holds the weights, in 32 bits, to write them. On CPUs everything
-    stays there, in float32: 16 bytes per parameter of full fine-tuning with AdamW, else 4 for the frozen base and 16
-    per parameter of adapters of rank 64 on all linear layers, r (8 h + 15 h) each layer; and what tokens hold until
-    their gradients are there: 36 h values per layer in packs, else 154 h bytes per layer and 16 V for the logits
-    (`models/estimates.py`).
+    all weights there for a while where a quantized base or a mixture of experts may be sharded; with `cpu_offload` a
+    share of the states stays there; after full fine-tuning the first process holds the weights, in 32 bits, to write
+    them. On CPUs everything stays there, in float32: 16 bytes per parameter of full fine-tuning with AdamW, else 4 for
+    the frozen base and 16 per parameter of adapters of rank 64 on all linear layers, r (8 h + 15 h) each layer; and
+    what tokens hold until their gradients are there: 36 h values per layer in packs, else 154 h bytes per layer and
+    16 V for the logits (`models/estimates.py`).
     """
     how: StageExecution = getattr(study.execution, role)
     full = role == "target" and study.target.method == "full"
@@ -150,8 +152,8 @@ def estimated_mem_mb(study: StudyConfig, role: Role, size: ModelSize) -> int:
         each: float = GPU_PROCESS_MB * MB
         shared = (2 + (4 if full else 0)) * size.parameters
         if isinstance(how, TargetExecution):
-            if not full and how.strategy != "ddp" and (how.processes > 1 or how.strategy == "fsdp"):
-                each += _held_bytes(size, study.models.target.quantization, how.dtype)
+            if how.strategy != "ddp" and (how.processes > 1 or how.strategy == "fsdp"):
+                each += _held_bytes(size, study.models.target.quantization, how.dtype, full)
             if how.cpu_offload is True:
                 each += (16 if full else 4) * size.parameters / (how.nodes * how.processes)
     else:
@@ -185,10 +187,14 @@ def look_limits(study: StudyConfig) -> dict[str, int]:
     return {"gpu": 1 if on_gpus else 0, "mem_mb": WORKFLOW_MB + process, "runtime": LEAST_MINUTES}
 
 
-def _held_bytes(size: ModelSize, quantization: Quantization, dtype: Dtype) -> float:
-    """What a process holds of a frozen base on the host, to shard it, beside the files' pages where those will do."""
+def _held_bytes(size: ModelSize, quantization: Quantization, dtype: Dtype, full: bool) -> float:
+    """What a process holds of a model on the host, to shard it, beside the files' pages where those will do.
+
+    They will not where weights are quantized, cast to float32, or experts, whose tensors transformers stacks.
+    """
     if quantization == "none":
-        return 4 * size.parameters if dtype == "float32" else 0
+        cast = dtype == "float32" and not full
+        return 4 * size.parameters if cast else 2 * size.parameters if size.experts else 0
     ends = min(size.parameters, 2 * size.vocab_size * size.hidden_size)  # aren't quantized
     return HELD_BYTES[quantization] * (size.parameters - ends) + 2 * ends
 
@@ -253,7 +259,8 @@ def _from_config(config: Mapping[str, Any], weight_bytes: int) -> ModelSize:
     tied = bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", False)))
     kind = str(config.get("dtype", config.get("torch_dtype")))
     told = _parameters(*shape, width, share, tied)
-    return ModelSize(max(told, weight_bytes // (4 if kind == "float32" else 2)), *shape, "config.json")
+    parameters = max(told, weight_bytes // (4 if kind == "float32" else 2))
+    return ModelSize(parameters, *shape, "config.json", any(text.get(name) for name in EXPERTS))
 
 
 def _weight_bytes(folder: Path) -> int:

@@ -61,7 +61,8 @@ class Cost(_Frozen):
     """What a trial took.
 
     FLOPs are estimated as 6 (full) or 4 (LoRA: no gradients of the frozen weights) per parameter and processed token,
-    plus 2 per parameter and evaluated token (Kaplan et al. 2020, section 2.1). Adapters, attention scores, padding
+    plus 2 per parameter and evaluated token (Kaplan et al. 2020, section 2.1); of a mixture's experts those count that
+    a token passes through. Adapters, attention scores, padding
     and recomputed activations are left out; embeddings and the head count for every token, though the head only sees
     completions. Times leave out loading. The peak is one process's: on GPUs since the trial began, on CPUs since the
     process did.
@@ -215,14 +216,22 @@ class ModelCard(_Frozen):
     num_hidden_layers: int
     vocab_size: int
     parameters: int
+    active_parameters: int | None = Field(
+        default=None, description="of a mixture of experts, those that a token passes through"
+    )
     quantization: Quantization
     notes: tuple[str, ...] = Field(default=(), description="what its tokenizer, or `data.max_length`, does to the data")
 
+    @property
+    def computing_parameters(self) -> int:
+        """Those that a token passes through."""
+        return self.active_parameters or self.parameters
+
     @model_serializer(mode="wrap")
-    def _without_empty_notes(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Cards that have nothing to say stay as they were before there were notes."""
+    def _without_what_is_empty(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Cards that have nothing to say of something stay as they were before it could be said."""
         values: dict[str, Any] = serialize(self)
-        return {name: value for name, value in values.items() if name != "notes" or value}
+        return {name: value for name, value in values.items() if name not in ("notes", "active_parameters") or value}
 
 
 class Packing(_Frozen):

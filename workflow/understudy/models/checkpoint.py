@@ -13,12 +13,13 @@ import torch
 
 from understudy.errors import ModelError
 from understudy.files import file_sha256
-from understudy.models.folder import TOKENIZER_FILES, WEIGHTS, loaded, weights
+from understudy.models.folder import EXPERTS, TOKENIZER_FILES, WEIGHTS, loaded, weights
 from understudy.settings import Quantization
 
 SHARD = re.compile(r"(?P<start>.+)-\d{5}-of-(?P<count>\d{5})(?P<end>\.safetensors|\.bin)")
 SPARE_POSITIONS = 2  # rows that a table of positions may have before the first, as OPT's
 SHOWN = 5  # missing shards that an error names
+CHOSEN = ("num_experts_per_tok", "moe_topk", "moe_top_k", "top_k_experts")  # how configs call the experts of a token
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Checkpoint:
     num_hidden_layers: int
     vocab_size: int
     parameters: int
+    active_parameters: int | None  # that a token passes through, where those aren't all
 
 
 def inspect(folder: Path, quantization: Quantization) -> Checkpoint:
@@ -63,6 +65,7 @@ def inspect(folder: Path, quantization: Quantization) -> Checkpoint:
         num_hidden_layers=text.num_hidden_layers,
         vocab_size=text.vocab_size,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
+        active_parameters=_active_parameters(model, text),
     )
 
 
@@ -117,6 +120,23 @@ def _share_of_experts(model: Any) -> float:
     """Of the weights, those in tensors with an axis for the experts, which belong to no linear layer."""
     stacked = sum(int(parameter.numel()) for parameter in model.parameters() if parameter.dim() > 2)
     return stacked / sum(int(parameter.numel()) for parameter in model.parameters())
+
+
+def _active_parameters(model: Any, text: Any) -> int | None:
+    """How many parameters a token passes through in a mixture of experts; None elsewhere.
+
+    Experts are stacked along the first axis of their tensors, and each token goes to some of them.
+    """
+    experts, chosen = (
+        next((found for name in names if isinstance(found := getattr(text, name, None), int)), None)
+        for names in (EXPERTS, CHOSEN)
+    )
+    if not experts or not chosen:
+        return None
+    shapes = [parameter.shape for parameter in model.parameters()]
+    stacked = sum(shape.numel() for shape in shapes if len(shape) > 2 and shape[0] == experts)
+    whole = sum(shape.numel() for shape in shapes)
+    return whole - stacked // experts * (experts - min(chosen, experts)) if stacked else None
 
 
 def check_tokenizer(folder: Path, needs_chat_template: bool) -> None:

@@ -85,7 +85,7 @@ def token_bytes(card: ModelCard, dtype: str, gradient_checkpointing: bool = Fals
 
 def _width(card: ModelCard) -> float:
     """How many times h a feed-forward layer is wide, at most: it has 3 i h² parameters, and attention at least 2 h²."""
-    layer = (card.parameters - card.vocab_size * card.hidden_size) / card.num_hidden_layers
+    layer = (card.computing_parameters - card.vocab_size * card.hidden_size) / card.num_hidden_layers
     return max(0.0, (layer / card.hidden_size**2 - 2) / 3)
 
 

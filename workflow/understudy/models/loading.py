@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from understudy.errors import ModelError
+from understudy.models.folder import weights
 from understudy.models.imports import import_models
 from understudy.models.quantization import keep_weights_unpacked, quantization_config, quantizing_on
 from understudy.settings import Method
 from understudy.trial import ModelCard, ResolvedExecution
 
+FILED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # as safetensors calls them
 Place = Literal["device", "host", "spread"]  # spread: over all GPUs that this process sees
 
 if TYPE_CHECKING:
@@ -55,9 +57,10 @@ def load_base(
 
     For LoRA nothing in it requires a gradient. Weights that aren't quantized are float32 on CPUs and for full
     fine-tuning; a frozen base on a GPU has the execution's dtype. For full fine-tuning on the host, where many
-    processes may wait to shard it, they are as the files have them, whose pages they share: `shard_` casts layer by
-    layer. The GPU is torch's current one. Raises `ModelError` where full fine-tuning of a quantized model is asked for,
-    where there is no checkpoint, and where a quantized model is to be spread over GPUs that are too small for it.
+    processes may wait to shard it, they are as the files have them, whose pages they share (but for experts, which are
+    stacked): `shard_` casts layer by layer. The GPU is torch's current one. Raises `ModelError` where full fine-tuning
+    of a quantized model is asked for, where there is no checkpoint, and where a quantized model is to be spread over
+    GPUs that are too small for it.
     """
     if method == "full" and card.quantization != "none":
         raise ModelError(
@@ -79,7 +82,7 @@ def load_base(
         with quantizing_on(gpu) if quantized_elsewhere else nullcontext():
             model = AutoModelForCausalLM.from_pretrained(
                 checkpoint_folder(card),
-                dtype="auto" if as_filed else dtype,
+                dtype=_filed_dtype(Path(card.path)) if as_filed else dtype,
                 device_map="auto" if where == "spread" else {"": device},
                 quantization_config=quantization_config(card.quantization, dtype),
                 local_files_only=True,
@@ -103,8 +106,28 @@ def load_base(
     return base
 
 
+def _filed_dtype(folder: Path) -> torch.dtype:
+    """The type that all weights have in a checkpoint's files, whatever its config says; float32 where they differ.
+
+    Files that aren't in safetensors don't say.
+    """
+    from safetensors import safe_open
+
+    told: set[str] = set()
+    for path in weights(folder):
+        if path.suffix != ".safetensors":
+            return torch.float32
+        with safe_open(path, framework="numpy") as file:
+            told |= {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+    kinds = {FILED.get(kind) for kind in told if kind[0] in "FB" and kind != "BOOL"}
+    return (kinds.pop() if len(kinds) == 1 else None) or torch.float32
+
+
 def _restore_buffers(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Give a model's buffers that no file has the values of one built in `dtype`, as Gemma's scale of embeddings."""
+    """Let a model's buffers be of `dtype` where they have numbers.
+
+    Those that no file has get the values of a model built so, as Gemma's scale of embeddings.
+    """
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
@@ -113,5 +136,4 @@ def _restore_buffers(model: PreTrainedModel, dtype: torch.dtype) -> None:
     filed = model.state_dict().keys()
     found = dict(model.named_buffers())
     for name, buffer in built.named_buffers():
-        if name not in filed:
-            found[name].data = buffer.data
+        found[name].data = found[name].data.to(buffer.dtype) if name in filed else buffer.data

@@ -184,13 +184,15 @@ def _from_surface(turn: _Turn) -> Proposal:
 
 
 def _misled(turn: _Turn) -> bool:
-    """Whether a trial of the target, chosen after the proxy, diverged or did worse than half of the proxy's trials.
+    """Whether a trial, chosen after the proxy, diverged or did worse on the target than half of the proxy's trials.
 
-    A larger model that was trained on the same data should do better than that, unless their tokens differ.
+    A larger model that was trained on the same data should do better than that, unless tokens differ, or it was
+    trained for a part of its steps alone.
     """
     surface, results = turn.regions.surface, [record.result for record in turn.history.visible]
-    worse = (result.objective > surface.centre for result in results if surface and result.objective is not None)
-    return any(worse) or any(result.status == "diverged" for result in results)
+    losses = [result.objective for result in results if result.objective is not None and turn.stage == "target"]
+    worse = surface is not None and any(loss > surface.centre for loss in losses)
+    return worse or any(result.status == "diverged" for result in results)
 
 
 def _reason_to_skip(settings: TargetSection, number: int, outlook: Outlook | None) -> str | None:

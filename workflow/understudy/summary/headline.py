@@ -92,8 +92,9 @@ def _model(card: ModelCard, execution: Execution) -> str:
     processes = f", {how.processes} processes" if how.processes > 1 else ""
     processes += f" on each of {how.nodes} nodes" if how.nodes > 1 else ""
     processes += ", sharded" if how.strategy == "fsdp" else ""
+    active = f" ({parameters_text(card.active_parameters)} active)" if card.active_parameters else ""
     return (
-        f"{card.role:<8} {card.name}, {parameters_text(card.parameters)} parameters, "
+        f"{card.role:<8} {card.name}, {parameters_text(card.parameters)} parameters{active}, "
         f"{quantization_text(card.quantization)}, on {how.device}{processes}"
     )
 

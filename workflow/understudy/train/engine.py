@@ -215,7 +215,7 @@ class Engine:
 
     def _cost(self, spec: TrialSpec, history: History, seconds: float, peak_bytes: int) -> Cost:
         """What the trial took, without loading base and data."""
-        parameters = self.job.inputs.model.parameters
+        parameters = self.job.inputs.model.computing_parameters
         per_token = 4 if spec.method == "lora" else 6
         on_gpu = self.execution.device == "cuda"
         flops = float(parameters * (per_token * history.tokens + 2 * history.evaluated_tokens))

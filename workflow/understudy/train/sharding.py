@@ -54,11 +54,11 @@ def shard_(model: nn.Module, execution: ResolvedExecution) -> None:
 def _cast_trained(module: nn.Module, device: torch.device) -> None:
     """Let what is trained of a module be float32, on the device, but for what is sharded already.
 
-    Where it comes from a file in 16 bits, casting all of it at once would take each process twice the file's size.
+    It is cast on the device: cast on the host, each process would hold float32 copies of its files' pages there.
     """
     for parameter in module.parameters():
         if parameter.requires_grad and not isinstance(parameter, DTensor):
-            parameter.data = parameter.data.to(device, torch.float32)
+            parameter.data = parameter.data.to(device).to(torch.float32)
 
 
 def _hold_plainly(module: nn.Module, device: torch.device) -> None:
