@@ -10,6 +10,7 @@ import search_study as made
 from understudy.artifacts import Proposal, Regions, Starts
 from understudy.errors import UserError
 from understudy.files import read_model, write_json
+from understudy.search import propose
 from understudy.trial import TrialRecord
 
 SHORT = made.config(
@@ -47,12 +48,12 @@ def test_what_was_best_in_short_is_run_first_in_full(tmp_path: Path) -> None:
 
 
 def test_what_was_best_in_short_counts_while_others_run(tmp_path: Path) -> None:
-    """The proxy misleads, and no proposal sees a whole run: those before it are running."""
+    """The proxy misleads, and no proposal sees a whole run: those before it are running. The third is the default's."""
     wide = made.config(target__sampler="two_fidelity", target__window=4, target__truncated={"trials": 12})
     found = made.transferred(wide)
     short = run_short(tmp_path / "short", found, made.elsewhere)
-    told = made.run_target(wide, tmp_path / "with", *found, 3, made.elsewhere, truncated=short)
-    untold = made.run_target(wide, tmp_path / "without", *found, 3, made.elsewhere)
+    told = made.run_target(wide, tmp_path / "with", *found, propose.CHECK, made.elsewhere, truncated=short)
+    untold = made.run_target(wide, tmp_path / "without", *found, propose.CHECK, made.elsewhere)
     assert max(made.elsewhere(record.spec) for record in told) < 3
     assert min(made.elsewhere(record.spec) for record in untold) > 4
 

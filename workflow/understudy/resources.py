@@ -18,7 +18,6 @@ from understudy.config import StudyConfig
 from understudy.errors import CorruptFileError
 from understudy.files import read_model
 from understudy.hyperparameters import HYPERPARAMETERS
-from understudy.models.folder import EXPERTS
 from understudy.settings import (
     Dtype,
     ModelSettings,
@@ -30,7 +29,7 @@ from understudy.settings import (
     TargetExecution,
 )
 from understudy.space import Choices
-from understudy.trial import ModelCard
+from understudy.trial import EXPERTS, ModelCard
 
 MB = 10**6
 STEP_MB = 512  # estimates are rounded up to a multiple of this

@@ -18,6 +18,8 @@ CHATS_VERSION = 2  # the same of what writes chats alone
 
 # fields of the execution that came after version 2
 LATER = ("strategy", "nodes", "cpu_offload", "attention", "torch_compile", "padding_free")
+# how models' configs call the number of their experts
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 Stage = Literal["proxy", "truncated", "target", "finalist"]
 Origin = Literal["random", "sobol", "grid", "default", "echo", "transferred", "refined"]

@@ -13,8 +13,9 @@ import torch
 
 from understudy.errors import ModelError
 from understudy.files import file_sha256
-from understudy.models.folder import EXPERTS, TOKENIZER_FILES, WEIGHTS, loaded, weights
+from understudy.models.folder import TOKENIZER_FILES, WEIGHTS, loaded, weights
 from understudy.settings import Quantization
+from understudy.trial import EXPERTS
 
 SHARD = re.compile(r"(?P<start>.+)-\d{5}-of-(?P<count>\d{5})(?P<end>\.safetensors|\.bin)")
 SPARE_POSITIONS = 2  # rows that a table of positions may have before the first, as OPT's

@@ -26,8 +26,6 @@ OTHER_FILES = (
 )
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")  # in the order in which transformers looks for them
 
-EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")  # how configs call their number
-
 
 def is_folder(name: str) -> bool:
     """Whether a name can only be a folder, or is one."""
