@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -20,6 +21,17 @@ if "EMULATED_GPUS" in os.environ:
 
     if not hasattr(torch.cuda, "emulated"):  # every test for GPUs would be skipped
         pytest.exit("the emulated GPUs aren't there; see `tests/gpu/emulation`", 1)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """torch on one thread, where its sums have one order."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

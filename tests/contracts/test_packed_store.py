@@ -7,7 +7,7 @@ import json
 import math
 import multiprocessing
 import resource
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,10 @@ from understudy.train.packed.layout import Layout
 from understudy.train.packed.rows import Corpus
 from understudy.trial import Halving, Pack, PackResults, TrialSpec, trial_digest
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning"),
+]
 
 SPECS = (
     make_spec("r0001", learning_rate=1e-3, lora_r=9),
@@ -50,14 +53,6 @@ SOLO = {
 
 
 UNLIKE = {"cost", "provenance"}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_the_same_pack_twice_gives_the_same_bytes(tmp_path: Path) -> None:
