@@ -97,6 +97,11 @@ def show_plan():
     logger.info(graph.plan(STUDY, abreast.side_by_side(STUDY, room)["target"]))
     for line in abreast.narrow(STUDY, room):
         logger.warning(line)
+    if not all(PATHS.execution(role).exists() for role in LIMITS):
+        try:
+            require_gpus(max(gpus("proxy"), TRIAL_LIMITS.get("gpu", 0)))
+        except UnderstudyError as error:  # the plan may be meant for another machine
+            logger.warning(f"understudy: {error}")
     chatter.show_table(logger)
 
 
@@ -138,7 +143,9 @@ def begin_run():
         mending.keep_settings(PATHS, SETTINGS)
         if not workflow.deployment_settings.deployment_method:  # else jobs have an interpreter of their own
             check_interpreter(PATHS.root)
-            require_gpus()
+        jobs = list(workflow.dag.needrun_jobs())
+        if any(job.rule.name == "prepare_execution" for job in jobs):  # later runs may train nothing at all
+            require_gpus(max(job.resources.get("gpu", 0) for job in jobs))
         cluster.clear(PATHS, STUDY.resources.left_behind, logger.warning)
     except UnderstudyError as error:
         raise WorkflowError(str(error)) from None
@@ -164,12 +171,11 @@ def begin_run():
             logger.warning(line)
 
 
-def require_gpus():
-    """Refuse a first run on this machine whose jobs need more GPUs than it has; later ones may train nothing at all."""
-    jobs = list(workflow.dag.needrun_jobs())
-    first = any(job.rule.name == "prepare_execution" for job in jobs)
-    if first and not run_room().jobs and not workflow.touch:
-        devices.require(max(job.resources.get("gpu", 0) for job in jobs))
+def require_gpus(count):
+    """Refuse jobs that need more GPUs than this machine has, where they run on it."""
+    elsewhere = run_room().jobs or workflow.deployment_settings.deployment_method
+    if not elsewhere and not workflow.touch:
+        devices.require(count)
 
 
 def answer():

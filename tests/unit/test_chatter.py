@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -32,10 +33,11 @@ class Shown(logging.Handler):
 
 @pytest.fixture
 def logger() -> Iterator[tuple[logging.Logger, list[str]]]:
-    made, shown = logging.Logger("snakemake"), Shown()
+    made, shown, on_interrupt = logging.Logger("snakemake"), Shown(), signal.getsignal(signal.SIGINT)
     made.addHandler(shown)
     yield made, shown.lines
     chatter._state.interrupted = False
+    signal.signal(signal.SIGINT, on_interrupt)
 
 
 def test_what_a_command_has_explained_is_dropped(logger: tuple[logging.Logger, list[str]]) -> None:

@@ -130,6 +130,21 @@ def test_ctrl_c_while_a_model_is_prepared_is_said_in_a_few_words(tmp_path: Path)
         assert word not in said
 
 
+def test_a_second_ctrl_c_is_answered_and_a_third_ends_at_once(tmp_path: Path) -> None:
+    """To the main process alone, which waits for its command."""
+    study = Study(tmp_path, tiny(models__target__pretrain__steps=100_000))
+    process, output = study.start("results/models/target/model.json"), study.folder / "output.txt"
+    wait_until((study.results / "logs" / "prepare_model" / "target.log").exists, 60)
+    for words in ("Terminating processes on user request", "a third Ctrl-C ends at once"):
+        os.kill(process.pid, signal.SIGINT)
+        wait_until(lambda words=words: words in output.read_text(), 10)
+    assert process.poll() is None
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait(10) == 128 + signal.SIGINT
+    assert "Traceback" not in output.read_text()
+    wait_until(lambda: not study.processes(), 5)
+
+
 @pytest.mark.long
 def test_more_trials_train_only_the_new_ones(finished: Study, tmp_path: Path) -> None:
     study = copy_of(finished, tmp_path / "more", target__trials=4)

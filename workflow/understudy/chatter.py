@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
+from understudy import interruption
+
 TWO_PER_JOB = ("Select jobs to execute", "Execute ")
 EXPLAINED = ("returned non-zero exit status", "died with <Signals.SIGINT")
 STOPPED = "Terminating processes on user request"
@@ -33,7 +35,9 @@ def hush(logger: logging.Logger) -> None:
 
     def is_news(record: logging.LogRecord) -> bool:
         text = str(record.msg)
-        _state.interrupted |= text.startswith(STOPPED)
+        if text.startswith(STOPPED):
+            _state.interrupted = True
+            interruption.end_once()
         explained = "RuleException" in text and any(words in text for words in EXPLAINED)
         return not (text.startswith(TWO_PER_JOB) or explained)
 

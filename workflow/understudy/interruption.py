@@ -8,7 +8,9 @@ which the others would wait for, only notes it then as well, and all end togethe
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from typing import Any
 from understudy.errors import UnderstudyError
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+PATIENCE = "What is in training saves its checkpoints first; a third Ctrl-C ends at once.\n"
 
 
 class InterruptionError(UnderstudyError):
@@ -71,6 +74,20 @@ def deferred() -> Iterator[None]:
         yield
     finally:
         _state.deferring -= 1
+
+
+def end_once() -> None:
+    """Let a workflow's main process that ends on Ctrl-C do so: a second one is answered, a third ends it at once.
+
+    What is in training saves first, which takes a moment. Snakemake by itself would break off with tracebacks.
+    """
+
+    def answer(number: int, _: FrameType | None) -> None:
+        signal.signal(number, lambda number, _: os._exit(128 + number))
+        os.write(2, PATIENCE.encode())  # `print` may be what was interrupted
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, answer)
 
 
 def _note(number: int, _: FrameType | None) -> None:
