@@ -13,12 +13,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 
 from understudy.artifacts import Proposal, Surface
 from understudy.errors import UserError
 from understudy.hyperparameters import Value, complete
-from understudy.search.samplers import candidates, refined, told_values
+from understudy.search.distributions import as_searched, from_optuna
+from understudy.search.refinement import TwoFidelitySampler
+from understudy.search.samplers import candidates, rebuild, refined, told_values
 from understudy.search.surface import make_surface
 from understudy.search.values import from_unit
 from understudy.search.window import History
@@ -197,6 +200,18 @@ def test_two_fidelity_begins_where_the_proxy_is_best_and_takes_hints() -> None:
     assert after.trust > 0.95
     assert after.chance is not None
     assert 0 < after.chance < 1
+
+
+@pytest.mark.parametrize("statuses", [[], ["failed"] * 2, ["complete", *STATUSES] * 2], ids=["none", "failed", "all"])
+def test_in_an_optuna_study_two_fidelity_proposes_the_same(statuses: list[str]) -> None:
+    past = history(statuses)
+    hint = {**from_unit(SPACE, [0.3] * 8), "learning_rate": 0.00123456789, "lora_r": 7}
+    sampler = TwoFidelitySampler(surface(), SPACE, 5, [hint], gain=0.01)
+    study = rebuild(optuna, SPACE, past, sampler.distributions)
+    study.sampler = sampler
+    found = study.ask(sampler.distributions).params
+    values = {name: from_optuna(parameter, found[name]) for name, parameter in SPACE.items()}
+    assert refined(SPACE, past, 5, surface(), [hint], 0.01) == (as_searched(SPACE, values), sampler.outlook)
 
 
 @pytest.mark.parametrize("times", [1 / 3, 1, 3])

@@ -20,8 +20,9 @@ from understudy.files import read_model
 from understudy.hyperparameters import Value
 from understudy.process import set_threads
 from understudy.search import propose
+from understudy.search.acquisition import STEP_DOWN, Acquisition
 from understudy.search.distributions import to_optuna
-from understudy.search.refinement import STEP_DOWN, TwoFidelitySampler
+from understudy.search.refinement import TwoFidelitySampler
 from understudy.search.sequences import uniform
 from understudy.search.surface import MOST, log_axis, make_surface, points, posterior
 from understudy.search.two_fidelity import TwoFidelity, Units
@@ -178,12 +179,12 @@ def test_the_rate_goes_down_without_a_log_scale_too() -> None:
 
 def test_running_trials_are_on_their_way_down_too() -> None:
     images = [uniform(SPACE, 1, number) for number in range(8)]
-    sampler = TwoFidelitySampler(make_surface(SPACE, images, [loss(values) for values in images]), SPACE, seed=1)
+    acquisition = Acquisition(make_surface(SPACE, images, [loss(values) for values in images]), SPACE, seed=1)
     failed, running = ({**images[0], "learning_rate": rate} for rate in (1e-3, 3e-4))
     candidates = [{**images[0], "learning_rate": rate} for rate in (5e-5, 9e-5, 1e-4, 2.5e-4, 3e-4, 9e-4)]
-    assert sampler._below(candidates, [failed], [running]) == candidates[:2]
-    assert sampler._below(candidates, [failed], []) == candidates[:5]
-    assert sampler._below(candidates[2:], [failed], [running]) == candidates[2:5]
+    assert acquisition._below(candidates, [failed], [running]) == candidates[:2]
+    assert acquisition._below(candidates, [failed], []) == candidates[:5]
+    assert acquisition._below(candidates[2:], [failed], [running]) == candidates[2:5]
 
 
 def test_truncated_runs_leave_the_first_choice_to_the_expected_loss() -> None:

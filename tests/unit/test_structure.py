@@ -99,6 +99,12 @@ assert {each["num_threads"] for each in threadpool_info()} == {1}, threadpool_in
     assert done.returncode == 0, done.stderr
 
 
+def test_a_proposal_by_the_proxys_surface_starts_without_optuna() -> None:
+    """Proposals come one after the other, so what each imports is what a study waits for."""
+    script = "import sys, understudy.cli.propose, understudy.search.acquisition; assert 'optuna' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
 def test_every_dependency_is_pinned_and_the_conda_environment_has_the_same_pins() -> None:
     constraints = pins((ROOT / "constraints.txt").read_text().splitlines())
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

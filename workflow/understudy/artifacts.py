@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from understudy.frozen import Frozen
 from understudy.hyperparameters import Value
 from understudy.space import SearchSpace
 from understudy.trial import FORMAT_VERSION, TrialSpec
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ScaleRule(_Frozen):
+class ScaleRule(Frozen):
     """How one hyperparameter's value changes from the proxy to the target: multiply by `factor`."""
 
     factor: float
@@ -23,7 +20,7 @@ class ScaleRule(_Frozen):
     source: str = Field(description="the paper, or the setting that it comes from")
 
 
-class Box(_Frozen):
+class Box(Frozen):
     """A region's extent along one hyperparameter, in target values: an interval, or a subset of the choices."""
 
     low: float | None = None
@@ -38,7 +35,7 @@ class Box(_Frozen):
     reason: str
 
 
-class Region(_Frozen):
+class Region(Frozen):
     """A padded box around a cluster of the proxy's top trials."""
 
     id: int
@@ -51,7 +48,7 @@ class Region(_Frozen):
     reason: str
 
 
-class Surface(_Frozen):
+class Surface(Frozen):
     """The proxy's response surface over the target's space: a Gaussian process, by its kernel and its points.
 
     Losses are in units: centre 0, the proxy's best at -1 (see `search/two_fidelity.py`).
@@ -69,7 +66,7 @@ class Surface(_Frozen):
     )
 
 
-class Regions(_Frozen):
+class Regions(Frozen):
     """What `transfer` found: `results/transfer/regions.json`."""
 
     format_version: Literal[1] = FORMAT_VERSION
@@ -86,7 +83,7 @@ class Regions(_Frozen):
     surface: Surface | None = Field(default=None, description="`transfer` always fits one")
 
 
-class Start(_Frozen):
+class Start(Frozen):
     """A first configuration of the target stage."""
 
     hyperparameters: dict[str, Value]
@@ -96,7 +93,7 @@ class Start(_Frozen):
     reason: str
 
 
-class Starts(_Frozen):
+class Starts(Frozen):
     """The first configurations in order: `results/transfer/starts.json`."""
 
     format_version: Literal[1] = FORMAT_VERSION
@@ -104,7 +101,7 @@ class Starts(_Frozen):
     starts: tuple[Start, ...]
 
 
-class Outlook(_Frozen):
+class Outlook(Frozen):
     """What the two-fidelity model expected when it made a proposal."""
 
     trust: float = Field(description="probability that the target falls where the proxy does")
@@ -113,7 +110,7 @@ class Outlook(_Frozen):
     rate_shift: float = Field(description="expected factor of the learning rate beyond the scale rule")
 
 
-class Proposal(_Frozen):
+class Proposal(Frozen):
     """One target trial before it runs: `results/target/trials/{n}/proposal.json`."""
 
     format_version: Literal[1] = FORMAT_VERSION
@@ -138,7 +135,7 @@ class Proposal(_Frozen):
     skip: str | None = Field(default=None, description="why the trial isn't worth its price, so that it isn't run")
 
 
-class Finalist(_Frozen):
+class Finalist(Frozen):
     """A configuration that is trained again with several seeds. Rank 0 is the default configuration."""
 
     rank: int
@@ -148,14 +145,14 @@ class Finalist(_Frozen):
     hyperparameters: dict[str, Value]
 
 
-class Selection(_Frozen):
+class Selection(Frozen):
     """Who goes on: `results/finalists/selection.json`."""
 
     format_version: Literal[1] = FORMAT_VERSION
     finalists: tuple[Finalist, ...]
 
 
-class Score(_Frozen):
+class Score(Frozen):
     """One finalist's validation losses over its seeds; None where a seed has no objective."""
 
     rank: int
@@ -164,7 +161,7 @@ class Score(_Frozen):
     standard_deviation: float | None = Field(description="of a sample; None below two seeds")
 
 
-class Winner(_Frozen):
+class Winner(Frozen):
     """The finalist with the best mean on validation: `results/finalists/winner.json`."""
 
     format_version: Literal[1] = FORMAT_VERSION
@@ -175,7 +172,7 @@ class Winner(_Frozen):
     scores: tuple[Score, ...]
 
 
-class Interval(_Frozen):
+class Interval(Frozen):
     """An estimate with its bootstrap interval."""
 
     value: float
@@ -184,7 +181,7 @@ class Interval(_Frozen):
     confidence: float
 
 
-class TestResult(_Frozen):
+class TestResult(Frozen):
     """The one evaluation on the test split: `results/test.json`. Losses in mean nats per completion token."""
 
     format_version: Literal[1] = FORMAT_VERSION
@@ -197,7 +194,7 @@ class TestResult(_Frozen):
     validation_gain: Interval | None = Field(description="the same on the validation subset of the search")
 
 
-class DecodeTrial(_Frozen):
+class DecodeTrial(Frozen):
     """One decoding configuration and its score."""
 
     id: str
@@ -208,7 +205,7 @@ class DecodeTrial(_Frozen):
     wall_seconds: float
 
 
-class DecodeResults(_Frozen):
+class DecodeResults(Frozen):
     """The decoding search, best first: `results/decode/trials.json`."""
 
     format_version: Literal[1] = FORMAT_VERSION

@@ -7,11 +7,10 @@ shape the graph, and raising one must not touch what is finished.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
-from understudy.config import StudyConfig
 from understudy.hyperparameters import ALL_LINEAR, Value
 from understudy.settings import (
     DataSettings,
@@ -28,6 +27,9 @@ from understudy.settings import (
 )
 from understudy.space import SearchSpace
 from understudy.stages import EarlyStoppingSettings, HalvingSettings, ProxySettings, StopSettings, TransferSettings
+
+if TYPE_CHECKING:  # whole configs are the workflow's alone
+    from understudy.config import StudyConfig
 
 SomeSection = TypeVar("SomeSection", bound=Section)
 

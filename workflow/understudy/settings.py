@@ -8,7 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from understudy.frozen import Frozen
 
 Role = Literal["proxy", "target"]
 Split = Literal["train", "validation", "test"]
@@ -26,10 +28,8 @@ LeftBehind = Literal["cancel", "wait"]
 Attention = Literal["sdpa", "flash_attention_2", "eager"]
 
 
-class Section(BaseModel):
+class Section(Frozen):
     """A section of the config: frozen, and unknown keys are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     @field_validator("*", mode="before")
     @classmethod

@@ -16,23 +16,20 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
+from understudy.frozen import Frozen
 from understudy.hyperparameters import HYPERPARAMETERS, Value
 
 EVEN = 0.01  # decades by which the steps between choices may differ
 WIDE = 10.0  # how many times the first choice the last is, from which uneven ones lie on a log scale, too
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
 def _is_none(value: object) -> bool:
     return value is None
 
 
-class _Parameter(_Frozen):
+class _Parameter(Frozen):
     when: dict[str, tuple[Value, ...]] | None = Field(
         default=None,
         min_length=1,

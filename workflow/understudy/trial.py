@@ -6,9 +6,10 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from understudy.files import digest
+from understudy.frozen import Frozen
 from understudy.hyperparameters import Value
 from understudy.settings import CHATS, Attention, HalvingMetric, Method, Quantization, Role, Split, TrainingSettings
 
@@ -26,11 +27,7 @@ Origin = Literal["random", "sobol", "grid", "default", "echo", "transferred", "r
 Status = Literal["complete", "stopped", "diverged", "out_of_memory", "failed", "skipped"]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class TrialSpec(_Frozen):
+class TrialSpec(Frozen):
     """What to train. `hyperparameters` is complete, in the order of the hyperparameter table."""
 
     format_version: Literal[1] = FORMAT_VERSION
@@ -49,7 +46,7 @@ class TrialSpec(_Frozen):
         return "proxy" if self.stage == "proxy" else "target"
 
 
-class CurvePoint(_Frozen):
+class CurvePoint(Frozen):
     """One evaluation during training. Losses are mean nats per completion token."""
 
     step: int
@@ -59,7 +56,7 @@ class CurvePoint(_Frozen):
     learning_rate: float
 
 
-class Cost(_Frozen):
+class Cost(Frozen):
     """What a trial took.
 
     FLOPs are estimated as 6 (full) or 4 (LoRA: no gradients of the frozen weights) per parameter and processed token,
@@ -83,7 +80,7 @@ class Cost(_Frozen):
     )
 
 
-class RungScore(_Frozen):
+class RungScore(Frozen):
     """What successive halving compares at a rung.
 
     Where a config has halving, trials outside of brackets have scores too: more trials may put them into one.
@@ -96,7 +93,7 @@ class RungScore(_Frozen):
     point: CurvePoint | None = Field(default=None, description="its learning curve there; None without a finite loss")
 
 
-class EarlyStop(_Frozen):
+class EarlyStop(Frozen):
     """Where a target trial was ended by the limits of its proposal. Losses in nats per completion token."""
 
     number: int = Field(description="of the evaluation, from 1")
@@ -115,7 +112,7 @@ class EarlyStop(_Frozen):
         )
 
 
-class TrialResult(_Frozen):
+class TrialResult(Frozen):
     """What came of a trial. `objective` is the final validation loss; None unless the status is `complete`."""
 
     format_version: Literal[1] = FORMAT_VERSION
@@ -132,14 +129,14 @@ class TrialResult(_Frozen):
     provenance: dict[str, str] = Field(default_factory=dict)
 
 
-class TrialRecord(_Frozen):
+class TrialRecord(Frozen):
     """A spec and its result: the content of every result file."""
 
     spec: TrialSpec
     result: TrialResult
 
 
-class Halving(_Frozen):
+class Halving(Frozen):
     """Successive halving (Jamieson & Talwalkar 2016) within a pack.
 
     Every trial of the pack is evaluated at the rungs. At each of them the best 1 / `reduction_factor` of a bracket's
@@ -152,7 +149,7 @@ class Halving(_Frozen):
     brackets: tuple[tuple[str, ...], ...] = Field(description="ids of the trials that are compared with each other")
 
 
-class Pack(_Frozen):
+class Pack(Frozen):
     """The trials that one job trains."""
 
     format_version: Literal[1] = FORMAT_VERSION
@@ -165,7 +162,7 @@ class Pack(_Frozen):
     notes: tuple[str, ...] = Field(default=(), description="what the plan couldn't do of what the config wants")
 
 
-class PackResults(_Frozen):
+class PackResults(Frozen):
     """The records of a pack, in the pack's order."""
 
     format_version: Literal[1] = FORMAT_VERSION
@@ -174,7 +171,7 @@ class PackResults(_Frozen):
     notes: tuple[str, ...] = Field(default=(), description="what went otherwise than planned, such as a split")
 
 
-class SplitFile(_Frozen):
+class SplitFile(Frozen):
     """One split of the data set."""
 
     examples: int
@@ -189,7 +186,7 @@ class SplitFile(_Frozen):
         return self.content or self.sha256
 
 
-class DataManifest(_Frozen):
+class DataManifest(Frozen):
     """What `prepare_data` wrote: three parquet files with columns id, group, prompt, completion, chat."""
 
     format_version: Literal[1] = FORMAT_VERSION
@@ -203,7 +200,7 @@ class DataManifest(_Frozen):
     test_examples: int | None
 
 
-class ModelCard(_Frozen):
+class ModelCard(Frozen):
     """What `prepare_model` wrote: where a checkpoint is, and what it is."""
 
     format_version: Literal[1] = FORMAT_VERSION
@@ -236,7 +233,7 @@ class ModelCard(_Frozen):
         return {name: value for name, value in values.items() if name not in ("notes", "active_parameters") or value}
 
 
-class Packing(_Frozen):
+class Packing(Frozen):
     """How the trials of a pack share a device."""
 
     trials: int = Field(description="trials that are in training at the same time")
@@ -244,7 +241,7 @@ class Packing(_Frozen):
     dense: bool = Field(description="whether a quantized base's weights are held dequantized as well")
 
 
-class ResolvedExecution(_Frozen):
+class ResolvedExecution(Frozen):
     """How one stage's trials run, with nothing left to decide."""
 
     device: Literal["cpu", "cuda"]
@@ -274,7 +271,7 @@ class ResolvedExecution(_Frozen):
         return {name: value for name, value in values.items() if name not in LATER or value != fields[name].default}
 
 
-class Execution(_Frozen):
+class Execution(Frozen):
     """What `prepare_execution` wrote for one role: the proxy stage must not wait for the target's model."""
 
     format_version: Literal[1] = FORMAT_VERSION
@@ -283,7 +280,7 @@ class Execution(_Frozen):
     notes: tuple[str, ...] = Field(default=(), description="how each `auto` was decided")
 
 
-class TrialInputs(_Frozen):
+class TrialInputs(Frozen):
     """Everything beside the spec that can change a trial's numbers."""
 
     data: DataManifest

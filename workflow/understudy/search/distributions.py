@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from understudy.hyperparameters import Value
 from understudy.search.quiet import quiet_optuna
 from understudy.search.values import settled
-from understudy.space import Choices, Range
+from understudy.space import Choices, Range, Space, consistent
 
 
 def distribution(parameter: Range | Choices) -> Any:
@@ -36,3 +37,9 @@ def from_optuna(parameter: Range | Choices, value: Value) -> Value:
     if isinstance(parameter, Choices):
         return parameter.choices[int(value)] if parameter.ordered else value
     return int(value) if parameter.integer else settled(value, parameter)
+
+
+def as_searched(space: Space, values: Mapping[str, Value]) -> dict[str, Value]:
+    """A configuration as it would come back from a study with these distributions."""
+    back = {name: from_optuna(parameter, to_optuna(parameter, values[name])) for name, parameter in space.items()}
+    return consistent(space, back)

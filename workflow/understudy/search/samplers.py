@@ -1,20 +1,20 @@
-"""Optuna's samplers on a study that is rebuilt in memory from the trial files, in trial order.
+"""What a sampler proposes after a history: the two-fidelity model, or one of Optuna's.
 
-Every past trial has the same distributions, those of the one global space: Optuna drops a parameter whose range
-differs anywhere from the joint model. So regions are never expressed here.
+For Optuna's a study is rebuilt in memory from the trial files, in trial order. Every past trial has the same
+distributions, those of the one global space: Optuna drops a parameter whose range differs anywhere from the joint
+model. So regions are never expressed here.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from understudy.artifacts import Outlook, Surface
 from understudy.errors import UserError
 from understudy.hyperparameters import Value
-from understudy.search.distributions import distribution, from_optuna, to_optuna
+from understudy.search.distributions import as_searched, distribution, from_optuna, to_optuna
 from understudy.search.early_stopping import expected_loss
 from understudy.search.failures import FAILED, WITHDRAWN, worse_than
 from understudy.search.quiet import quiet_optuna
@@ -35,7 +35,20 @@ def candidates(
     The model, not its random fallback, makes them as soon as one result is visible. `two_fidelity` needs the proxy's
     `surface`; Optuna's own samplers don't look at it.
     """
-    return [values for values, _ in _asked(space, history, sampler, seeds, _Beside(surface))]
+    if sampler == "two_fidelity":
+        return [refined(space, history, seed, surface)[0] for seed in seeds]
+    with quiet_optuna() as optuna:
+        distributions = {name: distribution(parameter) for name, parameter in space.items()}
+        study = rebuild(optuna, space, history, distributions)
+        found = []
+        for seed in seeds:
+            study.sampler = _make(optuna, sampler, seed)
+            trial = study.ask(distributions)
+            values = {name: from_optuna(space[name], trial.params[name]) for name in space}
+            found.append(consistent(space, values))
+            trial.set_user_attr(WITHDRAWN, True)
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)  # or the next one would avoid it as running
+    return found
 
 
 def refined(
@@ -43,66 +56,41 @@ def refined(
     history: History,
     seed: int,
     surface: Surface | None,
-    hints: Sequence[Mapping[str, Value]],
+    hints: Sequence[Mapping[str, Value]] = (),
     gain: float = 0.0,
 ) -> tuple[dict[str, Value], Outlook]:
-    """What `two_fidelity` proposes, with the `hints` among its candidates, and what its model expects."""
-    [(values, asked)] = _asked(space, history, "two_fidelity", [seed], _Beside(surface, hints, gain))
-    outlook: Outlook = asked.outlook
-    return values, outlook
+    """What `two_fidelity` proposes, with the `hints` among its candidates, and what its model expects.
 
-
-@dataclass(frozen=True)
-class _Beside:
-    """What `two_fidelity` is given beside the study."""
-
-    surface: Surface | None
-    hints: Sequence[Mapping[str, Value]] = ()
-    gain: float = 0.0
-
-
-def _asked(
-    space: Space, history: History, sampler: Sampler, seeds: Sequence[int], beside: _Beside
-) -> list[tuple[dict[str, Value], Any]]:
-    """A configuration per seed, with the sampler that made it."""
-    told = zip(history.truncated, told_values(history.truncated), _failed(history.truncated), strict=True)
-    truncated = [
-        ({name: record.spec.hyperparameters[name] for name in space}, math.inf if bad else value)
-        for record, value, bad in told
-        if value is not None
-    ]
-    with quiet_optuna() as optuna:
-        distributions = {name: distribution(parameter) for name, parameter in space.items()}
-        study = rebuild(optuna, space, history, distributions)
-        found = []
-        for seed in seeds:
-            study.sampler = _make(optuna, sampler, seed, space, beside, truncated)
-            trial = study.ask(distributions)
-            values = {name: from_optuna(space[name], trial.params[name]) for name in space}
-            found.append((consistent(space, values), study.sampler))
-            trial.set_user_attr(WITHDRAWN, True)
-            study.tell(trial, state=optuna.trial.TrialState.FAIL)  # or the next one would avoid it as running
-    return found
-
-
-def _make(
-    optuna: Any,
-    name: Sampler,
-    seed: int,
-    space: Space,
-    beside: _Beside,
-    truncated: Sequence[tuple[Mapping[str, Value], float]],
-) -> Any:
-    """The Optuna sampler. `n_startup_trials` counts completed trials only: the given starts have to be enough.
-
-    Raises `UserError` where `two_fidelity` has no surface.
+    It is what `TwoFidelitySampler` would propose to a study with this history, without Optuna. Raises `UserError` where
+    there is no surface.
     """
-    if name == "two_fidelity":
-        from understudy.search.refinement import TwoFidelitySampler
+    from understudy.search.acquisition import Acquisition
 
-        if beside.surface is None:
-            raise UserError("the transfer has no surface for `target.sampler: two_fidelity`; run the workflow again")
-        return TwoFidelitySampler(beside.surface, space, seed, beside.hints, beside.gain, truncated)
+    if surface is None:
+        raise UserError("the transfer has no surface for `target.sampler: two_fidelity`; run the workflow again")
+    truncated = [
+        ({name: record.spec.hyperparameters[name] for name in space}, loss)
+        for record, loss in _losses(history.truncated)
+    ]
+    finished = _losses(history.visible)
+    acquisition = Acquisition(surface, space, seed, hints, gain, truncated)
+    chosen = acquisition.choose(
+        [as_searched(space, record.spec.hyperparameters) for record, _ in finished],
+        [loss for _, loss in finished],
+        [as_searched(space, each.spec.hyperparameters) for each in history.pending if each.skip is None],
+    )
+    assert acquisition.outlook is not None
+    return as_searched(space, chosen), acquisition.outlook
+
+
+def _losses(records: Sequence[TrialRecord]) -> list[tuple[TrialRecord, float]]:
+    """The trials that say something, with what the sampler is told of them; infinity for those that failed."""
+    told = zip(records, told_values(records), _failed(records), strict=True)
+    return [(record, math.inf if bad else value) for record, value, bad in told if value is not None]
+
+
+def _make(optuna: Any, name: Sampler, seed: int) -> Any:
+    """The Optuna sampler. `n_startup_trials` counts completed trials only: the given starts have to be enough."""
     if name == "tpe":
         return optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=1)
     if name == "gp":

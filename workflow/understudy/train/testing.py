@@ -10,12 +10,11 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
 from understudy import disk
 from understudy.data.encoding import encode
 from understudy.data.files import read_split
 from understudy.files import digest, read_model, write_json
+from understudy.frozen import Frozen
 from understudy.models.loading import load_tokenizer
 from understudy.store import Store
 from understudy.train.evaluation import completion_losses
@@ -23,10 +22,8 @@ from understudy.train.trained import trained_models
 from understudy.trial import ModelCard, ResolvedExecution
 
 
-class Losses(BaseModel):
+class Losses(Frozen):
     """Losses of several trained models on the same examples."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     by_digest: dict[str, tuple[float, ...]]  # store entry to (E,)
     tokens: tuple[int, ...]  # (E,) completion tokens
