@@ -6,9 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 RAISING = """
-import sys
+import signal, sys
 from understudy.cli import main, write_settings
+def turned():
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+        return TypeError("expected a message argument")
 def run(arguments):
     raise {raised}
 write_settings.run = run
@@ -70,9 +77,10 @@ def test_what_ends_a_process_on_purpose_ends_it(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr, (tmp_path / "a.log").read_text()) == (7, "", "")
 
 
-def test_ctrl_c_is_one_line_also_where_a_command_does_not_listen(tmp_path: Path) -> None:
+@pytest.mark.parametrize("raised", ["KeyboardInterrupt", "turned()"])
+def test_ctrl_c_is_one_line_also_where_a_command_does_not_listen(tmp_path: Path, raised: str) -> None:
     log = tmp_path / "a.log"
-    done = run("KeyboardInterrupt", "--output", "x", "--log", str(log))
+    done = run(raised, "--output", "x", "--log", str(log))
     said = "understudy write-settings: interrupted (SIGINT) while nothing was in training; what has finished is kept"
     assert (done.returncode, done.stderr) == (0, f"{said}; start again to go on\n")
     assert log.read_text().endswith("returned 130\n")

@@ -50,6 +50,17 @@ def listen() -> None:
         signal.signal(number, _note)
 
 
+def remember_ctrl_c() -> None:
+    """For a command that doesn't `listen`: libraries may turn the exception of a Ctrl-C into one of their own."""
+
+    def interrupt(number: int, _: FrameType | None) -> None:
+        _state.asked = signal.Signals(number)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, interrupt)
+
+
 def asked() -> signal.Signals | None:
     """The first signal that asked this process to end; None while nobody has."""
     return _state.asked

@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
-from understudy import disk, process
+from understudy import disk, interruption, process
 from understudy.errors import UnderstudyError
 from understudy.interruption import InterruptionError
 
@@ -76,6 +76,7 @@ def _run(words: list[str]) -> int:
                 terminal = _redirect(parsed.log)
         if process.STARTED_BY in os.environ:  # the workflow calls: nothing it began goes on without it
             process.end_with_parent()
+        interruption.remember_ctrl_c()
         parsed.run(parsed)
         sys.stdout.flush()
     except InterruptionError as error:
@@ -83,6 +84,8 @@ def _run(words: list[str]) -> int:
     except UnderstudyError as error:
         return _failed(parsed, error, terminal)
     except Exception as error:
+        if interruption.asked() is signal.SIGINT:
+            raise KeyboardInterrupt from error
         if isinstance(error, OSError) and (refused := disk.refusal(error, otherwise=parsed.log)):  # of the open log
             return _failed(parsed, refused, terminal)
         with suppress(OSError):
