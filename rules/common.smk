@@ -90,19 +90,25 @@ def show_plan():
     if STUDY.data.files is not None and not PATHS.manifest.exists():
         require_data()
     require_models()
-    with suppress(UnderstudyError):  # a real run sets broken files aside
-        if mending.is_changed(PATHS, SETTINGS):
-            logger.warning("understudy: the config or the data have changed since the last run")
+    if is_changed():
+        logger.warning("understudy: the config or the data have changed since the last run")
     room = run_room()
     logger.info(graph.plan(STUDY, abreast.side_by_side(STUDY, room)["target"]))
     for line in abreast.narrow(STUDY, room):
         logger.warning(line)
-    if not all(PATHS.execution(role).exists() for role in LIMITS):
+    if not all(PATHS.execution(role).exists() for role in LIMITS) or is_changed("execution"):
         try:
-            require_gpus(max(gpus("proxy"), TRIAL_LIMITS.get("gpu", 0)))
+            require_gpus([gpus("proxy"), gpus("target"), TRIAL_LIMITS.get("gpu", 0)])
         except UnderstudyError as error:  # the plan may be meant for another machine
             logger.warning(f"understudy: {error}")
     chatter.show_table(logger)
+
+
+def is_changed(*sections):
+    """Whether these sections, by default all, differ from those of the last run."""
+    with suppress(UnderstudyError):  # a real run sets broken files aside
+        return mending.is_changed(PATHS, {name: SETTINGS[name] for name in sections or SETTINGS})
+    return False
 
 
 @cache
@@ -145,7 +151,7 @@ def begin_run():
             check_interpreter(PATHS.root)
         jobs = list(workflow.dag.needrun_jobs())
         if any(job.rule.name == "prepare_execution" for job in jobs):  # later runs may train nothing at all
-            require_gpus(max(job.resources.get("gpu", 0) for job in jobs))
+            require_gpus(job.resources.get("gpu", 0) for job in jobs)
         cluster.clear(PATHS, STUDY.resources.left_behind, logger.warning)
     except UnderstudyError as error:
         raise WorkflowError(str(error)) from None
@@ -171,11 +177,11 @@ def begin_run():
             logger.warning(line)
 
 
-def require_gpus(count):
-    """Refuse jobs that need more GPUs than this machine has, where they run on it."""
+def require_gpus(counts):
+    """Refuse jobs that need so many GPUs where they run on this machine and it has fewer."""
     elsewhere = run_room().jobs or workflow.deployment_settings.deployment_method
     if not elsewhere and not workflow.touch:
-        devices.require(count)
+        devices.require(max(counts))
 
 
 def answer():

@@ -1,4 +1,4 @@
-"""What every sampler has to keep, whichever it is: the contract of `understudy.search.samplers.candidates`."""
+"""What every sampler has to keep, whichever it is: the contract of `understudy.search.samplers`."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from typing import Any
 import optuna
 import pytest
 
+from understudy import space
 from understudy.artifacts import Proposal, Surface
 from understudy.errors import UserError
 from understudy.hyperparameters import Value, complete
-from understudy.search.distributions import as_searched, from_optuna
+from understudy.search.distributions import from_optuna, to_optuna
 from understudy.search.refinement import TwoFidelitySampler
-from understudy.search.samplers import candidates, rebuild, refined, told_values
+from understudy.search.samplers import candidates, refined, told_values
 from understudy.search.surface import make_surface
 from understudy.search.values import from_unit
 from understudy.search.window import History
@@ -80,7 +81,9 @@ def surface() -> Surface:
 
 
 def asked(past: History, sampler: Sampler, seeds: Sequence[int]) -> list[dict[str, Value]]:
-    return candidates(SPACE, past, sampler, seeds, surface())
+    if sampler == "two_fidelity":
+        return [refined(SPACE, past, seed, surface(), [])[0] for seed in seeds]
+    return candidates(SPACE, past, sampler, seeds)
 
 
 @pytest.fixture(params=SAMPLERS)
@@ -180,12 +183,11 @@ def test_results_and_running_trials_matter(model: Sampler) -> None:
     assert before != asked(History(past.visible), model, several)
 
 
-def test_the_proxy_matters_to_two_fidelity_alone() -> None:
+def test_the_proxy_matters_to_two_fidelity() -> None:
     past, inverted = history(["complete"]), surface().model_copy(update={"values": [-v for v in surface().values]})
-    assert asked(past, "two_fidelity", [5]) != candidates(SPACE, past, "two_fidelity", [5], inverted)
-    assert asked(past, "gp", [5]) == candidates(SPACE, past, "gp", [5], inverted) == candidates(SPACE, past, "gp", [5])
+    assert asked(past, "two_fidelity", [5]) != [refined(SPACE, past, 5, inverted, [])[0]]
     with pytest.raises(UserError, match="run the workflow again"):
-        candidates(SPACE, past, "two_fidelity", [5])
+        refined(SPACE, past, 5, None, [])
 
 
 def test_two_fidelity_begins_where_the_proxy_is_best_and_takes_hints() -> None:
@@ -202,16 +204,62 @@ def test_two_fidelity_begins_where_the_proxy_is_best_and_takes_hints() -> None:
     assert 0 < after.chance < 1
 
 
-@pytest.mark.parametrize("statuses", [[], ["failed"] * 2, ["complete", *STATUSES] * 2], ids=["none", "failed", "all"])
-def test_in_an_optuna_study_two_fidelity_proposes_the_same(statuses: list[str]) -> None:
-    past = history(statuses)
-    hint = {**from_unit(SPACE, [0.3] * 8), "learning_rate": 0.00123456789, "lora_r": 7}
-    sampler = TwoFidelitySampler(surface(), SPACE, 5, [hint], gain=0.01)
-    study = rebuild(optuna, SPACE, past, sampler.distributions)
-    study.sampler = sampler
+def as_written(record: TrialRecord) -> TrialRecord:
+    """The same with more digits than a searched value has, and a decay that has no place on its log scale."""
+    generator = random.Random(record.spec.id)
+    raw = space.from_unit(SPACE, [generator.random() for _ in SPACE])
+    values = record.spec.hyperparameters | raw | {"weight_decay": 0.0}
+    return record.model_copy(update={"spec": record.spec.model_copy(update={"hyperparameters": values})})
+
+
+@pytest.mark.parametrize("short", [(), ("complete", "failed", "complete", "diverged")], ids=["whole", "truncated"])
+@pytest.mark.parametrize("statuses", [(), ("failed", "out_of_memory"), ("complete", *STATUSES)], ids=len)
+@pytest.mark.parametrize("pending", [0, 2])
+def test_in_an_optuna_study_two_fidelity_proposes_the_same(
+    statuses: tuple[str, ...], short: tuple[str, ...], pending: int
+) -> None:
+    wide: dict[str, Range | Choices] = {**SPACE, "weight_decay": Range(low=1e-4, high=0.1, log=True)}
+    visible = [as_written(trial(number, status)) for number, status in enumerate(statuses)]
+    truncated = [as_written(trial(100 + number, status)) for number, status in enumerate(short)]
+    ahead = [as_written(trial(200 + number)).spec for number in range(pending)]
+    running_now = [running(number).model_copy(update={"spec": each}) for number, each in enumerate(ahead)]
+    skipped = running(300).model_copy(update={"skip": "not worth it"})
+    past = History(tuple(visible), (*running_now, skipped), truncated=tuple(truncated))
+    hints = [as_written(trial(400)).spec.hyperparameters]
+    images = [values_in(wide, as_written(trial(1000 + number)).spec) for number in range(24)]
+    proxy = make_surface(wide, images, [loss(trial(1000 + number).spec) for number in range(24)])
+
+    told = zip(truncated, told_values(truncated), strict=True)
+    losses = [
+        (values_in(wide, record.spec), value if record.result.status == "complete" else math.inf)
+        for record, value in told
+        if value is not None
+    ]
+    sampler = TwoFidelitySampler(proxy, wide, 5, hints, 0.01, losses)
+    study = optuna.create_study(sampler=sampler)
+    for record, value in zip(visible, told_values(visible), strict=True):
+        if value is not None:
+            state = "COMPLETE" if record.result.status == "complete" else "FAIL"
+            study.add_trial(added(sampler, wide, record.spec, state, value))
+    for each in ahead:
+        study.add_trial(added(sampler, wide, each, "RUNNING"))
     found = study.ask(sampler.distributions).params
-    values = {name: from_optuna(parameter, found[name]) for name, parameter in SPACE.items()}
-    assert refined(SPACE, past, 5, surface(), [hint], 0.01) == (as_searched(SPACE, values), sampler.outlook)
+    values = {name: from_optuna(parameter, found[name]) for name, parameter in wide.items()}
+    assert refined(wide, past, 5, proxy, hints, 0.01) == (space.consistent(wide, values), sampler.outlook)
+
+
+def values_in(wide: space.Space, of: TrialSpec) -> dict[str, Value]:
+    return {name: of.hyperparameters[name] for name in wide}
+
+
+def added(
+    sampler: TwoFidelitySampler, wide: space.Space, of: TrialSpec, state: str, value: float | None = None
+) -> optuna.trial.FrozenTrial:
+    params = {name: to_optuna(parameter, of.hyperparameters[name]) for name, parameter in wide.items()}
+    known = value if state == "COMPLETE" else None
+    return optuna.trial.create_trial(
+        state=optuna.trial.TrialState[state], params=params, distributions=sampler.distributions, value=known
+    )
 
 
 @pytest.mark.parametrize("times", [1 / 3, 1, 3])

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from understudy import interruption
+
 RAISING = """
 import signal, sys
+from understudy import interruption
 from understudy.cli import main, write_settings
+from understudy.errors import UserError
 def turned():
     try:
         signal.raise_signal(signal.SIGINT)
     except KeyboardInterrupt:
         return TypeError("expected a message argument")
+def while_saving():
+    interruption.listen()
+    with interruption.deferred():
+        signal.raise_signal(signal.SIGINT)
+        return OSError("an adapter")
 def run(arguments):
     raise {raised}
 write_settings.run = run
@@ -77,13 +87,45 @@ def test_what_ends_a_process_on_purpose_ends_it(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr, (tmp_path / "a.log").read_text()) == (7, "", "")
 
 
-@pytest.mark.parametrize("raised", ["KeyboardInterrupt", "turned()"])
+@pytest.mark.parametrize("raised", ["KeyboardInterrupt", "turned()", "UserError('a file') from turned()"])
 def test_ctrl_c_is_one_line_also_where_a_command_does_not_listen(tmp_path: Path, raised: str) -> None:
     log = tmp_path / "a.log"
     done = run(raised, "--output", "x", "--log", str(log))
     said = "understudy write-settings: interrupted (SIGINT) while nothing was in training; what has finished is kept"
     assert (done.returncode, done.stderr) == (0, f"{said}; start again to go on\n")
     assert log.read_text().endswith("returned 130\n")
+
+
+def test_what_goes_wrong_after_ctrl_c_is_told_where_a_command_listens(tmp_path: Path) -> None:
+    done = run("while_saving()", "--output", "x", "--log", str(tmp_path / "a.log"))
+    assert "unexpected OSError: an adapter; the traceback is in" in done.stderr
+
+
+def test_ctrl_c_while_a_command_is_imported() -> None:
+    script = (
+        "import importlib, signal, sys\n"
+        "from understudy.cli import main\n"
+        "real = importlib.import_module\n"
+        "def imported(name):\n"
+        "    importlib.import_module = real\n"
+        "    try: signal.raise_signal(signal.SIGINT)\n"
+        "    except KeyboardInterrupt: raise ImportError(name) from None\n"
+        "importlib.import_module = imported\n"
+        "print(main(['propose']))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout == "130\n"
+    assert done.stderr.startswith("understudy propose: interrupted (SIGINT)")
+
+
+def test_an_ignored_ctrl_c_stays_ignored_and_nothing_is_left_behind() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    for handler in (signal.SIG_IGN, signal.default_int_handler):
+        signal.signal(signal.SIGINT, handler)
+        with interruption.remembering_ctrl_c():
+            assert (signal.getsignal(signal.SIGINT) is handler) == (handler is signal.SIG_IGN)
+        assert signal.getsignal(signal.SIGINT) is handler
+    signal.signal(signal.SIGINT, before)
 
 
 def test_an_interruption_has_its_own_exit_code() -> None:

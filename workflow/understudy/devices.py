@@ -63,13 +63,13 @@ def lease(execution: ResolvedExecution) -> None:
 
 
 def require(count: int) -> None:
-    """Raise `UserError` where a job of a run on this machine is to have more GPUs than are visible here."""
+    """Raise `UserError` where a job that runs on this machine is to have more GPUs than are visible here."""
     if count and (shown := len(visible())) < count:
         fewer = ", lower `processes`" if count > 1 else ""
         raise UserError(
-            f"`execution.device: cuda`: a job of this run needs {count} GPU{'s' * (count > 1)}, but {shown or 'none'} "
-            f"{'are' if shown > 1 else 'is'} visible on this machine; set `device` to `auto` or `cpu`{fewer}, or let a "
-            "scheduler run the jobs"
+            f"`execution.device: cuda`: a job of this study needs {count} GPU{'s' * (count > 1)}, but "
+            f"{shown or 'none'} {'are' if shown > 1 else 'is'} visible on this machine; set `device` to `auto` or "
+            f"`cpu`{fewer}, or let a scheduler run the jobs"
         )
 
 

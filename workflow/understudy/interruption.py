@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 from understudy.errors import UnderstudyError
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-PATIENCE = "What is in training saves its checkpoints first; a third Ctrl-C ends at once.\n"
+PATIENCE = "Workers are asked to end, and trials in training save first; a third Ctrl-C ends at once.\n"
 
 
 class InterruptionError(UnderstudyError):
@@ -38,6 +38,7 @@ class InterruptionError(UnderstudyError):
 @dataclass
 class _State:
     asked: signal.Signals | None = None
+    ctrl_c: bool = False  # where nobody listened
     deferring: int = 0
 
 
@@ -50,15 +51,36 @@ def listen() -> None:
         signal.signal(number, _note)
 
 
-def remember_ctrl_c() -> None:
-    """For a command that doesn't `listen`: libraries may turn the exception of a Ctrl-C into one of their own."""
+@contextmanager
+def remembering_ctrl_c() -> Iterator[None]:
+    """For what runs before a command listens, or in one that doesn't: a Ctrl-C ends it as `KeyboardInterrupt`.
+
+    Libraries may turn that into an exception of their own, which is turned back here. Where the signal is ignored, as
+    in a script's background, it stays so.
+    """
+    before, _state.ctrl_c = signal.getsignal(signal.SIGINT), False
 
     def interrupt(number: int, _: FrameType | None) -> None:
-        _state.asked = signal.Signals(number)
+        signal.signal(number, signal.SIG_IGN)
+        _state.ctrl_c = True
         raise KeyboardInterrupt
 
-    if threading.current_thread() is threading.main_thread():
+    if before is signal.default_int_handler and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    except Exception as error:
+        if _state.ctrl_c:
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        if signal.getsignal(signal.SIGINT) is interrupt:
+            signal.signal(signal.SIGINT, before)
+
+
+def ctrl_c_came() -> bool:
+    """Whether it came where nobody listened."""
+    return _state.ctrl_c
 
 
 def asked() -> signal.Signals | None:
@@ -95,7 +117,8 @@ def end_once() -> None:
 
     def answer(number: int, _: FrameType | None) -> None:
         signal.signal(number, lambda number, _: os._exit(128 + number))
-        os.write(2, PATIENCE.encode())  # `print` may be what was interrupted
+        with suppress(OSError):  # whoever read it may have ended, too
+            os.write(2, PATIENCE.encode())  # `print` may be what was interrupted
 
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, answer)

@@ -50,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the process's exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return _run(words)
+        with interruption.remembering_ctrl_c():
+            return _run(words)
     except KeyboardInterrupt:  # of a command that doesn't listen for signals, or not yet
         from understudy import progress
 
@@ -76,16 +77,17 @@ def _run(words: list[str]) -> int:
                 terminal = _redirect(parsed.log)
         if process.STARTED_BY in os.environ:  # the workflow calls: nothing it began goes on without it
             process.end_with_parent()
-        interruption.remember_ctrl_c()
         parsed.run(parsed)
         sys.stdout.flush()
     except InterruptionError as error:
         return _told(parsed.command, error, terminal)
-    except UnderstudyError as error:
-        return _failed(parsed, error, terminal)
     except Exception as error:
-        if interruption.asked() is signal.SIGINT:
-            raise KeyboardInterrupt from error
+        if interruption.ctrl_c_came():
+            if parsed.log:
+                traceback.print_exc()
+            raise
+        if isinstance(error, UnderstudyError):
+            return _failed(parsed, error, terminal)
         if isinstance(error, OSError) and (refused := disk.refusal(error, otherwise=parsed.log)):  # of the open log
             return _failed(parsed, refused, terminal)
         with suppress(OSError):

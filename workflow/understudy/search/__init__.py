@@ -10,7 +10,9 @@ evidence     where the best trials lie, against chance
 clusters     groups among the best trials; regions: padded boxes around them; starts: first configurations
 transfer     all of this together
 window       which results a proposal sees
-samplers     Optuna's samplers on a study that is rebuilt in memory; quiet: Optuna without its remarks
+surface      the proxy's response surface; two_fidelity: the target by it; acquisition: what to try next by that
+samplers     who is asked: that, or Optuna's samplers on a study that is rebuilt in memory; quiet: without its remarks
+refinement   the same as an Optuna sampler, for other programs
 guidance     regions at work: where a proposal goes, and how it gets there
 propose      one target trial
 finalists    who is trained again, and who wins

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 FAILED = "failed"  # the user attribute of an Optuna trial that failed and whose value isn't to be believed
-WITHDRAWN = "withdrawn"  # that of one that was only asked for and says nothing
 MARGIN = 0.1  # of the losses' range
 
 

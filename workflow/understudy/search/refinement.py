@@ -26,7 +26,7 @@ from understudy.artifacts import Outlook, Surface
 from understudy.hyperparameters import Value
 from understudy.search.acquisition import Acquisition
 from understudy.search.distributions import distribution, from_optuna, to_optuna
-from understudy.search.failures import FAILED, WITHDRAWN
+from understudy.search.failures import FAILED
 from understudy.search.optuna_study import native, read_study
 from understudy.search.surface import RATE, make_surface
 from understudy.space import Choices, Range, Space, consistent
@@ -108,7 +108,7 @@ class TwoFidelitySampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
                 "an objective must suggest all of its parameters"
             )
         waits = other.state == optuna.trial.TrialState.WAITING
-        return not (missing or waits or other.number == trial.number or other.user_attrs.get(WITHDRAWN))
+        return not (missing or waits or other.number == trial.number)
 
     def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:  # noqa: ARG002
         """Never needed in the surface's space.

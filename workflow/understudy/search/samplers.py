@@ -16,7 +16,7 @@ from understudy.errors import UserError
 from understudy.hyperparameters import Value
 from understudy.search.distributions import as_searched, distribution, from_optuna, to_optuna
 from understudy.search.early_stopping import expected_loss
-from understudy.search.failures import FAILED, WITHDRAWN, worse_than
+from understudy.search.failures import worse_than
 from understudy.search.quiet import quiet_optuna
 from understudy.search.window import History
 from understudy.settings import Sampler
@@ -24,19 +24,14 @@ from understudy.space import Space, consistent
 from understudy.trial import TrialRecord
 
 CAP_SPREADS = 3.0  # a loss further above the median than this many times (median - best) is told as that bad
-CANDIDATES: Mapping[Sampler, int] = {"tpe": 16, "random": 16, "gp": 1, "two_fidelity": 1}  # draws per proposal
+CANDIDATES: Mapping[Sampler, int] = {"tpe": 16, "random": 16, "gp": 1}  # draws per proposal
 
 
-def candidates(
-    space: Space, history: History, sampler: Sampler, seeds: Sequence[int], surface: Surface | None = None
-) -> list[dict[str, Value]]:
-    """A configuration of the space per seed, each asked from the same study.
+def candidates(space: Space, history: History, sampler: Sampler, seeds: Sequence[int]) -> list[dict[str, Value]]:
+    """A configuration of the space per seed by one of Optuna's samplers, each asked from the same study.
 
-    The model, not its random fallback, makes them as soon as one result is visible. `two_fidelity` needs the proxy's
-    `surface`; Optuna's own samplers don't look at it.
+    The model, not its random fallback, makes them as soon as one result is visible.
     """
-    if sampler == "two_fidelity":
-        return [refined(space, history, seed, surface)[0] for seed in seeds]
     with quiet_optuna() as optuna:
         distributions = {name: distribution(parameter) for name, parameter in space.items()}
         study = rebuild(optuna, space, history, distributions)
@@ -46,7 +41,6 @@ def candidates(
             trial = study.ask(distributions)
             values = {name: from_optuna(space[name], trial.params[name]) for name in space}
             found.append(consistent(space, values))
-            trial.set_user_attr(WITHDRAWN, True)
             study.tell(trial, state=optuna.trial.TrialState.FAIL)  # or the next one would avoid it as running
     return found
 
@@ -56,12 +50,12 @@ def refined(
     history: History,
     seed: int,
     surface: Surface | None,
-    hints: Sequence[Mapping[str, Value]] = (),
+    hints: Sequence[Mapping[str, Value]],
     gain: float = 0.0,
 ) -> tuple[dict[str, Value], Outlook]:
     """What `two_fidelity` proposes, with the `hints` among its candidates, and what its model expects.
 
-    It is what `TwoFidelitySampler` would propose to a study with this history, without Optuna. Raises `UserError` where
+    It is what `TwoFidelitySampler` proposes to a study with this history, without Optuna. Raises `UserError` where
     there is no surface.
     """
     from understudy.search.acquisition import Acquisition
@@ -102,20 +96,14 @@ def _make(optuna: Any, name: Sampler, seed: int) -> Any:
 
 
 def rebuild(optuna: Any, space: Space, history: History, distributions: Mapping[str, Any]) -> Any:
-    """The study as the proposal may know it: results complete, later proposals running, what is skipped left out.
-
-    Trials that failed have a value as everybody else and the attribute `FAILED`.
-    """
+    """The study as the proposal may know it: results complete, later proposals running, what is skipped left out."""
     study = optuna.create_study(direction="minimize", sampler=optuna.samplers.RandomSampler(seed=0))
     seen = history.visible
-    for record, told, bad in zip(seen, told_values(seen), _failed(seen), strict=True):
+    for record, told in zip(seen, told_values(seen), strict=True):
         if told is None:
             continue
         params = {name: to_optuna(space[name], record.spec.hyperparameters[name]) for name in space}
-        note = {FAILED: True} if bad else {}
-        study.add_trial(
-            optuna.trial.create_trial(params=params, distributions=dict(distributions), value=told, user_attrs=note)
-        )
+        study.add_trial(optuna.trial.create_trial(params=params, distributions=dict(distributions), value=told))
     for proposal in history.pending:
         if proposal.skip is not None:
             continue
