@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 from collections.abc import Iterator
 
@@ -65,6 +66,21 @@ def test_an_interruption_is_noted_and_shown(logger: tuple[logging.Logger, list[s
     made.info("Terminating processes on user request, this might take some time.")
     assert chatter.interrupted()
     assert len(lines) == 1
+
+
+def test_a_second_ctrl_c_is_survived_where_nobody_reads(
+    logger: tuple[logging.Logger, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who piped the output somewhere has ended the reader by the first one."""
+
+    def closed(*_: object) -> None:
+        raise BrokenPipeError
+
+    chatter.hush(logger[0])
+    logger[0].info(chatter.STOPPED)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", closed)
+        signal.raise_signal(signal.SIGINT)
 
 
 def test_a_dry_runs_table_is_shown_once(logger: tuple[logging.Logger, list[str]]) -> None:
