@@ -88,7 +88,7 @@ class Acquisition:
     def choose(
         self, finished: Sequence[dict[str, Value]], losses: Sequence[float], running: Sequence[dict[str, Value]] = ()
     ) -> dict[str, Value]:
-        """What to try next, after some finished trials with their losses, while others run."""
+        """What to try next, after some finished trials with their losses (nats), while others run."""
         results = _settled(finished, losses)
         tried = [*results.configurations, *running]
         x = points(self.space, tried) if tried else np.zeros((0, len(self.surface.lengths)))
