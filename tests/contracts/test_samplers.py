@@ -207,7 +207,7 @@ def test_two_fidelity_begins_where_the_proxy_is_best_and_takes_hints() -> None:
 def as_written(record: TrialRecord) -> TrialRecord:
     """The same with more digits than a searched value has, and a decay that has no place on its log scale."""
     generator = random.Random(record.spec.id)
-    raw = space.from_unit(SPACE, [generator.random() for _ in SPACE])
+    raw = {name: parameter.from_unit(generator.random()) for name, parameter in SPACE.items()}
     values = record.spec.hyperparameters | raw | {"weight_decay": 0.0}
     return record.model_copy(update={"spec": record.spec.model_copy(update={"hyperparameters": values})})
 

@@ -35,7 +35,6 @@ from understudy.config import StudyConfig, parse
 from understudy.files import digest
 from understudy.hyperparameters import Value, complete
 from understudy.settings import Role
-from understudy.space import from_unit
 from understudy.trial import (
     Cost,
     CurvePoint,
@@ -132,7 +131,8 @@ def record(spec: TrialSpec, noise: float, status: str | None = None, curve: bool
 
 
 def _values(config: StudyConfig, unit: list[float]) -> dict[str, Value]:
-    return complete(from_unit(config.space, unit), config.defaults, "lora")
+    values = {name: parameter.from_unit(u) for (name, parameter), u in zip(config.space.items(), unit, strict=True)}
+    return complete(values, config.defaults, "lora")
 
 
 def _proxy(config: StudyConfig, generator: np.random.Generator) -> list[TrialRecord]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
@@ -47,6 +47,11 @@ def _ends(low: float, high: float, log: bool, integer: bool) -> tuple[float, flo
     pad = 0.5 if integer else 0.0
     low, high = low - pad, high + pad
     return (math.log(low), math.log(high)) if log else (low, high)
+
+
+def clipped(numbers: Sequence[Any], low: float, high: float) -> list[Any]:
+    """Numbers that end at `low` and `high`; by `min` and `max` it would take three times as long."""
+    return [low if x < low else high if x > high else x for x in numbers]
 
 
 class Range(_Parameter):
@@ -83,23 +88,32 @@ class Range(_Parameter):
 
     def from_unit(self, u: float) -> Value:
         """The value at unit coordinate `u`, clipped to the range."""
+        return self.from_units((u,))[0]
+
+    def from_units(self, units: Sequence[float]) -> list[Value]:
+        """As `from_unit`, for many at once."""
         low, high = self._ends()
-        x = low + min(max(u, 0.0), 1.0) * (high - low)
-        x = math.exp(x) if self.log else x
-        x = min(max(x, self.low), self.high)
-        return int(min(max(round(x), math.ceil(self.low)), math.floor(self.high))) if self.integer else x
+        span = high - low
+        found = [low + u * span for u in clipped(units, 0.0, 1.0)]
+        if self.log:
+            found = [math.exp(x) for x in found]
+        if self.integer:
+            least, most = math.ceil(self.low), math.floor(self.high)
+            return clipped([round(x) for x in found], least, most)
+        return clipped(found, self.low, self.high)
 
     def to_unit(self, value: Value) -> float:
         """The unit coordinate of a value, clipped to [0, 1]."""
-        low, high = self._ends()
-        x = float(value)
-        if self.log:
-            x = math.log(x) if x > 0 else low
-        return min(max((x - low) / (high - low), 0.0), 1.0)
+        return self.places((value,))[0]
 
-    def place(self, value: Value) -> float:
-        """Where models see a value."""
-        return self.to_unit(value)
+    def places(self, values: Sequence[Value]) -> list[float]:
+        """Where models see values: at their unit coordinates."""
+        low, high = self._ends()
+        span = high - low
+        found = [float(value) for value in values]
+        if self.log:
+            found = [math.log(x) if x > 0 else low for x in found]
+        return clipped([(x - low) / span for x in found], 0.0, 1.0)
 
     def contains(self, value: Value) -> bool:
         return not isinstance(value, str) and self.low <= value <= self.high
@@ -136,14 +150,22 @@ class Choices(_Parameter):
         """
         return _log_scale(self.choices)[0]
 
-    def place(self, value: Value) -> float:
-        """Where models see a choice: the middle of its interval, or where it lies on a log scale of uneven ones."""
-        places = _log_scale(self.choices)[1]
-        return places[value] if places else self.to_unit(value)
+    def places(self, values: Sequence[Value]) -> list[float]:
+        """Where models see choices: in the middles of their intervals, or on the log scale of uneven ones.
+
+        Raises `KeyError` for a value that isn't one.
+        """
+        found = _log_scale(self.choices)[1] or {choice: self.to_unit(choice) for choice in self.choices}
+        return [found[value] for value in values]
 
     def from_unit(self, u: float) -> Value:
         """The choice whose interval holds unit coordinate `u`."""
-        return self.choices[min(max(int(u * len(self.choices)), 0), len(self.choices) - 1)]
+        return self.from_units((u,))[0]
+
+    def from_units(self, units: Sequence[float]) -> list[Value]:
+        """As `from_unit`, for many at once."""
+        count = len(self.choices)
+        return [self.choices[min(max(int(u * count), 0), count - 1)] for u in units]
 
     def to_unit(self, value: Value) -> float:
         """The middle of a choice's interval; raise `ValueError` for a value that isn't one."""
@@ -204,16 +226,6 @@ def with_kinds(space: Mapping[str, Range | Choices]) -> dict[str, Range | Choice
 
 SearchSpace = Annotated[dict[str, Parameter], AfterValidator(with_kinds)]
 Space = Mapping[str, Range | Choices]
-
-
-def to_unit(space: Space, values: Mapping[str, Value]) -> list[float]:
-    """Unit coordinates in the space's order, shape (len(space),)."""
-    return [parameter.to_unit(values[name]) for name, parameter in space.items()]
-
-
-def from_unit(space: Space, coordinates: list[float]) -> dict[str, Value]:
-    """Values from unit coordinates in the space's order."""
-    return {name: parameter.from_unit(u) for (name, parameter), u in zip(space.items(), coordinates, strict=True)}
 
 
 def at_rest(space: Space, values: Mapping[str, Value]) -> set[str]:

@@ -25,7 +25,7 @@ from understudy.search.gaussian import Array
 from understudy.search.sequences import scrambled_sobol, sobol_directions
 from understudy.search.surface import LOG2_CANDIDATES, RATE, log_axis, points, posterior
 from understudy.search.two_fidelity import TwoFidelity, Units
-from understudy.search.values import Identity, from_unit, identity, placed, rounded
+from understudy.search.values import Identity, from_units, identities, identity, placed, rounded
 from understudy.space import Space
 
 AROUND = 48  # candidates around each centre
@@ -191,9 +191,9 @@ class Acquisition:
     def _distinct(self, coordinates: Array, taken: set[Identity]) -> list[dict[str, Value]]:
         """The different configurations at unit coordinates (n, parameters) that aren't taken; from now on they are."""
         found = []
-        for row in coordinates.tolist():
-            values = from_unit(self.space, row)
-            if (key := identity(values)) not in taken:
+        candidates = from_units(self.space, coordinates.T.tolist())
+        for key, values in zip(identities(candidates), candidates, strict=True):
+            if key not in taken:
                 taken.add(key)
                 found.append(values)
         return found

@@ -36,13 +36,14 @@ def embed(
     columns: list[NDArray[np.float64]] = []
     for name, parameter in space.items():
         weight = np.sqrt(weights.get(name, 0.0))
+        column = [values[name] for values in configurations]
         if isinstance(parameter, Choices) and not parameter.ordered:
             columns.extend(
-                weight / np.sqrt(2) * np.array([float(values[name] == choice) for values in configurations])
+                weight / np.sqrt(2) * np.array([float(value == choice) for value in column])
                 for choice in parameter.choices
             )
         else:
-            columns.append(weight * np.array([parameter.place(values[name]) for values in configurations]))
+            columns.append(weight * np.array(parameter.places(column)))
     return np.stack(columns, axis=1)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from understudy.hyperparameters import Value
-from understudy.search.values import from_unit
+from understudy.search.values import from_unit, from_units
 from understudy.space import Space
 from understudy.trial import derive_seed
 
@@ -35,7 +35,7 @@ def sobol(space: Space, seed: int, first: int, count: int) -> list[dict[str, Val
 
     engine = qmc.Sobol(len(space), scramble=True, rng=derive_seed(seed, "sobol"))
     points = engine.random_base2((first + count - 1).bit_length() if first + count > 1 else 0)
-    return [from_unit(space, point.tolist()) for point in points[first : first + count]]
+    return from_units(space, points[first : first + count].T.tolist())
 
 
 def sobol_directions(dimensions: int, log2_count: int) -> tuple[tuple[int, ...], ...]:

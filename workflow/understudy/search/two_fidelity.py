@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -113,12 +114,9 @@ class TwoFidelity:
         self._noise = min(max(surface.kernel.noise, NOISE[0]), NOISE[1])
         grid = _grid(surface, axis, decade, SHARED if truncated else (1.0,))
         proxies = {shift: self._proxy(self._x, shift) for shift in {point.shift for point in grid}}
-        prior = surface.kernel.between(self._x, self._x)  # wherever the shift moves both
+        correlations = self._correlations(self._x, {point.lengths for point in grid})
+        prior = self._prior(correlations)
         unknown = {shift: _surface_covariance(each, each, prior) for shift, each in proxies.items()}
-        correlations = {
-            lengths: matern(distances(self._x, self._x, np.array(lengths)))
-            for lengths in {point.lengths for point in grid}
-        }
         conditioned = [
             self._condition(point, proxies[point.shift], unknown[point.shift], correlations[point.lengths])
             for point in grid
@@ -160,13 +158,10 @@ class TwoFidelity:
     def _each(self, points: Array) -> tuple[Array, Array]:
         """Means and variances (kept, m) under each hypothesis."""
         proxies = {shift: self._proxy(points, shift) for shift in {k.hypothesis.shift for k in self._kept}}
-        prior = self._surface.kernel.between(points, self._x)
+        correlations = self._correlations(points, {k.hypothesis.lengths for k in self._kept})
+        prior = self._prior(correlations)
         here = {each.hypothesis.shift: each.proxy for each in self._kept}
         across = {shift: _surface_covariance(proxies[shift], each, prior) for shift, each in here.items()}
-        correlations = {
-            lengths: matern(distances(points, self._x, np.array(lengths)))
-            for lengths in {k.hypothesis.lengths for k in self._kept}
-        }
         found = [
             self._predict(
                 each,
@@ -203,6 +198,15 @@ class TwoFidelity:
         evidence = -0.5 * float((self._f - m) @ weights) - float(np.log(np.diag(factor)).sum())
         return _Conditioned(point, factor, weights, proxy, m, point.log_prior + evidence)
 
+    def _correlations(self, points: Array, lengths: set[tuple[float, ...]]) -> dict[tuple[float, ...], Array]:
+        """Of the points with the results (m, n), by lengths; the surface's are among them."""
+        wanted = {_lengths(self._surface), *lengths}
+        return {each: matern(distances(points, self._x, np.array(each))) for each in wanted}
+
+    def _prior(self, correlations: Mapping[tuple[float, ...], Array]) -> Array:
+        """The surface's covariance before any of the proxy's trials: the same wherever the shift moves both points."""
+        return self._surface.kernel.variance * correlations[_lengths(self._surface)]
+
     def _proxy(self, points: Array, shift: float | None) -> Marginal | None:
         """The surface at the points' counterparts; None in the story without it."""
         if shift is None:
@@ -211,6 +215,10 @@ class TwoFidelity:
         if self._axis is not None:
             moved[:, self._axis] += shift
         return self._surface.at(moved)
+
+
+def _lengths(surface: Posterior) -> tuple[float, ...]:
+    return tuple(surface.kernel.lengths.tolist())
 
 
 def _surface_covariance(a: Marginal | None, b: Marginal | None, prior: Array) -> Array:
@@ -246,7 +254,7 @@ def _grid(surface: Posterior, axis: int | None, decade: float, shares: tuple[flo
     """All hypotheses of both stories; `shares` are the values of k."""
     mean, spread = AMPLITUDE_PRIOR
     dimensions = len(surface.kernel.lengths)
-    deviations = (tuple(surface.kernel.lengths.tolist()), (WIDE * math.sqrt(dimensions),) * dimensions)
+    deviations = (_lengths(surface), (WIDE * math.sqrt(dimensions),) * dimensions)
     like = [
         Hypothesis(
             shift=step * SHIFT_SPREAD * decade,
