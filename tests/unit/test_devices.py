@@ -134,12 +134,20 @@ def test_a_longer_wait_is_said_once(
 
 
 @pytest.mark.parametrize(
-    ("given", "found"),
-    [("", "expandable_segments:True"), ("PYTORCH_ALLOC_CONF", "own"), ("PYTORCH_CUDA_ALLOC_CONF", "None")],
+    ("given", "offload", "found"),
+    [
+        ("", False, "expandable_segments:True"),
+        ("", True, "expandable_segments:True,pinned_max_round_threshold_mb:1"),
+        ("PYTORCH_ALLOC_CONF", True, "own"),
+        ("PYTORCH_CUDA_ALLOC_CONF", True, "None"),
+    ],
 )
-def test_torchs_allocator_is_set_unless_the_user_has(given: str, found: str, machine: dict[str, str]) -> None:
+def test_torchs_allocator_is_set_unless_the_user_has(
+    given: str, offload: bool, found: str, machine: dict[str, str]
+) -> None:
     others = {name: value for name, value in machine.items() if "ALLOC_CONF" not in name}
     code = CODE.replace("sys.stdin.read()", 'print(os.environ.get("PYTORCH_ALLOC_CONF"))')
+    code = code.replace("gradient_checkpointing=False", f"gradient_checkpointing=False, cpu_offload={offload}")
     told = subprocess.run(
         [sys.executable, "-c", code, "1"],
         env={**others, **({given: "own"} if given else {})},
@@ -189,6 +197,16 @@ def test_instances_of_a_split_gpu_count_and_names_may_be_short(
     if allotted is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", allotted)
     assert devices.visible() == expected
+
+
+def test_instances_do_not_train_together(machine: dict[str, str], tmp_path: Path) -> None:
+    """CUDA shows a process one of them at most."""
+    instances = [f"  MIG 3g.20gb     Device  {number}: (UUID: MIG-{number})" for number in range(2)]
+    list_devices(tmp_path / "bin" / "nvidia-smi", "GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-1)", *instances)
+    with trial(1, machine) as alone:
+        assert leased(alone) == "MIG-0"
+    together = subprocess.run([sys.executable, "-c", CODE, "2"], env=machine, capture_output=True, text=True)
+    assert "can't train together; set `processes: 1`" in together.stderr
 
 
 def test_where_nvidia_smi_lists_nothing_torch_is_asked(

@@ -65,6 +65,15 @@ def test_float32_leaves_room_for_fewer_rows_beside_the_same_states() -> None:
     assert rows == [4, 2]
 
 
+def test_one_mask_for_all_examples_of_a_pass_leaves_room_for_fewer() -> None:
+    memory = 200 * GIB
+    plain, _ = estimate(ROUND, 2048, memory, "bfloat16", True)
+    masked, reason = estimate(ROUND, 2048, memory, "bfloat16", True, masked=True)
+    assert (plain, masked) == (32, 16)
+    assert "with 3 GiB for the mask" in reason
+    assert estimate(ROUND, 128, memory, "bfloat16", True, masked=True)[0] == 64
+
+
 def test_dense_weights_leave_less_room_for_tokens() -> None:
     dense, token = 2 * HALF.parameters, packed_token_bytes(HALF, "bfloat16")
     others = frozen_bytes(HALF, "bfloat16") + HEAD_BYTES + 4 * trial_bytes(HALF)

@@ -12,7 +12,7 @@ import torch
 
 from tiny_models import EXECUTION, card, configs, llama_config, save
 from understudy.errors import ModelError
-from understudy.models.loading import load_base, load_tokenizer
+from understudy.models.loading import load_base, load_tokenizer, repeat_shared_keys
 from understudy.models.quantization import import_bitsandbytes, quantizing_on
 
 TOKENS = torch.arange(40).reshape(2, 20)
@@ -242,3 +242,25 @@ def test_weights_are_not_rounded_to_what_a_config_says(filed: str, said: str, fo
     waiting = load_base(card(folder), EXECUTION, "full", "host")
     assert {parameter.dtype for parameter in waiting.parameters()} == {found}
     assert torch.equal(logits(waiting.float()), logits(load_base(card(folder), EXECUTION, "full")))
+
+
+def test_heads_that_share_keys_get_copies_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for float32 on a GPU; what the model says is the same."""
+    from transformers.integrations import sdpa_attention
+
+    heads: list[tuple[int, int]] = []
+    attend = torch.nn.functional.scaled_dot_product_attention
+
+    def watched(query: torch.Tensor, key: torch.Tensor, *rest: Any, **named: Any) -> torch.Tensor:
+        heads.append((query.shape[1], key.shape[1]))
+        return attend(query, key, *rest, **named)
+
+    shared = llama_config()
+    shared.num_key_value_heads = 2
+    base = load_base(card(save(tmp_path / "model", shared)), EXECUTION, "lora")
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    monkeypatch.setattr(sdpa_attention, "use_gqa_in_sdpa", sdpa_attention.use_gqa_in_sdpa)  # put back afterwards
+    before = logits(base)
+    repeat_shared_keys()
+    torch.testing.assert_close(logits(base), before)
+    assert heads == [(4, 2)] * 2 + [(4, 4)] * 2

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +12,18 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from torch import distributed
 from transformers import AutoModelForCausalLM
 
 import training_study
 from rank_study import Case, curve, make_case, train_cases
 from training_study import load_tiny, make_job, make_spec
+from understudy import interruption
 from understudy.store import Store
-from understudy.train import launch
+from understudy.train import launch, loop
 from understudy.train.engine import Engine
 from understudy.train.launch import train_alone
+from understudy.train.ranks import Ranks
 from understudy.trial import TrialRecord, trial_digest
 
 # peft asks transformers for an attribute by its old name
@@ -142,6 +148,58 @@ def test_what_rounds_is_as_with_whole_copies(trained: Any) -> None:
         if f"fsdp {name}" in records:
             whole, sharded = (curve(records[f"{way} {name}"]) for way in ("ddp", "fsdp"))
             assert sharded == pytest.approx(whole, rel=5e-3 if name == "bfloat16" else 1e-4)
+
+
+@pytest.fixture
+def one_of_one(tmp_path: Path) -> Iterator[None]:
+    """A process group of this process alone."""
+    store = distributed.FileStore(str(tmp_path / "store"), 1)
+    distributed.init_process_group(
+        "gloo" if training_study.DEVICE == "cpu" else "nccl", rank=0, world_size=1, store=store
+    )
+    yield
+    distributed.destroy_process_group()
+
+
+def asks_to_stop(monkeypatch: pytest.MonkeyPatch, name: str, count: int) -> None:
+    """Let a signal come when training calls one of its functions for the `count`-th time."""
+    original, seen = getattr(loop, name), itertools.count(1)
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        found = original(*arguments, **named)
+        if next(seen) == count:
+            monkeypatch.setattr(interruption, "asked", lambda: signal.SIGTERM)
+        return found
+
+    monkeypatch.setattr(loop, name, counted)
+
+
+@pytest.mark.parametrize(
+    ("moment", "how"),
+    [
+        (("score", 1), {"dtype": "bfloat16"}),  # saved after an evaluation
+        (("completion_tokens", 7), {"padding_free": True, "micro_batch_size": 4}),  # resumed after two passes
+    ],
+    ids=["an evaluation", "padding-free"],
+)
+@pytest.mark.usefixtures("one_of_one")
+def test_a_sharded_model_goes_on_where_it_was(
+    moment: tuple[str, int], how: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Passes without a backward one leave what FSDP gathered for them behind, as no step does."""
+    same = {"method": "full", "num_train_epochs": 3, "batch_size": 5}
+    cases = [make_case(tmp_path / name, how={**FSDP, **how}, **same) for name in ("whole", "cut")]
+    whole, cut = (Engine(job, Ranks()) for _, job in cases)
+    expected = whole.train(cases[0][0])
+    with monkeypatch.context() as patch:
+        asks_to_stop(patch, *moment)
+        with pytest.raises(interruption.InterruptionError, match="the checkpoint is kept"):
+            cut.train(cases[1][0])
+    (saved,) = cases[1][1].store.glob("*/checkpoint/step-*/rank-0.pt")
+    weights = torch.load(saved)["state"]["weights"]
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}
+    resumed = Engine(cases[1][1], Ranks()).train(cases[1][0])
+    assert curve(resumed) == curve(expected)
 
 
 def test_a_sharded_trial_ends_when_memory_runs_out_on_one_rank(tmp_path: Path, monkeypatch: Any) -> None:

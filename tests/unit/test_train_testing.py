@@ -16,11 +16,11 @@ from understudy.errors import CorruptFileError, ModelError
 from understudy.models.loading import load_base, load_tokenizer
 from understudy.settings import DecodeSettings
 from understudy.store import Store
-from understudy.train import decoding
+from understudy.train import decoding, testing
 from understudy.train.engine import Engine
 from understudy.train.testing import LookLog, Trained
 from understudy.train.trained import trained_models
-from understudy.trial import TrialRecord
+from understudy.trial import ResolvedExecution, TrialRecord
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +51,31 @@ def test_stored_models_have_the_losses_that_they_were_trained_to(
     for record in records:
         mean = sum(found.by_digest[record.result.digest]) / sum(found.tokens)
         assert mean == pytest.approx(record.result.objective, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "device", "rows"), [("fsdp", "cuda", 1), ("ddp", "cuda", 64), ("fsdp", "cpu", 64)]
+)
+def test_what_fills_its_gpus_is_asked_row_by_row(
+    finalists: tuple[Trained, list[TrialRecord], Path],
+    strategy: str,
+    device: str,
+    rows: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A model that was sharded is whole for the test, and rows were counted beside a share of it."""
+    trained, _, root = finalists
+    asked: list[int] = []
+
+    def losses(_model: Any, examples: Any, _pad: int, how: ResolvedExecution) -> tuple[list[float], list[int]]:
+        asked.append(how.micro_batch_size)
+        return [0.0] * len(examples), [1] * len(examples)
+
+    monkeypatch.setattr(testing, "trained_models", lambda *_: iter("ab"))
+    monkeypatch.setattr(testing, "completion_losses", losses)
+    how = trained.execution.model_copy(update={"strategy": strategy, "device": device})
+    replace(trained, execution=how).losses(root / "validation.parquet", None)
+    assert asked == [rows, rows]
 
 
 def test_the_test_split_is_read_once_per_question_and_every_question_counts(

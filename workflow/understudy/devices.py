@@ -37,11 +37,17 @@ def lease(execution: ResolvedExecution) -> None:
     """Wait for as many free GPUs as the execution has processes, and let this process see only these.
 
     A longer wait is said once. On CPUs, and where this process has its lease already, nothing happens. Call it before
-    CUDA is initialised. Raises `UserError` where fewer devices are visible than are needed.
+    CUDA is initialised. Raises `UserError` where fewer devices are visible than are needed, or several are needed and
+    they are parts of GPUs.
     """
     if execution.device == "cpu" or len(_held) >= execution.processes:
         return
     devices = visible()
+    if execution.processes > 1 and any(device.startswith("MIG") for device in devices):
+        raise UserError(
+            f"`processes` is {execution.processes}, but the GPUs here are split into instances (MIG), of which a "
+            "process sees only one, so that several can't train together; set `processes: 1`, or take whole GPUs"
+        )
     if len(devices) < execution.processes:
         needed = "1 GPU" if execution.processes == 1 else f"{execution.processes} GPUs, one per process"
         raise UserError(
@@ -59,7 +65,10 @@ def lease(execution: ResolvedExecution) -> None:
         time.sleep(WAIT_SECONDS)
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(leased)
     if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the older name
-        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # shapes differ in every pass
+        settings = ["expandable_segments:True"]  # shapes differ in every pass
+        if execution.cpu_offload:
+            settings.append("pinned_max_round_threshold_mb:1")  # else each tensor on the host takes a power of two
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", ",".join(settings))
 
 
 def require(count: int) -> None:

@@ -34,13 +34,15 @@ def estimate(
     dtype: str,
     gradient_checkpointing: bool,
     taken: float | None = None,
+    masked: bool = False,
 ) -> tuple[int, str]:
     """Rows per forward pass that a GPU's memory is likely to hold, a power of two, and why.
 
     `taken`: the bytes that a strategy takes beside activations, where that has been estimated. Without it, 16 bytes per
     parameter for full fine-tuning with AdamW in float32 (weights, gradients, two moments), where that leaves half of
-    the memory; else those of a frozen base. Not verified beyond a few models: a trial that still runs out
-    of memory says so in its status.
+    the memory; else those of a frozen base. `masked`: a pass's examples follow each other in one row, which takes a
+    mask of all pairs of its tokens, a byte each, and the bias that attention makes of it, in the computing type. Not
+    verified beyond a few models: a trial that still runs out of memory says so in its status.
     """
     usable = USABLE_SHARE * memory_bytes
     full = card.quantization == "none" and 16 * card.parameters <= usable / 2
@@ -50,10 +52,16 @@ def estimate(
         states, kind = taken, "its states"
     per_row = max_length * token_bytes(card, dtype, gradient_checkpointing)
     rows = min(LARGEST_MICRO_BATCH, _power_of_two((usable - states) / per_row))
-    return rows, (
+    text = (
         f"estimated: of {in_gib(usable)} usable, {in_gib(states)} for {kind} of {card.parameters:,} "
         f"parameters and {in_gib(per_row)} per row of {max_length} tokens"
     )
+    if masked:
+        per_pair = 1 + (2 if dtype == "bfloat16" else 4)
+        while rows > 1 and states + rows * per_row + per_pair * (rows * max_length) ** 2 > usable:
+            rows //= 2
+        text += f", with {in_gib(per_pair * (rows * max_length) ** 2)} for the mask that keeps examples of a pass apart"
+    return rows, text
 
 
 def frozen_bytes(card: ModelCard, dtype: str) -> float:

@@ -67,9 +67,11 @@ def _stage(
         rows = CPU_MICRO_BATCH
         notes.append(f"{role}.micro_batch_size: {rows}, the default on CPUs")
     else:
-        rows, reason = estimate(
-            card, max_length, hardware.memory_bytes, dtype, stage.gradient_checkpointing, strategy.taken
+        masked = (
+            isinstance(stage, TargetExecution) and stage.padding_free is True and stage.attention != "flash_attention_2"
         )
+        memory, sparing = hardware.memory_bytes, stage.gradient_checkpointing
+        rows, reason = estimate(card, max_length, memory, dtype, sparing, strategy.taken, masked)
         notes.append(f"{role}.micro_batch_size: {rows}, {reason}")
     return ResolvedExecution(
         device=device,

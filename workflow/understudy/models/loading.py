@@ -73,6 +73,8 @@ def load_base(
 
     logging.disable_progress_bar()
     on_gpu = execution.device == "cuda"
+    if on_gpu and execution.dtype == "float32":
+        repeat_shared_keys()
     dtype = torch.bfloat16 if on_gpu and method == "lora" and execution.dtype == "bfloat16" else torch.float32
     gpu = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
     device = gpu if where == "device" else torch.device("cpu")
@@ -104,6 +106,17 @@ def load_base(
     model.config.use_cache = False
     base: PreTrainedModel = model
     return base
+
+
+def repeat_shared_keys() -> None:
+    """Let transformers repeat keys and values that several heads share, for the rest of this process.
+
+    Handed on as they are, no fused kernel of torch's takes them in float32 on a GPU (its memory-efficient one wants as
+    many as there are queries, the others 16 bits), and the plain one holds all scores, T x T for each head.
+    """
+    from transformers.integrations import sdpa_attention
+
+    sdpa_attention.use_gqa_in_sdpa = lambda *_, **__: False
 
 
 def _filed_dtype(folder: Path) -> torch.dtype:

@@ -142,8 +142,7 @@ class Engine:
                         _shard(model, execution)
                 train(model, spec, examples, execution, settings, self.ranks, history, limits, checkpoint)
                 if keeps_weights(spec):
-                    with watchdog.patient():
-                        self._keep_weights(spec, model, folder)
+                    self._keep_weights(spec, model, folder)
         except StoppedEarlyError as error:
             return "stopped", str(error)
         except DivergedError as error:
@@ -255,7 +254,7 @@ class Engine:
             gathered = {"state_dict": whole_state(model, self.ranks)}
         if self.ranks.index > 0:
             return
-        with folder_whole(folder) as beside:
+        with watchdog.patient(), folder_whole(folder) as beside:
             if hasattr(model, "peft_config"):
                 model.save_pretrained(beside, save_embedding_layers=False, **gathered)  # type: ignore[operator]
             else:

@@ -74,3 +74,5 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+        if (reshard := getattr(model, "reshard", None)) is not None:
+            reshard()  # FSDP's root stays gathered after a pass without a backward one, and can't be saved or loaded so

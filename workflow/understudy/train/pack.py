@@ -135,6 +135,7 @@ class _Training:
         if not going_on:
             path.unlink()
             return ()
+        devices.lease(self.job.inputs.execution)  # before torch is there, whose allocator reads its settings then
         from understudy.train.packed.checkpoint import Checkpoint
 
         return Checkpoint(path).trials()

@@ -18,6 +18,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from understudy import watchdog
 from understudy.models.quantization import import_bitsandbytes
 from understudy.train.checkpoint import local
 from understudy.train.gradients import Agreed
@@ -158,4 +159,5 @@ def _whole(value: Tensor, ranks: Ranks) -> Tensor:
     if isinstance(value, DTensor):
         gathered: Tensor = cast(DTensor, value.to(value.device_mesh.device_type)).full_tensor()
         value = gathered
+    watchdog.beat()
     return value.cpu() if ranks.index == 0 else torch.empty(0)

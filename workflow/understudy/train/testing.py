@@ -18,7 +18,7 @@ from understudy.frozen import Frozen
 from understudy.models.loading import load_tokenizer
 from understudy.store import Store
 from understudy.train.evaluation import completion_losses
-from understudy.train.trained import trained_models
+from understudy.train.trained import is_spread, trained_models
 from understudy.trial import ModelCard, ResolvedExecution
 
 
@@ -44,10 +44,15 @@ class Trained:
         tokenizer = load_tokenizer(self.card)
         examples = encode(read_split(split, limit), tokenizer, self.max_length)
         folders = [self.store.adapter(name) for name in self.digests]
+        execution = self.execution
+        if is_spread(
+            execution
+        ):  # rows were counted where the weights lay in shards or on the host; here they fill GPUs
+            execution = execution.model_copy(update={"micro_batch_size": 1})
         by_digest: dict[str, tuple[float, ...]] = {}
         tokens: tuple[int, ...] = ()
-        for name, model in zip(self.digests, trained_models(self.card, self.execution, folders), strict=True):
-            sums, counts = completion_losses(model, examples, tokenizer.pad_token_id, self.execution)
+        for name, model in zip(self.digests, trained_models(self.card, execution, folders), strict=True):
+            sums, counts = completion_losses(model, examples, tokenizer.pad_token_id, execution)
             by_digest[name], tokens = tuple(sums), tuple(counts)
             del model  # makes room for the next one
         return Losses(by_digest=by_digest, tokens=tokens)

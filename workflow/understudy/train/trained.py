@@ -23,7 +23,7 @@ def trained_models(card: ModelCard, execution: ResolvedExecution, folders: Seque
     """
     base: Any = None
     model: Any = None
-    spread: Place = "spread" if execution.strategy == "fsdp" and execution.device == "cuda" else "device"
+    spread: Place = "spread" if is_spread(execution) else "device"
     for folder in folders:
         if not folder.exists():
             raise CorruptFileError(
@@ -46,6 +46,11 @@ def trained_models(card: ModelCard, execution: ResolvedExecution, folders: Seque
             raise CorruptFileError(
                 f"{folder} holds neither an adapter nor weights; delete {folder.parent} and run the workflow again"
             )
+
+
+def is_spread(execution: ResolvedExecution) -> bool:
+    """Whether a trained model is spread over all GPUs and, where they are too small, the host: it was sharded."""
+    return execution.strategy == "fsdp" and execution.device == "cuda"
 
 
 def _with_adapter(base: Any, folder: Path) -> Any:
