@@ -41,7 +41,7 @@ class Trained:
     records: list[TrialRecord]
 
 
-@pytest.fixture(scope="module", params=["alone", "packed", "two processes"])
+@pytest.fixture(scope="module", params=["alone", "packed", pytest.param("two processes", marks=pytest.mark.long)])
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     train = packed if request.param == "packed" else alone
     processes = 2 if request.param == "two processes" else 1

@@ -71,6 +71,7 @@ def differing_from_alone() -> list[str]:
     return differing(alone(SPECS[:4], own), train_packed(SPECS[:4], own))
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="torch takes its products from another library")
 def test_on_processors_without_avx512(monkeypatch: pytest.MonkeyPatch) -> None:
     """MKL has other kernels for them, whose rows depend on each other if nothing is done about it."""

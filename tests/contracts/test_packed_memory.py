@@ -55,6 +55,7 @@ def plenty(tmp_path_factory: pytest.TempPathFactory) -> PackResults:
     return results
 
 
+@pytest.mark.long
 def test_a_pack_that_is_short_of_memory_splits(plenty: PackResults, tmp_path: Path) -> None:
     found = in_own_process(Pack(id="random-000", specs=SPECS), make_job(tmp_path, packing=PLENTY), 60)
     assert plenty.notes == ()
@@ -66,6 +67,7 @@ def test_a_pack_that_is_short_of_memory_splits(plenty: PackResults, tmp_path: Pa
         assert record.result.curve[0].eval_loss == pytest.approx(expected.result.curve[0].eval_loss, rel=1e-4)
 
 
+@pytest.mark.long
 def test_a_trial_that_does_not_fit_at_all(plenty: PackResults, tmp_path: Path) -> None:
     """Four times 35 MB of weights, gradients and moments."""
     large = make_spec("x", lora_r=4096)

@@ -154,6 +154,7 @@ def interrupt(*_: Any) -> None:
     raise Interrupted
 
 
+@pytest.mark.long
 def test_two_threads(tmp_path: Path) -> None:
     """Sums on several threads depend on how many rows there are: the company has to be the same again."""
     plan = Pack(id="random-000", specs=tuple(make_spec(f"r{n}", batch_size=24 - n, lora_dropout=0.1) for n in range(3)))
@@ -214,6 +215,7 @@ def killed(plan: Pack, job: Job, at: int) -> None:
         train_pack(plan, job)
 
 
+@pytest.mark.long
 def test_killed_processes(tmp_path: Path) -> None:
     whole = train_pack(HALVED, job_of(tmp_path / "whole"))
     job = job_of(tmp_path / "cut")

@@ -256,6 +256,7 @@ def test_a_pack_is_held_while_it_is_trained(tmp_path: Path, monkeypatch: pytest.
     assert locks() == (False,)
 
 
+@pytest.mark.long
 def test_two_processes_on_one_store(tmp_path: Path) -> None:
     """The same pack, and one that shares most trials with it."""
     plans = [Pack(id="random-000", specs=specs) for specs in (SPECS[:3], SPECS[:3], SPECS[1:])]

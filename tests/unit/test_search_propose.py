@@ -248,6 +248,7 @@ def test_proposals_are_complete(method: str, tmp_path: Path) -> None:
     assert {record.spec.method for record in records} == {method}
 
 
+@pytest.mark.long
 def test_the_guided_search_beats_the_unguided_one(tmp_path: Path) -> None:
     """Median best loss over three seeds of 14 trials, without starts, on the made-up bowl."""
     best: dict[str, list[float]] = {"guided": [], "random": []}

@@ -73,6 +73,7 @@ def test_a_start_is_told_as_one(tmp_path: Path) -> None:
     assert "start" in [proposal["kind"] for proposal in told]
 
 
+@pytest.mark.long
 def test_it_beats_a_search_without_the_proxy(tmp_path: Path) -> None:
     ours, others = [], []
     for seed in range(1, 4):

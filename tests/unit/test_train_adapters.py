@@ -39,6 +39,7 @@ for quantization in ("none", "nf4"):
 """
 
 
+@pytest.mark.long
 def test_an_unquantized_base_spares_bitsandbytes_and_a_later_quantized_one_gets_it(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", CODE, str(tmp_path)],

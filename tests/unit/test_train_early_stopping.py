@@ -160,6 +160,7 @@ def test_a_trial_that_diverged_later_is_stopped_where_it_would_have_been(tmp_pat
     assert train_trial(spec, replace(job, stop_above=(None,) * 11), refuse) == diverged
 
 
+@pytest.mark.long
 def test_two_processes_stop_together(trained: tuple[Job, TrialRecord], tmp_path: Path) -> None:
     limits = (None, loss(trained[1], 2) - 0.01)
     two = anew(make_job(tmp_path / "job", evaluations=EVALUATIONS, processes=2), tmp_path, limits)

@@ -189,6 +189,7 @@ def test_divergence_is_a_result(tmp_path: Path, when: str) -> None:
     assert Store(job.store).find(result.digest) is not None
 
 
+@pytest.mark.long
 def test_running_out_of_memory_is_a_result_and_the_next_trial_goes_on(tmp_path: Path) -> None:
     """A real limit on the process's memory: a batch of 2,048 examples doesn't fit, one of 4 does."""
     job = make_job(tmp_path, micro_batch_size=4096)
@@ -265,7 +266,7 @@ def validation_loss(model: Any, engine: Engine) -> float:
     return sum(losses) / sum(tokens)
 
 
-@pytest.mark.parametrize("quantization", ["none", "nf4"])
+@pytest.mark.parametrize("quantization", ["none", pytest.param("nf4", marks=pytest.mark.long)])
 def test_bfloat16_learns_about_the_same(tmp_path: Path, quantization: Quantization) -> None:
     spec = make_spec(num_train_epochs=3, learning_rate=1e-2)
     exact = Engine(make_job(tmp_path / "exact", quantization)).train(spec).result.objective

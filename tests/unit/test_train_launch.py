@@ -24,6 +24,7 @@ from understudy.trial import TrialSpec, trial_digest
 PATIENCE = 60.0  # seconds until a process counts as hanging
 
 
+@pytest.mark.long
 def test_ranks_agree_that_memory_ran_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only rank 1 runs out of memory; rank 0 must hear of it and not wait forever."""
     monkeypatch.setattr(launch, "run_rank", training_study.run_rank_short_of_memory)
@@ -33,6 +34,7 @@ def test_ranks_agree_that_memory_ran_out(tmp_path: Path, monkeypatch: pytest.Mon
     assert result.message == "memory ran out in step 1 of 1"
 
 
+@pytest.mark.long
 def test_one_rank_that_runs_out_of_memory_before_the_first_step_speaks_for_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -44,6 +46,7 @@ def test_one_rank_that_runs_out_of_memory_before_the_first_step_speaks_for_all(
     assert Store(job.store).find(trial_digest(spec, job.inputs)) == record
 
 
+@pytest.mark.long
 def test_a_rank_whose_last_words_the_disk_does_not_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "run_rank", training_study.run_rank_without_last_words)
     job = make_job(tmp_path, processes=2)
@@ -51,12 +54,14 @@ def test_a_rank_whose_last_words_the_disk_does_not_take(tmp_path: Path, monkeypa
         train_alone(make_spec(), job)
 
 
+@pytest.mark.long
 def test_a_users_mistake_is_told_by_the_command(tmp_path: Path) -> None:
     job = make_job(tmp_path, "nf4", processes=2)  # found out by the ranks
     with pytest.raises(RankError, match=r"`target.method: full` trains the weights themselves"):
         train_alone(make_spec(method="full"), job)
 
 
+@pytest.mark.long
 def test_ranks_end_when_the_command_is_killed(tmp_path: Path) -> None:
     with long_training(tmp_path) as (command, ranks):
         command.kill()

@@ -68,6 +68,7 @@ def test_two_nodes_learn_what_one_process_learns(slurm: Path) -> None:
     assert Store(job.store).find(together.result.digest) == together
 
 
+@pytest.mark.long
 def test_a_node_that_fails_ends_the_trial_with_one_message(slurm: Path, capfd: pytest.CaptureFixture[str]) -> None:
     job = make_job(slurm / "two", "nf4", nodes=2)
     with pytest.raises(RankError, match=r"on 2 nodes ended with srun's exit code 1; .* nothing was recorded"):

@@ -85,6 +85,7 @@ def test_pieces_are_as_long_as_can_be(batch: list[int], tokens: int) -> None:
         assert CORPUS.tokens([*piece, following[0]]) > tokens
 
 
+@pytest.mark.long
 @given(
     st.lists(st.tuples(st.integers(1, 20), st.floats(0.1, 5)), min_size=1, max_size=12),
     st.integers(1, 600),

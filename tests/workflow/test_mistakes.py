@@ -66,6 +66,7 @@ def test_bad_rows_are_named_by_line(tmp_path: Path) -> None:
     refused(study, "train.jsonl", "line 2", "completion", "line 3", target="results/data/manifest.json")
 
 
+@pytest.mark.long
 def test_data_that_are_gone_are_not_missed_and_changed_ones_are_noticed(tmp_path: Path) -> None:
     """Snakemake would take the splits away before the command finds that there is nothing to cut them from."""
     rows = [{"prompt": f"say {number}", "completion": f"{number}"} for number in range(900)]
@@ -90,6 +91,7 @@ def test_a_target_that_is_not_there_is_told_before_the_proxy_stage(tmp_path: Pat
     assert not (study.folder / planned).exists()
 
 
+@pytest.mark.long
 def test_a_model_folder_without_weights(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()

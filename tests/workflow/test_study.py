@@ -159,6 +159,7 @@ def test_more_trials_train_only_the_new_ones(finished: Study, tmp_path: Path) ->
     assert target.height == old.height + 1
 
 
+@pytest.mark.long
 def test_more_proxy_trials_leave_the_old_ones_alone(finished: Study, tmp_path: Path) -> None:
     study = copy_of(finished, tmp_path / "more", proxy__sobol=3)
     before = study.trained()
@@ -208,6 +209,7 @@ def test_nothing_is_trained_again(finished: Study, tmp_path: Path) -> None:
     assert study.tables() == finished.tables()
 
 
+@pytest.mark.long
 def test_trained_weights_can_go_once_the_report_is_there(finished: Study, tmp_path: Path) -> None:
     """Settings that no number follows from leave it alone; who asks for the report again trains its finalists again."""
     study = copy_of(finished, tmp_path / "light", execution__checkpoint_minutes=1)
@@ -305,6 +307,7 @@ def test_target_trials_are_stopped_early_and_left_alone(finished: Study, tmp_pat
     assert second.head(6).equals(targets)
 
 
+@pytest.mark.long
 def test_what_is_asked_of_a_scheduler_holds_nothing_back_on_one_machine(finished: Study, tmp_path: Path) -> None:
     """Neither memory that no machine has, nor more threads than there are cores; that is said."""
     asked = {"target": {"mem_mb": 10**9, "runtime": 1}}
@@ -316,6 +319,7 @@ def test_what_is_asked_of_a_scheduler_holds_nothing_back_on_one_machine(finished
     assert execution["resolved"]["threads"] == 2
 
 
+@pytest.mark.long
 def test_the_table_that_the_benchmark_replays_can_be_made(finished: Study, tmp_path: Path) -> None:
     script = Path(__file__).parents[1] / "benchmarks" / "transfer_runs.py"
     command = [
