@@ -90,8 +90,11 @@ def show_plan():
     if STUDY.data.files is not None and not PATHS.manifest.exists():
         require_data()
     require_models()
-    if is_changed():
-        logger.warning("understudy: the config or the data have changed since the last run")
+    if changed := [name for name in SETTINGS if is_changed(name)]:
+        logger.warning(
+            f"understudy: the config or the data have changed since the last run ({', '.join(changed)}); a run does "
+            "anew what follows from that, also where this dry run doesn't list it, as in a copy of a study"
+        )
     room = run_room()
     logger.info(graph.plan(STUDY, abreast.side_by_side(STUDY, room)["target"]))
     for line in abreast.narrow(STUDY, room):

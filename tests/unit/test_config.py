@@ -375,3 +375,11 @@ def test_schema_and_reference_are_up_to_date() -> None:
     assert json.loads((ROOT / "workflow/schemas/config.schema.json").read_text()) == config.schema(), mend
     written = (ROOT / "config" / "README.md").read_text()
     assert written[written.index(reference.MARKER) :].strip() == reference.markdown().strip(), mend
+
+
+def test_few_trials_need_no_word_about_starts(raw: dict[str, Any]) -> None:
+    """Their default number is for more; a number that was given has to fit."""
+    raw["target"] = {"sampler": "tpe", "trials": 4, "window": 1}
+    assert problems(raw) == {}
+    raw["target"]["starts"] = 6
+    assert "`starts` may be at most `trials` (4), but got 6" in str(problems(raw))

@@ -135,7 +135,7 @@ def test_every_bad_line_is_listed_with_its_number(tmp_path: Path) -> None:
 
 
 def test_only_the_first_problems_are_shown_and_all_rows_counted(tmp_path: Path) -> None:
-    write(tmp_path / "d.jsonl", [*PAIRS, *({"prompt": "a", "completion": i} for i in range(25))])
+    write(tmp_path / "d.jsonl", [*PAIRS, *({"prompt": "a", f"key{i}": "b"} for i in range(25))])
     with pytest.raises(
         DataError, match=r"(?s)25 of its 65 rows.*line 41: .*line 50: .*and 15 more, with other problems"
     ) as raised:
@@ -208,6 +208,41 @@ def test_bad_chats(turns: Any, problem: str, tmp_path: Path) -> None:
     assert problem in str(raised.value)
 
 
+def test_one_problem_with_many_values_is_one_line(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": [{"type": "image_url"}]}]
+    chats = [{"messages": turns[:1] * i + turns} for i in range(20)]
+    write(tmp_path / "d.jsonl", [*chats, {"messages": [{"from": "human", "value": "a"}]}])
+    with pytest.raises(DataError) as raised:
+        prepare(tmp_path, **given(tmp_path / "d.jsonl", format="messages"))
+    lines = [line.strip() for line in str(raised.value).splitlines()]
+    assert lines[1].startswith(
+        "lines 1, 2, 3 and 17 more: turn 2 needs a text `content`, but has [{'type': 'image_url'"
+    )
+    assert lines[2:-1] == ["line 21: turn 1 has no `role` (keys: from, value)"]
+
+
+def test_a_chat_under_another_name_gets_a_hint(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    write(tmp_path / "d.jsonl", [{"conversations": turns}])
+    with pytest.raises(DataError, match=r"name the list `messages` and set `data\.format: messages`"):
+        prepare(tmp_path, **given(tmp_path / "d.jsonl", format="sharegpt"))
+
+
+def test_parts_of_text_and_conversational_pairs_are_chats(tmp_path: Path) -> None:
+    """As OpenAI and TRL have them."""
+    parts = [{"type": "text", "text": "One"}, {"type": "text", "text": "?"}]
+    asked, answer = {"role": "user", "content": parts}, {"role": "assistant", "content": parts[:1]}
+    chats = [{"messages": [{"role": "system", "content": f"{i}"}, asked, answer]} for i in range(20)]
+    pairs = [{"prompt": chat["messages"][:2], "completion": chat["messages"][2:]} for chat in chats]
+    found = []
+    for name, items in (("messages", chats), ("prompt_completion", pairs)):
+        prepare(tmp_path / name, **given(write(tmp_path / f"{name}.jsonl", items), format=name))
+        found.append(rows(tmp_path / name).sort("prompt").select("prompt", "completion", "chat").rows())
+    assert found[0] == found[1]
+    prompt, completion, chat = found[0][0]
+    assert (json.loads(prompt)[1], completion, chat) == ({"role": "user", "content": "One?"}, "One", True)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
@@ -218,7 +253,8 @@ def test_bad_chats(turns: Any, problem: str, tmp_path: Path) -> None:
         ("d.json", '{"a": 1}\n{"a": 2}\n', r"one object per line wants the ending \.jsonl: rename it to d\.jsonl"),
         ("data", "", r"data has no ending, but data files may be \.jsonl"),
         ("d.parquet", "no parquet", r"can't be read as \.parquet"),
-        ("d.jsonl", b"\xff\xfe\x00", r"can't be read as \.jsonl"),
+        ("d.jsonl", b"\n" + "ä".encode("latin-1"), r"line 2: isn't UTF-8 \(byte 1 is 0xe4\); save the file as UTF-8"),
+        ("d.jsonl", '{"prompt": "a', r"isn't valid JSON: Unterminated string starting at character 12"),
     ],
 )
 def test_files_that_cannot_be_read(name: str, content: str | bytes | None, problem: str, tmp_path: Path) -> None:

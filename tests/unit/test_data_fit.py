@@ -76,6 +76,19 @@ def test_what_is_cut_is_told_and_noted(
     ]
 
 
+@pytest.mark.parametrize("data_format", ["prompt_completion", "text"])
+def test_a_study_without_any_prompt_is_refused(
+    data_format: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Where there were some: plain texts may be of any length."""
+    long = "a long answer " * 20
+    items = [{"prompt": f"{i}", "completion": f"{i} {long}", "text": f"{i} {long}"} for i in range(40)]
+    code = main(prepared(tmp_path, items, data_format))
+    said = capfd.readouterr().err
+    assert ("not one of the 12 training examples keeps any of its prompt" in said) == (data_format != "text")
+    assert (code == 0) == (data_format == "text")
+
+
 def test_a_card_without_notes_says_nothing_of_them(tmp_path: Path) -> None:
     items = [{"prompt": f"{i}", "completion": "Yes."} for i in range(40)]
     assert main(prepared(tmp_path, items, "prompt_completion")) == 0

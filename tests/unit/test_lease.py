@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from understudy import lease
+from understudy.errors import StorageError
 
 HOLD = """
 import sys, time
@@ -48,6 +49,18 @@ def seconds_until_held(path: Path) -> float:
     began = time.monotonic()
     with lease.held(path):
         return time.monotonic() - began
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    """Such as one below a link to a disk that is gone."""
+    (tmp_path / "link").symlink_to(tmp_path / "gone" / "away")
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "link", tmp_path / "file", Path("/proc/nothing")):
+        with (
+            pytest.raises(StorageError, match=f"the folder {place}.* can't be made"),
+            lease.held(place / "x" / ".lock"),
+        ):
+            pass
 
 
 @pytest.mark.parametrize("place", ["here", "elsewhere"])

@@ -77,6 +77,12 @@ def test_too_few_of_everything_is_an_error(starts: Starts) -> None:
         select_finalists(3, starts.model_copy(update={"starts": ()}), targets(starts, [2.5, None]))
 
 
+def test_without_a_single_loss_nobody_goes_on(starts: Starts) -> None:
+    """What was never tried isn't trained over several seeds at once."""
+    with pytest.raises(UserError, match=r"none of the 2 target trials came to a loss \(2 diverged\)"):
+        select_finalists(1, starts, targets(starts, [None, None]))
+
+
 def repeats(selection: Selection, losses: dict[int, list[float | None]]) -> list[TrialRecord]:
     found = []
     for rank, values in losses.items():

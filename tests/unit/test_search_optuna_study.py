@@ -109,6 +109,12 @@ def test_a_study_that_cannot_serve_is_refused_in_words(proxy: optuna.Study) -> N
         study.ask().suggest_float("dropout", 0, 1)
 
 
+def test_a_study_of_several_objectives_is_refused_in_words() -> None:
+    several = optuna.create_study(directions=["minimize", "maximize"])
+    with pytest.raises(UserError, match="has 2 objectives; a surface is of one"):
+        TwoFidelitySampler.from_study(several, seed=1)
+
+
 def test_an_objective_with_fewer_parameters_is_refused_in_words(proxy: optuna.Study) -> None:
     study = optuna.create_study(sampler=TwoFidelitySampler.from_study(proxy, seed=1))
     with pytest.raises(ValueError, match="trial 0 is complete without batch_size, layers, rank, schedule, warmup"):

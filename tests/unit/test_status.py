@@ -38,6 +38,8 @@ def test_status_shows_every_stage(
     *killed, last = status()
     assert len(killed) == 3
     assert last == "No run is under way. Where something is left to do, the same command goes on."
+    progress.end(paths.progress, through=False)
+    assert "the last one ended before it was through, for an error or a signal" in status()[-1]
     progress.end(paths.progress, through=True)
     assert status()[-1] == "No run is under way: the last one did all that it was asked for."
 

@@ -211,13 +211,13 @@ def test_progress_counts_a_trial_once_and_survives_a_line_cut_off_by_a_kill(tmp_
     assert "about 0:03 left" in line  # three more, two at a time
 
 
-def test_progress_names_stopped_trials(tmp_path: Path) -> None:
+def test_progress_names_trials_without_a_loss(tmp_path: Path) -> None:
     path = tmp_path / "progress.jsonl"
-    progress.start(path, {"proxy": 4, "target": 2, "finalist": 0}, workers=1)
-    for number, status in enumerate(["stopped", "complete", "stopped"]):
+    progress.start(path, {"proxy": 8, "target": 2, "finalist": 0}, workers=1)
+    for number, status in enumerate(["stopped", "complete", "diverged", "stopped", "out_of_memory", "diverged"]):
         spec = SPEC.model_copy(update={"id": f"r{number:04d}"})
         objective = 2.5 if status == "complete" else None
         result = TrialResult.model_validate({"digest": "d", "status": status, "objective": objective})
         progress.finished(path, TrialRecord(spec=spec, result=result), reused=False)
     line = progress.state(path).line("proxy")
-    assert "3 of 4 trials (2 stopped early) · best 2.5000 (r0001)" in line
+    assert "6 of 8 trials (2 stopped early, 2 diverged, 1 out of memory) · best 2.5000 (r0001)" in line

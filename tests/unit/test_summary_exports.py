@@ -65,6 +65,7 @@ def test_the_checkpoint_is_replaced_as_a_whole(study: synthetic_study.Study, pat
         "config.yaml",
         "llamafactory.yaml",
         "transformers.json",
+        "trl.yaml",
     ]
     digest = study.winner.digests[0]
     (tmp_path / "store" / digest / "adapter" / "adapter_config.json").rename(
@@ -141,6 +142,39 @@ def test_transformers_and_peft_take_the_export(best: export.Best, tmp_path: Path
     assert AutoConfig.from_pretrained(tmp_path, **exported["auto_config"]).attention_dropout == 0.0
     adapter = LoraConfig(**exported["lora_config"])
     assert (adapter.r, adapter.lora_alpha, adapter.use_rslora) == (values["lora_r"], values["lora_alpha"], False)
+
+
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing. is deprecated:FutureWarning")  # TRL has no other name
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_trl_takes_the_export(method: str, best: export.Best, tmp_path: Path) -> None:
+    trl = pytest.importorskip("trl")
+    on_gpu = best.execution.model_copy(update={"device": "cuda", "dtype": "bfloat16"})
+    quantized = best.card.model_copy(update={"quantization": "nf4" if method == "lora" else "none"})
+    values = best.winner.hyperparameters
+    if method == "full":
+        values = {name: value for name, value in values.items() if not name.startswith(("lora", "use_rs"))}
+    winner = best.winner.model_copy(update={"hyperparameters": values})
+    exported = export.trl(dataclasses.replace(best, execution=on_gpu, card=quantized, winner=winner))
+    (tmp_path / "trl.yaml").write_text(yaml.safe_dump({**exported, "output_dir": str(tmp_path), "use_cpu": True}))
+    kinds = (trl.ScriptArguments, trl.SFTConfig, trl.ModelConfig)
+    _, training, model = trl.TrlParser(kinds).parse_args_and_config(["--config", str(tmp_path / "trl.yaml")])
+    assert training.learning_rate == values["learning_rate"]
+    assert training.per_device_train_batch_size * training.gradient_accumulation_steps == values["batch_size"]
+    assert (training.max_length, training.packing) == (best.manifest.max_length, False)
+    assert training.completion_only_loss is True
+    assert training.model_init_kwargs == {"attention_dropout": values["attention_dropout"]}
+    adapter = trl.get_peft_config(model)
+    if method == "full":
+        assert (adapter, model.dtype) == (None, "float32")
+        return
+    assert (adapter.r, adapter.lora_alpha, adapter.target_modules) == (
+        values["lora_r"],
+        values["lora_alpha"],
+        "all-linear",
+    )
+    held = trl.get_quantization_config(model)
+    assert (held.load_in_4bit, held.bnb_4bit_use_double_quant, held.bnb_4bit_quant_type) == (True, True, "nf4")
+    assert (model.dtype, training.bf16) == ("bfloat16", True)
 
 
 def test_a_warm_up_of_all_steps_is_a_share_for_transformers_too(best: export.Best, tmp_path: Path) -> None:
@@ -248,21 +282,24 @@ def test_exports_say_what_an_epoch_was_and_which_answers_were_learnt(
     files = {"task": "files", "files": {"train": "d.jsonl"}, "format": data_format} if data_format else {}
     config = study.config.model_copy(update={"data": DataSettings.model_validate(files)})
     folder = synthetic_files.reported(dataclasses.replace(study, config=config), tmp_path).best_config.parent
-    axolotl, factory = ((folder / name).read_text(encoding="utf-8") for name in ("axolotl.yaml", "llamafactory.yaml"))
-    for text in (axolotl, factory):
+    names = ("axolotl.yaml", "llamafactory.yaml", "trl.yaml")
+    axolotl, factory, trl = ((folder / name).read_text(encoding="utf-8") for name in names)
+    for text in (axolotl, factory, trl):
         assert f"# An epoch of the study was one pass over {study.manifest.train_examples} training examples." in text
     assert yaml.safe_load(factory).get("mask_history", False) == (data_format in ("messages", "alpaca"))
     assert ("# `roles_to_train: []` and `message_field_training: training`." in axolotl) == (data_format == "messages")
     assert ("Axolotl's `type: alpaca` does" in axolotl) == (data_format == "alpaca")
     assert ("as `template: alpaca` does" in factory) == (data_format == "alpaca")
     assert ("take the model's `template`" in factory) == (data_format == "messages")
+    assert ("of `messages` TRL learns more" in trl) == (data_format == "messages")
+    assert ("Alpaca's prompt, which TRL doesn't know" in trl) == (data_format == "alpaca")
 
 
 def test_exports_say_what_was_cut_off_examples(study: synthetic_study.Study, tmp_path: Path) -> None:
     cut, other = of_lengths({"training": [Encoded([1, 2], 1, 4, "prompt")]}, 100)[0], "something else"
     cards = [card.model_copy(update={"notes": (other, cut)}) for card in study.cards]
     folder = synthetic_files.reported(dataclasses.replace(study, cards=cards), tmp_path).best_config.parent
-    for name in ("axolotl.yaml", "llamafactory.yaml"):
+    for name in ("axolotl.yaml", "llamafactory.yaml", "trl.yaml"):
         text = (folder / name).read_text(encoding="utf-8")
         assert "# In the study 1 of 1 training examples are longer than data.max_length (100)" in text
         assert other not in text

@@ -197,6 +197,16 @@ def test_what_has_no_place_on_a_log_scale_lies_at_its_low_end(study: synthetic_s
     assert min(x for x in shown if x != 1e-4) > 0.15
 
 
+def test_texts_that_the_target_does_not_have_are_choices_of_the_proxys(study: synthetic_study.Study) -> None:
+    """As LoRA's layers, where the target is trained in full."""
+    layers = ["all-linear", "q_proj,v_proj"] * len(study.records)
+    frame = trials_frame(study.records).with_columns(
+        lora_target_modules=pl.when(pl.col("stage") == "proxy").then(pl.Series(layers[: len(study.records)]))
+    )
+    drawn = panels.slices(frame, study.regions, ["lora_target_modules"])
+    assert [label.get_text() for label in drawn.axes[0].get_xticklabels()] == ["all-linear", "q_proj\nv_proj"]
+
+
 @pytest.mark.parametrize(("flops", "unit"), [(0, "FLOP"), (950, "FLOP"), (2.9e12, "TFLOP"), (1e21, "ZFLOP")])
 def test_costs_get_a_readable_unit(flops: float, unit: str) -> None:
     assert style.flop_unit(flops)[1] == unit

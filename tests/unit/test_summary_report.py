@@ -20,9 +20,18 @@ from understudy.artifacts import DecodeResults, Interval, Outlook
 from understudy.cli import main
 from understudy.errors import StorageError
 from understudy.paths import StudyPaths
+from understudy.space import Choices, Range
 from understudy.summary import derived
 from understudy.summary.report import mixed_facts
-from understudy.summary.wording import agreement_text, apart_text, few_seeds_text, surface_text, trust_text, verdict
+from understudy.summary.wording import (
+    agreement_text,
+    apart_text,
+    edges_text,
+    few_seeds_text,
+    surface_text,
+    trust_text,
+    verdict,
+)
 from understudy.trial import EarlyStop, TrialRecord
 
 
@@ -80,6 +89,22 @@ def test_the_headline_has_the_answer(study: synthetic_study.Study, paths: StudyP
     assert str(paths.report) in text
     assert re.search(r"learning_rate +0\.002381 +\(default 0\.0012\)", text)
     assert "adam_beta1" not in text  # was not searched
+
+
+def test_what_lies_at_an_end_of_its_range_is_told() -> None:
+    space = {
+        "learning_rate": Range(low=1e-4, high=1e-2, log=True),
+        "lora_dropout": Range(low=0.0, high=0.1),
+        "lora_r": Choices(choices=(4, 8, 16)),
+        "lr_scheduler_type": Choices(choices=("linear", "cosine", "constant")),
+        "batch_size": Choices(choices=(8, 16)),
+    }
+    inside = {"learning_rate": 1e-3, "lora_dropout": 0.0, "lora_r": 8, "lr_scheduler_type": "linear", "batch_size": 8}
+    assert edges_text(inside, space) is None
+    text = edges_text({**inside, "learning_rate": 9.9e-3, "lora_r": 4}, space)
+    assert text is not None
+    assert "learning_rate (0.0001 to 0.01), lora_r (4 to 16); a study with these ranges widened" in text
+    assert "a study with this range widened" in str(edges_text({**inside, "lora_dropout": 0.1}, space))
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def test_data_that_are_gone_are_not_missed_and_changed_ones_are_noticed(tmp_path
     assert "Nothing to be done" in study.run(target).stdout
     aside.rename(path)
     path.write_text(path.read_text().replace("say 3", "tell 3"))
-    assert "the config or the data have changed" in study.run("--dry-run", target).stdout
+    assert "the config or the data have changed since the last run (data)" in study.run("--dry-run", target).stdout
     assert study.run(target).returncode == 0
     assert manifest.read_bytes() != before
 

@@ -16,6 +16,7 @@ SYNONYMS = {
     "chat": "messages",
     "gpu": "cuda",
     "4bit": "nf4",
+    "int4": "nf4",
     "4": "nf4",
     "fp4": "nf4",
     "8bit": "int8",

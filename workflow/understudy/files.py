@@ -75,6 +75,14 @@ def folder_whole(folder: Path) -> Iterator[Path]:
         shutil.rmtree(beside, ignore_errors=True)
 
 
+def remove_folder(folder: Path) -> None:
+    """Remove a folder, whole or not at all for who looks at it; one that isn't there is gone already."""
+    beside = folder.with_name(f".{folder.name}.{writer()}.part")
+    with suppress(OSError):
+        folder.rename(beside)
+    shutil.rmtree(beside, ignore_errors=True)
+
+
 def sweep(path: Path) -> None:
     """Remove what was half written in the place of a file or folder by writers that live no more.
 

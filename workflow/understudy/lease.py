@@ -28,6 +28,7 @@ from functools import cache
 from pathlib import Path
 
 from understudy import disk
+from understudy.errors import StorageError
 
 BEAT_SECONDS = 10.0
 SILENT_SECONDS = 75.0  # above the 60 s that an NFS client may keep a file's attributes, and several beats
@@ -50,7 +51,13 @@ def held(path: Path, *, wait: bool = True, say: Callable[[str], None] | None = N
     sure; where only a dead holder's file stands there, that takes `SILENT_SECONDS`, of which `say` is told. Raises
     `StorageError` naming the holder's file where the disk refuses it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, FileNotFoundError, NotADirectoryError) as error:  # a file, a link to nowhere, /proc
+        raise StorageError(
+            f"the folder {path.parent} can't be made: {os.strerror(error.errno or 0)}; see to what stands in its "
+            "place, or name another `results` folder in the config"
+        ) from error
     with path.open("a") as handle:
         alone = _flock(handle.fileno(), path, wait)
         holder = _Holder(path.with_name(f"{path.name}.holder"))

@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -25,6 +25,13 @@ from understudy.trial import ModelCard, TrialRecord
 
 STAGES = ("proxy", "truncated", "target", "finalist")
 FOLLOW_SECONDS = 2.0
+ENDINGS = {  # of trials without a loss, by status
+    "stopped": "stopped early",
+    "diverged": "diverged",
+    "out_of_memory": "out of memory",
+    "failed": "failed",
+    "skipped": "skipped",
+}
 
 START_LINE: dict[str, Any] = {"time": float, "totals": dict, "workers": int}
 END_LINE: dict[str, Any] = {"time": float, "through": bool}
@@ -143,7 +150,7 @@ class Stage:
 
     trials: dict[str, tuple[float | None, str]] = field(default_factory=dict)  # by id: objective and status
     best: tuple[float, str] | None = None  # objective and id
-    stopped: int = 0
+    without_loss: Counter[str] = field(default_factory=Counter)  # trials by status, of those in `ENDINGS`
     pace: Pace = field(default_factory=Pace)
 
     def add(self, line: dict[str, Any]) -> None:
@@ -156,7 +163,7 @@ class Stage:
             self._add_up()
         elif id not in self.trials:
             self.trials[id] = found
-            self.stopped += line["status"] == "stopped"
+            self.without_loss.update({line["status"]} & ENDINGS.keys())
             if line["objective"] is not None:
                 self.best = min(self.best or (math.inf, ""), (line["objective"], id))
 
@@ -169,7 +176,7 @@ class Stage:
 
     def _add_up(self) -> None:
         self.best = min(((loss, id) for id, (loss, _) in self.trials.items() if loss is not None), default=None)
-        self.stopped = sum(status == "stopped" for _, status in self.trials.values())
+        self.without_loss = Counter(status for _, status in self.trials.values() if status in ENDINGS)
 
 
 @dataclass
@@ -208,8 +215,9 @@ class State:
         best_text = f"best {found.best[0]:.4f} ({found.best[1]})" if found.best else "no loss yet"
         count = len(found.trials)
         done = f"{count:>3} of {max(self.totals.get(stage, 0), count)} trials"
-        if found.stopped:
-            done += f" ({found.stopped} stopped early)"
+        if found.without_loss:
+            ends = (f"{found.without_loss[status]} {text}" for status, text in ENDINGS.items())
+            done += f" ({', '.join(end for end in ends if not end.startswith('0 '))})"
         left = self.seconds_left() if self.under_way else None
         left_text = "" if left is None else f" · about {_clock(left)} left"
         passed = f" · {_clock(max(0.0, self.now - self.started))} passed" if self.started else ""

@@ -124,7 +124,9 @@ class PretrainSettings(Section):
 class ModelSettings(Section):
     """A base model: a checkpoint of your own, or one that is pretrained here."""
 
-    model_name_or_path: str | None = Field(default=None, description="a local folder, or an id on the Hugging Face hub")
+    model_name_or_path: str | None = Field(
+        default=None, min_length=1, description="a local folder, or an id on the Hugging Face hub"
+    )
     revision: str | None = Field(default=None, description="branch, tag or commit of a hub model")
     pretrain: PretrainSettings | None = Field(default=None, description="pretrain a small model instead")
     quantization: Quantization = Field(default="none", description="how the frozen base is held, by bitsandbytes")

@@ -9,8 +9,8 @@
     {root}/packs/{digest}.lock      held while it is trained
     *.holder                        who holds a lock, see `lease.py`
 
-It is the reason why nothing that is finished is trained again. No rule declares a file in it as output, and
-nothing in the workflow deletes from it.
+It is the reason why nothing that is finished is trained again. No rule declares a file in it as output, and nothing in
+the workflow deletes from it, but for the adapter of a packed trial that a better one of its pack has followed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from understudy import lease
 from understudy.errors import CorruptFileError
-from understudy.files import read_model, sweep, write_json
+from understudy.files import read_model, remove_folder, sweep, write_json
 from understudy.trial import TrialRecord
 
 
@@ -46,6 +46,11 @@ class Store:
     def drop_checkpoint(self, digest: str) -> None:
         """The trial is finished. Hold its entry."""
         shutil.rmtree(self.checkpoint(digest), ignore_errors=True)
+
+    def drop_adapter(self, digest: str) -> None:
+        """Nobody needs it any more; the record stays."""
+        with self.locked(digest):
+            remove_folder(self.adapter(digest))
 
     def find(self, digest: str) -> TrialRecord | None:
         """The finished trial with this digest, if there is one.

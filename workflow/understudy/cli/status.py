@@ -11,6 +11,10 @@ from understudy.paths import StudyPaths
 
 THROUGH = "No run is under way: the last one did all that it was asked for."
 ENDED = "No run is under way. Where something is left to do, the same command goes on."
+FAILED = (
+    "No run is under way: the last one ended before it was through, for an error or a signal (see what it said, and "
+    "{logs}). The same command goes on where it was."
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,4 +38,5 @@ def run(arguments: argparse.Namespace) -> None:
     for stage in (stage for stage in progress.STAGES if state.totals.get(stage)):
         print(state.line(stage))
     if not under_way:
-        print(THROUGH if state.through else ENDED)
+        failed = FAILED.format(logs=paths.root / "logs")
+        print({True: THROUGH, False: failed, None: ENDED}[state.through])

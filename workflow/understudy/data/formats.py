@@ -69,6 +69,9 @@ def parse(row: Mapping[str, Any], data_format: DataFormat) -> Parsed:
 
 
 def _prompt_completion(row: Mapping[str, Any]) -> Parsed:
+    prompt, completion = row["prompt"], row["completion"]
+    if isinstance(prompt, list) and isinstance(completion, list):  # TRL's conversational form
+        return _messages({"messages": [*prompt, *completion]})
     return Parsed(_text(row, "prompt"), _text(row, "completion"))
 
 
@@ -108,6 +111,7 @@ def _chat(row: Mapping[str, Any], key: str, role_key: str, text_key: str, roles:
     turns = row[key]
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         raise ValueError(f"`{key}` must be a list of turns with `{role_key}` and `{text_key}`")
+    turns = [{**turn, text_key: _joined(turn[text_key])} if text_key in turn else turn for turn in turns]
     for number, turn in enumerate(turns, start=1):
         _check_turn(number, turn, role_key, text_key, roles)
     normal = [{"role": roles[turn[role_key]], "content": turn[text_key]} for turn in turns]
@@ -137,12 +141,28 @@ def _chat(row: Mapping[str, Any], key: str, role_key: str, text_key: str, roles:
     )
 
 
+def _joined(content: Any) -> Any:
+    """A turn's content, of whose parts, as OpenAI has them, texts are joined."""
+    if not isinstance(content, list) or not content:
+        return content
+    texts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in content]
+    known = [text for text in texts if isinstance(text, str)]
+    return "".join(known) if len(known) == len(texts) else content
+
+
 def _check_turn(number: int, turn: Mapping[str, Any], role_key: str, text_key: str, roles: Mapping[str, str]) -> None:
     """Raise `ValueError` for a turn that isn't a text of somebody known."""
     role = turn.get(role_key)
     for name in TOOL_CALLS:
         if _says(turn.get(name)):
             raise ValueError(f"turn {number} has `{name}`, {NO_TOOLS}")
+    if role is None:
+        way = (
+            "; name the list `messages` and set `data.format: messages`"
+            if role_key == "from" and "role" in turn
+            else ""
+        )
+        raise ValueError(f"turn {number} has no `{role_key}` (keys: {', '.join(map(str, turn))}){way}")
     known = isinstance(role, str) and role in roles
     if not known and role in TOOL_ROLES:
         raise ValueError(f"turn {number} has `{role_key}: {role!r}`, {NO_TOOLS}")

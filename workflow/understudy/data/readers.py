@@ -76,14 +76,19 @@ def where(path: Path) -> str:
 
 
 def _jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    with path.open(encoding="utf-8-sig") as handle:
+    with path.open("rb") as handle:
         for number, line in enumerate(handle, start=1):
             if not line.strip():
                 continue
             try:
-                yield number, _mapping(json.loads(line))
+                yield number, _mapping(json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8")))
+            except UnicodeDecodeError as error:
+                yield (
+                    number,
+                    f"isn't UTF-8 (byte {error.start + 1} is 0x{line[error.start]:02x}); save the file as UTF-8",
+                )
             except json.JSONDecodeError as error:
-                yield number, f"isn't valid JSON: {error.msg} at character {error.pos + 1}"
+                yield number, f"isn't valid JSON: {error.msg.removesuffix(' at')} at character {error.pos + 1}"
 
 
 def _json(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from understudy.files import file_sha256
 from understudy.settings import DataFiles, DataFormat, DataSettings, Split
 
 SHOWN = 10  # problems of bad rows that an error lists
+VALUE = re.compile(r"\b(turn|character|byte) \d+|\b(but (has|is)|is 0x).*")  # what rows with the same problem differ in
 
 
 def find(settings: DataSettings, seed: int) -> Found:
@@ -89,9 +91,11 @@ def _read(path: Path, split: Split, data_format: DataFormat, counts: Counter[str
 def _bad_rows(path: Path, failures: list[Failure], total: int, data_format: DataFormat) -> DataError:
     rows = "its only row" if total == 1 else f"{len(failures):,} of its {total:,} rows"
     lines = [f"{path}: {rows} can't be used as `data.format: {data_format}`:"]
-    numbers: dict[str, list[int]] = {}  # by problem, in the order of the file
+    kinds: dict[str, str] = {}  # the first problem of each kind
+    numbers: dict[str, list[int]] = {}  # by that, in the order of the file
     for failure in failures:
-        numbers.setdefault(failure.problem, []).append(failure.number)
+        first = kinds.setdefault(VALUE.sub("", failure.problem), failure.problem)
+        numbers.setdefault(first, []).append(failure.number)
     shown = list(numbers)[:SHOWN]
     lines += [f"{_places(path, numbers[problem])}: {problem}" for problem in shown]
     if others := sum(len(numbers[problem]) for problem in numbers.keys() - set(shown)):

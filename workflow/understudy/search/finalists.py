@@ -21,7 +21,7 @@ def select_finalists(configurations: int, starts: Starts, records: Sequence[Tria
     Equal objectives go by id. A trial with the default's configuration is rank 0 already and is passed over. Since the
     number of finalists is fixed before anything has run, others stand in where too few trials are complete: trials that
     were stopped early, by the last loss that was seen of them, then starts that were never tried, in their order.
-    Raises `UserError` where these are too few as well.
+    Raises `UserError` where these are too few as well, and where no trial has a loss.
     """
     ordered = sorted(records, key=lambda record: record.spec.id)
     complete = sorted(
@@ -35,6 +35,11 @@ def select_finalists(configurations: int, starts: Starts, records: Sequence[Tria
     stopped = [record for record in ordered if record.result.status == "stopped" and record.result.curve]
     for record in sorted(stopped, key=lambda record: (record.result.curve[-1].eval_loss, record.spec.id)):
         _add(finalists, taken, _of_trial(record), configurations)
+    if records and not complete and not stopped:
+        raise UserError(
+            f"none of the {len(records)} target trials came to a loss ({_statuses(records)}), so there is nothing to "
+            "choose from; narrow the `space`, as to lower learning rates where they diverged, or give them more memory"
+        )
     tried = {identity(record.spec.hyperparameters) for record in ordered if record.result.status != "skipped"}
     for start in starts.starts:
         if identity(start.hyperparameters) not in tried:

@@ -38,8 +38,10 @@ def read_study(study: optuna.Study) -> ProxyStudy:
     """The study's finished trials; one that failed counts as a configuration that can't be trained.
 
     Pruned trials are left out: nobody knows where they would have ended. Raises `UserError` where too few are complete,
-    or a parameter has values that aren't numbers, texts, true or false.
+    there are several objectives, or a parameter has values that aren't numbers, texts, true or false.
     """
+    if len(study.directions) > 1:
+        raise UserError(f"study {study.study_name} has {len(study.directions)} objectives; a surface is of one")
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if len(complete) < FEWEST:
         raise UserError(f"study {study.study_name} has {len(complete)} complete trials; a surface needs {FEWEST}")

@@ -15,7 +15,7 @@ CAPTIONS = {
     "importance": (
         "Importance",
         "How much of the variance of the loss's rank each hyperparameter explains within its range (functional ANOVA). "
-        "It says where to look, not which way to turn.",
+        "It says where to look, not which way to turn, and from a dozen trials or fewer it is mostly noise.",
     ),
     "slices": (
         "Slices",

@@ -3,6 +3,7 @@
 config.yaml        everything, under the names of this program (written last: it stands for the whole folder)
 axolotl.yaml       the same for Axolotl
 llamafactory.yaml  the same for LLaMA-Factory
+trl.yaml           the same for TRL's `trl sft`
 transformers.json  arguments of transformers' `TrainingArguments`, `AutoConfig` and `BitsAndBytesConfig`, and of peft's
                    `LoraConfig`
 adapter/           the winner's adapter of its best seed; weights/ after full fine-tuning
@@ -31,10 +32,13 @@ from understudy.summary.trainers import (
     AXOLOTL_WEIGHTS,
     LLAMAFACTORY_ALPACA,
     LLAMAFACTORY_CHATS,
+    TRL_ALPACA,
+    TRL_CHATS,
     axolotl,
     batching,
     llamafactory,
     transformers_arguments,
+    trl,
 )
 from understudy.trial import ModelCard
 
@@ -110,6 +114,14 @@ def write_best(best: Best, store: Store, folder: Path) -> None:
     left_out += [LLAMAFACTORY_ALPACA] if best.data_format == "alpaca" else []
     left_out += [LLAMAFACTORY_CHATS] if best.data_format in CHATS else []
     write_text(folder / "llamafactory.yaml", _yaml(llamafactory(best), wanted, *notes, *left_out))
+    left_out = [TRL_ALPACA] if best.data_format == "alpaca" else [TRL_CHATS] if best.data_format in CHATS else []
+    left_out += ["It quantizes outliers of activations apart, which the study didn't."] * (
+        best.card.quantization == "int8"
+    )
+    write_text(
+        folder / "trl.yaml",
+        _yaml(trl(best), "For `trl sft --config`; add `dataset_name` and `output_dir`.", *notes, *left_out),
+    )
     write_json(folder / "transformers.json", transformers_arguments(best))
     if best.winner.digests:
         _replace_checkpoint(store.adapter(best.winner.digests[0]), folder, best.card)

@@ -11,6 +11,7 @@ from understudy.artifacts import DecodeResults, Interval, Score, TestResult, Win
 from understudy.hyperparameters import Value
 from understudy.paths import StudyPaths
 from understudy.settings import Role
+from understudy.space import Space
 from understudy.summary.panels import MODEL_ROWS, by_name, pairs_of
 from understudy.summary.wording import (
     agreement_text,
@@ -18,6 +19,7 @@ from understudy.summary.wording import (
     count_text,
     counted,
     early_stopping_text,
+    edges_text,
     few_seeds_text,
     flops_text,
     interval_text,
@@ -47,7 +49,7 @@ STAGE_NAMES = {
 def headline(
     winner: Winner,
     default: Mapping[str, Value],
-    searched: Sequence[str],
+    space: Space,
     test: TestResult,
     decode: DecodeResults,
     tables: Mapping[str, pl.DataFrame],
@@ -57,13 +59,14 @@ def headline(
 ) -> str:
     """The answer, what it rests on and what it cost, as lines of plain text.
 
-    `tables` holds `trials`, `costs` (per stage), `agreement` and `early_stopping`.
+    `space` is what was searched, at the target's scale. `tables` holds `trials`, `costs` (per stage), `agreement` and
+    `early_stopping`.
     """
     statuses = tables["trials"].group_by("status").len().sort("status").iter_rows()
     early = early_stopping_text(tables["early_stopping"].to_dicts())
     sections = [
         [*(_model(card, executions[card.role]) for card in sorted(cards, key=lambda card: card.role))],
-        _configuration(winner, default, searched),
+        _configuration(winner, default, space),
         _validation(winner, test.validation_gain),
         _test(test, winner.rank == 0),
         ["Agreement", *(f"  {line}" for line in agreement_lines(tables["agreement"]))],
@@ -99,8 +102,8 @@ def _model(card: ModelCard, execution: Execution) -> str:
     )
 
 
-def _configuration(winner: Winner, default: Mapping[str, Value], searched: Sequence[str]) -> list[str]:
-    names = [name for name in winner.hyperparameters if name in searched]
+def _configuration(winner: Winner, default: Mapping[str, Value], space: Space) -> list[str]:
+    names = [name for name in winner.hyperparameters if name in space]
     width = max([len(name) for name in names], default=0) + 2
     values = {name: value_text(winner.hyperparameters[name]) for name in names}
     column = max([len(text) for text in values.values()], default=0) + 3
@@ -109,7 +112,8 @@ def _configuration(winner: Winner, default: Mapping[str, Value], searched: Seque
         title = f"Best configuration: the default; no {others} beat it on validation"
         return [title, *(f"  {name:<{width}}{values[name]}" for name in names)]
     lines = [f"  {name:<{width}}{values[name]:<{column}}(default {value_text(default.get(name))})" for name in names]
-    return ["Best configuration", *lines]
+    edges = edges_text(winner.hyperparameters, space)
+    return ["Best configuration", *lines, *([f"  {edges}"] if edges else [])]
 
 
 def _failed_seeds(winner: Winner) -> bool:

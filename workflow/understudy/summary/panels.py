@@ -71,7 +71,7 @@ def slices(trials: pl.DataFrame, regions: Regions, searched: Sequence[str]) -> F
 
 
 def _slice(axes: Axes, excess: pl.DataFrame, name: str, regions: Regions, high: float) -> None:
-    parameter = regions.space.get(name)
+    parameter = regions.space.get(name) or _texts(excess[name])
     boxes = [region.boxes[name] for region in regions.regions if name in region.boxes]
     for stage, colour, marker, shift in STAGES:
         part = excess.filter(pl.col("stage") == stage).drop_nulls(name)
@@ -94,6 +94,12 @@ def _slice(axes: Axes, excess: pl.DataFrame, name: str, regions: Regions, high: 
         axes.grid(axis="x", visible=False)
     elif parameter is not None:
         _ruled(axes, parameter)
+
+
+def _texts(values: pl.Series) -> Choices | None:
+    """The texts of a hyperparameter that the target doesn't have, as LoRA's where it is trained in full."""
+    seen = values.drop_nulls().unique().sort().to_list() if values.dtype == pl.String else []
+    return Choices(choices=tuple(seen)) if seen else None
 
 
 def _broken(text: str) -> str:

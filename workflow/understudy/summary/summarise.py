@@ -92,7 +92,7 @@ def write_summary(
     text = headline(
         evidence.winner,
         evidence.starts.default,
-        searched,
+        {name: evidence.regions.space.get(name, parameter) for name, parameter in settings.space.items()},
         evidence.test,
         evidence.decode,
         {"trials": trials, "costs": per_stage, "agreement": agreement, "early_stopping": early},

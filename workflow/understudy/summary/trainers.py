@@ -1,4 +1,4 @@
-"""The best configuration in the words of other trainers: Axolotl, LLaMA-Factory, transformers with peft."""
+"""The best configuration in the words of other trainers: Axolotl, LLaMA-Factory, TRL, transformers with peft."""
 
 from __future__ import annotations
 
@@ -47,6 +47,16 @@ AXOLOTL_CHATS = (  # read in `ChatTemplateStrategy` of its prompt strategies, no
 AXOLOTL_WEIGHTS = (  # read in `resolve_dtype`, not run
     "The study held the weights in float32 and computed in bfloat16; with `bf16: true` Axolotl holds them in\n"
     "bfloat16, too, where small updates round away. With `bf16: false` it computes in float32."
+)
+
+
+TRL_ALPACA = (
+    "The study put rows into Stanford Alpaca's prompt, which TRL doesn't know: write rows as `prompt`, with that\n"
+    "text, and `completion`."
+)
+TRL_CHATS = (
+    "Of a chat the study learnt the last answer alone; of `messages` TRL learns more. For the same, write rows as\n"
+    "`prompt`, the turns before it, and `completion`, a list with that answer."
 )
 
 
@@ -124,6 +134,44 @@ def llamafactory(best: Best) -> dict[str, Any]:
         "warmup_ratio": values["warmup_ratio"],
         "optim": "adamw_torch",
         "bf16": best.execution.dtype == "bfloat16",
+    }
+
+
+def trl(best: Best) -> dict[str, Any]:
+    """A config of TRL's `trl sft` without data and `output_dir`; LoRA's alpha is rounded, as its command wants it."""
+    values = plain_values(best.winner.hyperparameters)
+    _, per_device, accumulated = batching(values["batch_size"], best.execution)
+    in_16_bits = best.execution.dtype == "bfloat16"
+    config: dict[str, Any] = {"model_name_or_path": best.base_model}
+    if best.card.revision:
+        config["model_revision"] = best.card.revision
+    config["dtype"] = "bfloat16" if in_16_bits and best.lora and best.execution.device == "cuda" else "float32"
+    config["model_init_kwargs"] = {"attention_dropout": values["attention_dropout"]}
+    if best.card.quantization == "nf4":
+        config |= {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "use_bnb_nested_quant": True}
+    elif best.card.quantization == "int8":
+        config |= {"load_in_8bit": True}
+    if best.lora:
+        config |= {
+            "use_peft": True,
+            "lora_r": values["lora_r"],
+            "lora_alpha": _whole(values["lora_alpha"]),
+            "lora_dropout": values["lora_dropout"],
+            "lora_target_modules": target_modules(values["lora_target_modules"]),
+            "use_rslora": values["use_rslora"],
+        }
+    if best.data_format != "text":
+        config["completion_only_loss"] = True
+    return config | {
+        "max_length": best.manifest.max_length,
+        "packing": False,
+        "per_device_train_batch_size": per_device,
+        "gradient_accumulation_steps": accumulated,
+        **{name: values[name] for name in SHARED},
+        "warmup_steps": min(values["warmup_ratio"], 0.999999),  # below 1 the share of the steps
+        "optim": "adamw_torch",
+        "bf16": in_16_bits,
+        "gradient_checkpointing": best.execution.gradient_checkpointing,
     }
 
 

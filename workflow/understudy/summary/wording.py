@@ -8,6 +8,7 @@ from typing import Any
 from understudy.artifacts import Interval
 from understudy.hyperparameters import Value
 from understudy.settings import Quantization
+from understudy.space import Choices, Space
 from understudy.summary.style import flop_unit
 
 # A convention of this program's, not a standard one: from which rank correlation on each word is used.
@@ -16,6 +17,7 @@ ENOUGH_SEEDS = 5  # below, resampled seeds hardly show how much they differ: int
 FOLLOWED, DOUBTED = 0.9, 0.5  # least trust in the proxy to be called so
 ALIKE = 0.5  # least rank correlation to be called roughly alike
 WORDS = ((0.8, "much"), (ALIKE, "roughly"), (0.2, "only faintly"))
+EDGE = 0.02  # of a range: so near to its end is at it
 CLOSE = 0.5  # largest spread of trials, compared with the search's, to be called close together
 
 
@@ -79,6 +81,29 @@ def count_text(number: int) -> str:
 def counted(number: int, noun: str) -> str:
     """A number of things: 1 seed, 3 seeds."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def edges_text(values: Mapping[str, Value], space: Space) -> str | None:
+    """Which of the best values lie at an end of what was searched, where more of it may be better; None of none.
+
+    0 is an end of its own, and of two choices both are ends.
+    """
+    found = []
+    for name, parameter in space.items():
+        value = values.get(name)
+        if not parameter.ordered or not value or isinstance(value, str):
+            continue
+        if isinstance(parameter, Choices):
+            low, high, ends = parameter.choices[0], parameter.choices[-1], len(parameter.choices) > 2
+            ends = ends and value in (low, high)
+        else:
+            low, high, ends = parameter.low, parameter.high, not EDGE < parameter.to_unit(value) < 1 - EDGE
+        if ends:
+            found.append(f"{name} ({value_text(low)} to {value_text(high)})")
+    if not found:
+        return None
+    more = "these ranges" if len(found) > 1 else "this range"
+    return f"At an end of what was searched: {', '.join(found)}; a study with {more} widened may do better."
 
 
 def verdict(gain: Interval | None, winner_is_default: bool) -> str:

@@ -49,8 +49,8 @@ def train_together(
 ) -> None:
     """Train some trials of a pack on the engine's base and hand each record to `finished` as soon as there is one.
 
-    The adapter of a trial that beats `best` and all before it is kept in its entry. `note` is told what goes otherwise
-    than planned. Raises `InterruptionError` after a signal.
+    The adapter of the first trial that beats `best` is kept in its entry, until a better one takes its place. `note` is
+    told what goes otherwise than planned. Raises `InterruptionError` after a signal.
     """
     settings = engine.job.inputs.training
     base = read_base(engine.frozen_base, packing.dense)
@@ -64,8 +64,10 @@ def train_together(
         layout = common or fresh.layout(spec)
         return Trial(spec, layout, corpus, settings.evaluations, orders, partial(fresh.weights, spec, layout))
 
+    kept: str | None = None  # the entry in which this process has put the best adapter so far
+
     def ended(trial: Trial, status: Status, message: str | None, values: Tensor | None) -> None:
-        nonlocal best
+        nonlocal best, kept
         spec = trial.spec
         digest = (company.stopped if status == "stopped" else company.digests)[spec.id]
         scores = tuple(trial.rung_scores)
@@ -74,7 +76,10 @@ def train_together(
         if record.result.objective is not None and record.result.objective < best:
             assert values is not None
             best = record.result.objective
-            _keep(store, digest, base, trial, values, note)
+            if _keep(store, digest, base, trial, values, note):
+                if kept is not None:
+                    store.drop_adapter(kept)
+                kept = digest
 
     memory.reset_peak()
     if brackets is not None:
@@ -105,18 +110,24 @@ def _at_once(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def _keep(store: Store, digest: str, base: Base, trial: Trial, values: Tensor, note: Note) -> None:
-    """Save an adapter beside its record. Where that fails the record is there all the same, and a note says so."""
+def _keep(store: Store, digest: str, base: Base, trial: Trial, values: Tensor, note: Note) -> bool:
+    """Save an adapter beside its record; False where there is one.
+
+    Where that fails the record is there all the same, and a note says so.
+    """
     folder = store.adapter(digest)
     try:
         with store.locked(digest):
-            if not folder.exists():
-                with folder_whole(folder) as beside:
-                    adapters.save(base, trial.spec, trial.layout, values, beside)
-                    checksums.write_list(beside)
+            if folder.exists():
+                return False
+            with folder_whole(folder) as beside:
+                adapters.save(base, trial.spec, trial.layout, values, beside)
+                checksums.write_list(beside)
+            return True
     except (MemoryError, RuntimeError, OSError, StorageError) as error:
         note(f"the adapter of {trial.spec.id} couldn't be saved ({memory.reason(error)}); its result is complete")
         memory.release()
+        return False
 
 
 def _note_untrained(brackets: Brackets, specs: Sequence[TrialSpec], examples: int, note: Note) -> None:
