@@ -156,6 +156,7 @@ def test_beside_trials_that_diverge(batched: bool, base: Base) -> None:
     assert (far(found, together, 1e-5) if batched else differing(found, together)) == []
 
 
+@pytest.mark.long
 def test_two_threads(base: Base) -> None:
     some = SPECS[3:6]
     both, one = (train_packed(some, base, threads=threads, evaluations=2) for threads in (2, 1))

@@ -120,20 +120,6 @@ def test_an_adapter_that_cannot_be_saved(
     assert train_pack(THREE, job) == found
 
 
-def test_the_best_adapter_of_a_pack_takes_the_place_of_the_one_before(plenty: PackResults, tmp_path: Path) -> None:
-    """Each of them only where it is new: another pack's stays."""
-    worst_first = sorted(plenty.records, key=lambda record: -(record.result.objective or 0.0))
-    job = make_job(tmp_path, packing={"trials": 1, "tokens": 2048, "dense": True})
-    digests = {
-        record.spec.id: record.result.digest
-        for record in train_pack(Pack(id="random-000", specs=tuple(r.spec for r in worst_first)), job).records
-    }
-    kept = [id for id, digest in digests.items() if Store(job.store).adapter(digest).exists()]
-    assert kept == [worst_first[-1].spec.id]
-    assert len(list(job.store.glob("*/record.json"))) == len(worst_first) > 1
-    assert not list(job.store.glob("*/.adapter*"))
-
-
 def test_a_lack_of_memory_while_a_result_is_kept_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No split could make it good. What had ended comes out of the checkpoint, or is trained again."""
     job = make_job(tmp_path, packing=PLENTY)

@@ -24,9 +24,10 @@ PACKAGE = Path(understudy.__file__).parent
 SPEC = make_spec()
 PACK = Pack(id="random-000", specs=tuple(make_spec(f"r{n:04d}", lora_r=n, num_train_epochs=2) for n in (2, 3, 4)))
 LIMIT = 1.0  # seconds
+LATER = ("evaluation", "checkpoint", "base")
 
 
-@pytest.mark.parametrize("moment", ["step", "evaluation", "checkpoint", "base"])
+@pytest.mark.parametrize("moment", ["step", *(pytest.param(name, marks=pytest.mark.long) for name in LATER)])
 def test_a_trial_that_hangs_ends_itself(moment: str, tmp_path: Path) -> None:
     ended_by_watchdog(interruptions.hanging, make_job(tmp_path), moment, "trial r0001")
 

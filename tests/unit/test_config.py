@@ -380,6 +380,7 @@ def test_schema_and_reference_are_up_to_date() -> None:
 def test_few_trials_need_no_word_about_starts(raw: dict[str, Any]) -> None:
     """Their default number is for more; a number that was given has to fit."""
     raw["target"] = {"sampler": "tpe", "trials": 4, "window": 1}
-    config.parse(raw)
-    raw["target"]["starts"] = 6
-    assert "`starts` may be at most `trials` (4), but got 6" in str(problems(raw))
+    study = config.parse(raw)
+    assert config.read_back(json.loads(study.model_dump_json()), "the study's own copy") == study
+    raw["target"]["starts"] = 5
+    assert "`starts` may be at most `trials` (4), but got 5" in str(problems(raw))

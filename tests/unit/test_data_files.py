@@ -218,7 +218,24 @@ def test_one_problem_with_many_values_is_one_line(tmp_path: Path) -> None:
     assert lines[1].startswith(
         "lines 1, 2, 3 and 17 more: turn 2 needs a text `content`, but has [{'type': 'image_url'"
     )
+    assert lines[1].endswith(" (the first of them)")
     assert lines[2:-1] == ["line 21: turn 1 has no `role` (keys: from, value)"]
+
+
+@pytest.mark.parametrize(
+    ("completion", "problem"),
+    [
+        ([], "`completion` has no answer of the assistant to learn"),
+        ([{"role": "user", "content": "c"}], "`completion` has no answer of the assistant to learn"),
+        ([{"role": "assistant", "content": "c", "weight": 0}], "`completion` has no answer of the assistant to learn"),
+        (["c"], "`completion` must be a text, or a list of turns"),
+    ],
+)
+def test_a_pair_learns_no_answer_of_its_prompt(completion: Any, problem: str, tmp_path: Path) -> None:
+    said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    write(tmp_path / "d.jsonl", [{"prompt": said, "completion": completion}])
+    with pytest.raises(DataError, match=problem):
+        prepare(tmp_path, **given(tmp_path / "d.jsonl"))
 
 
 def test_a_chat_under_another_name_gets_a_hint(tmp_path: Path) -> None:
@@ -253,7 +270,11 @@ def test_parts_of_text_and_conversational_pairs_are_chats(tmp_path: Path) -> Non
         ("d.json", '{"a": 1}\n{"a": 2}\n', r"one object per line wants the ending \.jsonl: rename it to d\.jsonl"),
         ("data", "", r"data has no ending, but data files may be \.jsonl"),
         ("d.parquet", "no parquet", r"can't be read as \.parquet"),
-        ("d.jsonl", b"\n" + "ä".encode("latin-1"), r"line 2: isn't UTF-8 \(byte 1 is 0xe4\); save the file as UTF-8"),
+        (
+            "d.jsonl",
+            b"\n" + "ä".encode("latin-1"),
+            r"line 2: isn't UTF-8 \(character 1 is 0xe4\); save the file as UTF-8",
+        ),
         ("d.jsonl", '{"prompt": "a', r"isn't valid JSON: Unterminated string starting at character 12"),
     ],
 )

@@ -205,8 +205,12 @@ def test_instances_do_not_train_together(machine: dict[str, str], tmp_path: Path
     list_devices(tmp_path / "bin" / "nvidia-smi", "GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-1)", *instances)
     with trial(1, machine) as alone:
         assert leased(alone) == "MIG-0"
+    whole = [f"GPU {number}: NVIDIA A100-SXM4-40GB (UUID: GPU-{number})" for number in (2, 3)]
     together = subprocess.run([sys.executable, "-c", CODE, "2"], env=machine, capture_output=True, text=True)
     assert "can't train together; set `processes: 1`" in together.stderr
+    list_devices(tmp_path / "bin" / "nvidia-smi", "GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-1)", *instances, *whole)
+    with trial(2, machine) as both:
+        assert leased(both) == "GPU-2,GPU-3"
 
 
 def test_where_nvidia_smi_lists_nothing_torch_is_asked(

@@ -105,6 +105,10 @@ def test_what_lies_at_an_end_of_its_range_is_told() -> None:
     assert text is not None
     assert "learning_rate (0.0001 to 0.01), lora_r (4 to 16); a study with these ranges widened" in text
     assert "a study with this range widened" in str(edges_text({**inside, "lora_dropout": 0.1}, space))
+    whole = {"lora_r": Range(low=4, high=32, log=True, integer=True)}
+    assert [edges_text({"lora_r": rank}, whole) is None for rank in (4, 5, 31, 32)] == [False, True, True, False]
+    resting = {**space, "lora_dropout": Range(low=0.0, high=0.1, when={"lora_r": (4,)}, rest=0.1)}
+    assert edges_text({**inside, "lora_dropout": 0.1}, resting) is None
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import distributed
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from training_study import make_job, make_spec
 from understudy.settings import Method
 from understudy.train import determinism
 from understudy.train.engine import Engine
+from understudy.train.ranks import Ranks
 
 
 @pytest.fixture(autouse=True)
@@ -88,3 +90,32 @@ def test_a_trial_is_the_same_in_its_second_attempt(
     found = Engine(make_job(tmp_path / "b")).train(spec).result
     assert calls[:2] == [False, True]
     assert (found.status, found.curve, found.metrics) == ("complete", wanted.curve, wanted.metrics)
+
+
+class EnoughError(Exception):
+    """Two attempts have begun."""
+
+
+@pytest.mark.filterwarnings("ignore:.*deterministic implementation.*:UserWarning")
+def test_ranks_begin_again_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that had no row and so didn't meet the operation: else each would wait for another sum of the others."""
+    sums: list[tuple[Any, ...]] = []
+
+    def summed(values: torch.Tensor, op: Any = None) -> None:
+        sums.append((values.dtype, tuple(values.shape), op))
+        if len(sums) == 4:
+            raise EnoughError
+        if values.dtype == torch.float32:
+            values[-2] = 1.0  # some rank was refused
+
+    monkeypatch.setattr(distributed, "all_reduce", summed)
+    monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: shuffled(self.down_proj(self.act_fn(self.up_proj(x)))))
+    seen = []
+    for rank in range(2):
+        sums.clear()
+        job = make_job(tmp_path / str(rank), processes=2)
+        with pytest.raises(EnoughError):
+            Engine(job, Ranks(rank, 2)).train(make_spec(batch_size=1))
+        seen.append(tuple(sums))
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    assert seen[0] == seen[1]

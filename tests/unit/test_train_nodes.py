@@ -59,6 +59,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.long
 def test_two_nodes_learn_what_one_process_learns(slurm: Path) -> None:
     alone = Engine(make_job(slurm / "one", micro_batch_size=2)).train(SPEC)
     job = make_job(slurm / "two", micro_batch_size=2, processes=1, nodes=2, strategy="fsdp")

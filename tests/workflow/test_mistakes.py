@@ -83,6 +83,7 @@ def test_data_that_are_gone_are_not_missed_and_changed_ones_are_noticed(tmp_path
     assert manifest.read_bytes() != before
 
 
+@pytest.mark.long
 def test_a_target_that_is_not_there_is_told_before_the_proxy_stage(tmp_path: Path) -> None:
     study = Study(tmp_path, tiny(models__target={"model_name_or_path": "./nowhere"}))
     refused(study, "understudy: there is no model folder nowhere", dry=True, code=2)

@@ -43,11 +43,13 @@ def lease(execution: ResolvedExecution) -> None:
     if execution.device == "cpu" or len(_held) >= execution.processes:
         return
     devices = visible()
-    if execution.processes > 1 and any(device.startswith("MIG") for device in devices):
+    whole = [device for device in devices if not device.startswith("MIG")]
+    if len(whole) < execution.processes > 1 and len(whole) < len(devices):
         raise UserError(
-            f"`processes` is {execution.processes}, but the GPUs here are split into instances (MIG), of which a "
-            "process sees only one, so that several can't train together; set `processes: 1`, or take whole GPUs"
+            f"`processes` is {execution.processes}, but GPUs here are split into instances (MIG), of which a process "
+            "sees only one, so that several can't train together; set `processes: 1`, or take whole GPUs"
         )
+    devices = devices if execution.processes == 1 else whole
     if len(devices) < execution.processes:
         needed = "1 GPU" if execution.processes == 1 else f"{execution.processes} GPUs, one per process"
         raise UserError(

@@ -56,7 +56,7 @@ def held(path: Path, *, wait: bool = True, say: Callable[[str], None] | None = N
     except (FileExistsError, FileNotFoundError, NotADirectoryError) as error:  # a file, a link to nowhere, /proc
         raise StorageError(
             f"the folder {path.parent} can't be made: {os.strerror(error.errno or 0)}; see to what stands in its "
-            "place, or name another `results` folder in the config"
+            "place, or name another folder in the config"
         ) from error
     with path.open("a") as handle:
         alone = _flock(handle.fileno(), path, wait)

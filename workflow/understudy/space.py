@@ -155,7 +155,8 @@ class Choices(_Parameter):
 
         Raises `KeyError` for a value that isn't one.
         """
-        found = _log_scale(self.choices)[1] or {choice: self.to_unit(choice) for choice in self.choices}
+        count = len(self.choices)
+        found = _log_scale(self.choices)[1] or {choice: (i + 0.5) / count for i, choice in enumerate(self.choices)}
         return [found[value] for value in values]
 
     def from_unit(self, u: float) -> Value:

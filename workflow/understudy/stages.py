@@ -257,7 +257,7 @@ class TargetSettings(Section):
             )
         if self.sampler == "two_fidelity":
             self._suits_the_model()
-        elif self.starts > self.trials and "starts" in self.model_fields_set:
+        elif self.starts > self.trials and self.starts != type(self).model_fields["starts"].default:
             raise ValueError(f"`starts` may be at most `trials` ({self.trials}), but got {self.starts}")
         seen = self.trials - self.window  # by the last proposal
         if self.early_stopping is not None and self.early_stopping.visible > seen:

@@ -22,7 +22,10 @@ from understudy import disk, interruption, process
 from understudy.errors import UnderstudyError
 from understudy.interruption import InterruptionError
 
+FOR_WHOM = "`status` and `schema` are for you; all other commands are called by the workflow (`snakemake`)."
 COMMANDS = {
+    "status": "show how far a study is",
+    "schema": "print the JSON schema of config.yaml",
     "write-settings": "write one slice of the config",
     "prepare-data": "make the data set's three splits and its manifest",
     "prepare-model": "fetch, check or pretrain a base model",
@@ -41,8 +44,6 @@ COMMANDS = {
     "test": "evaluate the winner and the default once on the test split",
     "summarise": "write tables and figures",
     "report": "write the report and the best configuration",
-    "status": "show how far a study is",
-    "schema": "print the JSON schema of config.yaml",
 }
 
 
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="understudy", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(prog="understudy", description=FOR_WHOM)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text)

@@ -31,7 +31,7 @@ def notes_on_fit(manifest: DataManifest, folder: Path, tokenizer: Any, vocab_siz
         frame = read_split(folder / f"{split}.parquet", limit, manifest.splits[split].sha256)
         encoded[name] = encode(frame, tokenizer, manifest.max_length)
         _require_known(encoded[name], tokenizer, vocab_size)
-        if frame["prompt"].ne("").all():
+        if name == "training" and frame["prompt"].ne("").all():
             _require_prompts(encoded[name], name, manifest.max_length)
     test = read_split(folder / "test.parquet", manifest.test_examples, manifest.splits["test"].sha256)
     require_chats(test, tokenizer)

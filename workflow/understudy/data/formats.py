@@ -71,6 +71,11 @@ def parse(row: Mapping[str, Any], data_format: DataFormat) -> Parsed:
 def _prompt_completion(row: Mapping[str, Any]) -> Parsed:
     prompt, completion = row["prompt"], row["completion"]
     if isinstance(prompt, list) and isinstance(completion, list):  # TRL's conversational form
+        for name, turns in (("prompt", prompt), ("completion", completion)):
+            if not all(isinstance(turn, dict) for turn in turns):
+                raise ValueError(f"`{name}` must be a text, or a list of turns with `role` and `content`")
+        if not any(turn.get("role") == "assistant" and turn.get("weight") != 0 for turn in completion):
+            raise ValueError("`completion` has no answer of the assistant to learn")
         return _messages({"messages": [*prompt, *completion]})
     return Parsed(_text(row, "prompt"), _text(row, "completion"))
 
@@ -156,7 +161,7 @@ def _check_turn(number: int, turn: Mapping[str, Any], role_key: str, text_key: s
     for name in TOOL_CALLS:
         if _says(turn.get(name)):
             raise ValueError(f"turn {number} has `{name}`, {NO_TOOLS}")
-    if role is None:
+    if role_key not in turn:
         way = (
             "; name the list `messages` and set `data.format: messages`"
             if role_key == "from" and "role" in turn

@@ -16,6 +16,7 @@ from polars.exceptions import PolarsError
 from understudy.errors import DataError, nearest
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+ESCAPED = re.compile("[\udc80-\udcff]")  # a byte that isn't UTF-8, as Python reads it with `surrogateescape`
 
 
 @dataclass(frozen=True)
@@ -76,17 +77,16 @@ def where(path: Path) -> str:
 
 
 def _jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    with path.open("rb") as handle:
+    with path.open(encoding="utf-8-sig", errors="surrogateescape") as handle:
         for number, line in enumerate(handle, start=1):
             if not line.strip():
                 continue
+            if bad := ESCAPED.search(line):
+                byte = ord(bad[0]) - 0xDC00
+                yield number, f"isn't UTF-8 (character {bad.start() + 1} is 0x{byte:02x}); save the file as UTF-8"
+                continue
             try:
-                yield number, _mapping(json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8")))
-            except UnicodeDecodeError as error:
-                yield (
-                    number,
-                    f"isn't UTF-8 (byte {error.start + 1} is 0x{line[error.start]:02x}); save the file as UTF-8",
-                )
+                yield number, _mapping(json.loads(line))
             except json.JSONDecodeError as error:
                 yield number, f"isn't valid JSON: {error.msg.removesuffix(' at')} at character {error.pos + 1}"
 

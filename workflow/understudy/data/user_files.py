@@ -91,14 +91,13 @@ def _read(path: Path, split: Split, data_format: DataFormat, counts: Counter[str
 def _bad_rows(path: Path, failures: list[Failure], total: int, data_format: DataFormat) -> DataError:
     rows = "its only row" if total == 1 else f"{len(failures):,} of its {total:,} rows"
     lines = [f"{path}: {rows} can't be used as `data.format: {data_format}`:"]
-    kinds: dict[str, str] = {}  # the first problem of each kind
-    numbers: dict[str, list[int]] = {}  # by that, in the order of the file
+    kinds: dict[str, list[Failure]] = {}  # in the order of the file
     for failure in failures:
-        first = kinds.setdefault(VALUE.sub("", failure.problem), failure.problem)
-        numbers.setdefault(first, []).append(failure.number)
-    shown = list(numbers)[:SHOWN]
-    lines += [f"{_places(path, numbers[problem])}: {problem}" for problem in shown]
-    if others := sum(len(numbers[problem]) for problem in numbers.keys() - set(shown)):
+        kinds.setdefault(VALUE.sub("", failure.problem), []).append(failure)
+    for alike in list(kinds.values())[:SHOWN]:
+        one = "" if len({failure.problem for failure in alike}) == 1 else " (the first of them)"
+        lines.append(f"{_places(path, [failure.number for failure in alike])}: {alike[0].problem}{one}")
+    if others := sum(map(len, list(kinds.values())[SHOWN:])):
         lines.append(f"and {others:,} more, with other problems")
     lines.append("mend or remove them, or set another `data.format`")
     return DataError("\n  ".join(lines))

@@ -115,12 +115,18 @@ def write_best(best: Best, store: Store, folder: Path) -> None:
     left_out += [LLAMAFACTORY_CHATS] if best.data_format in CHATS else []
     write_text(folder / "llamafactory.yaml", _yaml(llamafactory(best), wanted, *notes, *left_out))
     left_out = [TRL_ALPACA] if best.data_format == "alpaca" else [TRL_CHATS] if best.data_format in CHATS else []
-    left_out += ["It quantizes outliers of activations apart, which the study didn't."] * (
-        best.card.quantization == "int8"
-    )
+    if best.lora and best.card.quantization != "none":
+        left_out.append("On a quantized base TRL holds adapters in bfloat16, the study in float32.")
+    if best.card.quantization == "int8":
+        left_out.append("It computes outliers of activations apart, which the study didn't.")
     write_text(
         folder / "trl.yaml",
-        _yaml(trl(best), "For `trl sft --config`; add `dataset_name` and `output_dir`.", *notes, *left_out),
+        _yaml(
+            trl(best),
+            "For `trl sft --config` (TRL 1.16, transformers 5); add `dataset_name` and `output_dir`.",
+            *notes,
+            *left_out,
+        ),
     )
     write_json(folder / "transformers.json", transformers_arguments(best))
     if best.winner.digests:

@@ -8,7 +8,7 @@ from typing import Any
 from understudy.artifacts import Interval
 from understudy.hyperparameters import Value
 from understudy.settings import Quantization
-from understudy.space import Choices, Space
+from understudy.space import Choices, Space, at_rest
 from understudy.summary.style import flop_unit
 
 # A convention of this program's, not a standard one: from which rank correlation on each word is used.
@@ -89,15 +89,17 @@ def edges_text(values: Mapping[str, Value], space: Space) -> str | None:
     0 is an end of its own, and of two choices both are ends.
     """
     found = []
+    resting = at_rest(space, values)
     for name, parameter in space.items():
         value = values.get(name)
-        if not parameter.ordered or not value or isinstance(value, str):
+        if name in resting or not parameter.ordered or not value or isinstance(value, str):
             continue
         if isinstance(parameter, Choices):
             low, high, ends = parameter.choices[0], parameter.choices[-1], len(parameter.choices) > 2
             ends = ends and value in (low, high)
         else:
-            low, high, ends = parameter.low, parameter.high, not EDGE < parameter.to_unit(value) < 1 - EDGE
+            low, high = parameter.low, parameter.high
+            ends = not (low < float(value) < high and EDGE < parameter.to_unit(value) < 1 - EDGE)
         if ends:
             found.append(f"{name} ({value_text(low)} to {value_text(high)})")
     if not found:

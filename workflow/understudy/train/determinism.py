@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from understudy import progress
 from understudy.train import memory
@@ -30,6 +32,21 @@ def require(on_gpu: bool) -> None:
         os.environ.setdefault("FLASH_ATTENTION_DETERMINISTIC", "1")  # as transformers hands it on to flash-attn
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time, and nothing here reads such memory
+
+
+@contextmanager
+def telling(refused: Tensor | None) -> Iterator[None]:
+    """Set `refused` to 1 where torch refuses an operation inside, instead of raising; without it, raise.
+
+    A rank that had no rows hasn't met the operation and waits in the next sum, with which the news reaches it: all
+    ranks have to begin again.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if refused is None or MISSING not in str(error):
+            raise
+        refused.fill_(1)
 
 
 def as_far_as_possible(train: Callable[[], Result], begin_again: Callable[[], None] = lambda: None) -> Result:

@@ -18,6 +18,7 @@ class Agreed(NamedTuple):
     trouble: bool  # some rank has run out of memory
     save: bool  # it is time for a checkpoint
     stop: bool  # some rank was asked to end
+    refused: bool = False  # some rank has an operation without a deterministic kernel
 
 
 class Gradients:
@@ -29,11 +30,12 @@ class Gradients:
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         sizes = [parameter.numel() for parameter in parameters]
-        self._buffer = torch.zeros(sum(sizes) + 4, dtype=torch.float32, device=parameters[0].device)
-        *views, self.loss, self.save, self.stop, self.trouble = torch.split(self._buffer, [*sizes, 1, 1, 1, 1])
-        for parameter, view in zip(parameters, views, strict=True):
+        self._buffer = torch.zeros(sum(sizes) + 5, dtype=torch.float32, device=parameters[0].device)
+        views = list(torch.split(self._buffer, [*sizes, 1, 1, 1, 1, 1]))
+        self.loss, self.save, self.stop, self.refused, self.trouble = views[-5:]
+        for parameter, view in zip(parameters, views[:-5], strict=True):
             parameter.grad = view.view_as(parameter)
-        self._flat = self._buffer[:-4]
+        self._flat = self._buffer[:-5]
 
     def clear(self) -> None:
         """Back to zero, all but the trouble: that stays until it has been told."""
@@ -46,8 +48,8 @@ class Gradients:
         if stop:
             self.stop.fill_(1)
         ranks.sum_(self._buffer)
-        loss, saving, stopping, trouble = self._buffer[-4:].tolist()
-        return Agreed(loss, trouble > 0, saving > 0, stopping > 0)
+        loss, saving, stopping, refused, trouble = self._buffer[-5:].tolist()
+        return Agreed(loss, trouble > 0, saving > 0, stopping > 0, refused > 0)
 
     def clip_(self, max_norm: float) -> Tensor:
         """Scale down to a global norm of at most `max_norm`, as torch's `clip_grad_norm_`; return the norm before."""

@@ -17,6 +17,7 @@ from understudy.data.encoding import Encoded
 from understudy.interruption import InterruptionError
 from understudy.settings import TrainingSettings
 from understudy.steps import evaluation_steps, find_stop, total_steps
+from understudy.train import determinism
 from understudy.train.apart import check_apart
 from understudy.train.batches import batches, completion_tokens, rank_passes
 from understudy.train.checkpoint import Checkpoint, Position
@@ -125,7 +126,10 @@ class _Training:
         history, gradients, step = self._history, self._gradients, self._history.steps + 1
         self._backward(batch, counted)
         wants_save = self._checkpoint is not None and self._checkpoint.due()
-        batch_loss, trouble, save, stop = gradients.add_up(self._ranks, wants_save, interruption.asked() is not None)
+        agreed = gradients.add_up(self._ranks, wants_save, interruption.asked() is not None)
+        batch_loss, trouble, save, stop, refused = agreed
+        if refused:
+            raise RuntimeError(f"an operation of this model {determinism.MISSING}")
         if trouble:
             raise OutOfMemoryError(f"memory ran out in step {step} of {self._steps}")
         if not math.isfinite(batch_loss):
@@ -149,7 +153,7 @@ class _Training:
         gradients, ranks, rows_at_once = self._gradients, self._ranks, self._execution.micro_batch_size
         as_many, padded = self._execution.strategy == "fsdp", not self._execution.padding_free
         gradients.clear()
-        with telling(gradients.trouble):
+        with telling(gradients.trouble), determinism.telling(gradients.refused if ranks.count > 1 else None):
             for rows, counts in rank_passes(batch, rows_at_once, ranks.index, ranks.count, as_many, padded):
                 loss = self._summed_loss(rows) / counted
                 if not counts:  # the other ranks need this one's part in their passes, and nothing else of it

@@ -93,6 +93,7 @@ class ShardedGradients:
     """What `gradients.Gradients` is to the loop, where FSDP holds the gradients."""
 
     trouble: Tensor | None = None  # a rank that is out of memory misses collectives, so it can't tell the others
+    refused: Tensor | None = None  # all ranks run every pass, and so meet the same operations
 
     def __init__(self, parameters: Sequence[nn.Parameter], device: torch.device) -> None:
         self._parameters = parameters

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -76,10 +77,12 @@ def train_together(
         if record.result.objective is not None and record.result.objective < best:
             assert values is not None
             best = record.result.objective
-            if _keep(store, digest, base, trial, values, note):
-                if kept is not None:
+            new = _keep(store, digest, base, trial, values, note)
+            if kept is not None and store.adapter(digest).exists():
+                with suppress(OSError, StorageError):  # then it takes room, and nothing else
                     store.drop_adapter(kept)
-                kept = digest
+                kept = None
+            kept = digest if new else kept
 
     memory.reset_peak()
     if brackets is not None:
