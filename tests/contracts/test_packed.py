@@ -42,7 +42,12 @@ SPLITS = (EXAMPLES.train, EXAMPLES.validation)
 # LLM.int8() rounds what its layers read when it evaluates: activations that differ in the last bit can come out 1/127
 # apart, and a single one of them moves a loss by 1e-5. Training on CPUs doesn't round.
 @pytest.mark.parametrize(
-    ("quantization", "tolerance"), [("none", 1e-5), ("nf4", 1e-5), pytest.param("int8", 5e-4, marks=pytest.mark.long)]
+    ("quantization", "tolerance"),
+    [
+        ("none", 1e-5),
+        pytest.param("nf4", 1e-5, marks=pytest.mark.long),
+        pytest.param("int8", 5e-4, marks=pytest.mark.long),
+    ],
 )
 def test_every_trial_of_a_pack_is_as_in_a_plain_loop_of_its_own(
     quantization: Any, tolerance: float, tmp_path: Path

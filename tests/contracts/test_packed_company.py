@@ -105,6 +105,7 @@ def test_with_another_token_budget(base: Base, together: Mapping[str, Outcome]) 
         assert differing(train_packed(SPECS, base, tokens=tokens), together) == []
 
 
+@pytest.mark.long
 def test_batches_that_are_cut_into_pieces(base: Base) -> None:
     specs = varied()  # masks follow from the pieces
     whole = train_packed(specs, base)

@@ -199,7 +199,7 @@ def test_trials_outside_of_brackets_are_scored_and_otherwise_as_without_halving(
             assert all(found.step and found.point for found in record.result.rung_scores)
 
 
-@pytest.mark.parametrize("evaluations", [1, 100])
+@pytest.mark.parametrize("evaluations", [1, pytest.param(100, marks=pytest.mark.long)])
 @pytest.mark.parametrize("before", [3, 8])
 def test_an_extension_gives_the_fates_of_all_at_once(evaluations: int, before: int, tmp_path: Path) -> None:
     """The trials after the last full bracket ran in full; with more trials they are in one."""
@@ -273,7 +273,7 @@ class Interrupted(Exception):  # noqa: N818  # nothing is wrong
     pass
 
 
-@pytest.mark.parametrize("saved_at", [None, 2, 12])
+@pytest.mark.parametrize("saved_at", [None, 2, pytest.param(12, marks=pytest.mark.long)])
 def test_another_pack_trains_a_trial_of_one_that_was_interrupted(saved_at: int | None, tmp_path: Path) -> None:
     plan = halved(IDS[:9], IDS[9:])
     other = halved(specs=COPIES[1:3]).model_copy(update={"id": "default-000"})

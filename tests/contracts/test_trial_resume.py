@@ -77,7 +77,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {spec.method: outcome(train_alone(spec, job), job) for spec in (LORA, FULL)}
 
 
-@pytest.mark.parametrize("spec", [LORA, FULL], ids=["lora", "full"])
+@pytest.mark.parametrize("spec", [pytest.param(LORA, marks=pytest.mark.long), FULL], ids=["lora", "full"])
 def test_killed_again_and_again(spec: TrialSpec, whole: dict[str, Any], tmp_path: Path) -> None:
     job = job_of(tmp_path)
     seen = []

@@ -176,6 +176,7 @@ def test_the_examples_are_what_python_itself_says_of_its_functions(study: Path) 
     assert row["prompt"] == f"def dedent{inspect.signature(textwrap.dedent)}:\n"
 
 
+@pytest.mark.long
 def test_two_runs_write_the_same_bytes_and_another_seed_does_not(study: Path, tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[2])\n"

@@ -243,6 +243,7 @@ def test_a_built_in_model_is_made_once_and_found_again(tmp_path: Path, monkeypat
     assert len(list((tmp_path / "tokenizers").glob("[!.]*"))) == 1  # the same for both sizes
 
 
+@pytest.mark.long
 def test_pretraining_is_the_same_in_another_process_and_learns(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from understudy.process import set_threads; set_threads(1)\n"

@@ -43,6 +43,7 @@ def test_the_first_trials_are_never_skipped() -> None:
     assert propose._reason_to_skip(settings, FEWEST_WITH_STOP, hopeless) is not None
 
 
+@pytest.mark.long
 def test_where_the_proxy_misleads_nothing_is_skipped_too_early(tmp_path: Path) -> None:
     records = made.run_target(STOPPING, tmp_path, *made.transferred(STOPPING), 12, made.elsewhere)
     assert made.best_of(records) < 2.1

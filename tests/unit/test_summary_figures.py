@@ -77,6 +77,7 @@ def test_edge_cases_are_drawn(case: str, study: synthetic_study.Study, tmp_path:
         assert ElementTree.parse(tmp_path / f"{name}.svg").getroot().tag.endswith("svg")
 
 
+@pytest.mark.long
 def test_the_same_data_give_the_same_bytes(study: synthetic_study.Study, tmp_path: Path) -> None:
     names = list(study.config.space)
     rows = [{"stage": "proxy", "parameter": name, "importance": 0.1} for name in names]

@@ -43,7 +43,7 @@ def refuse(spec: TrialSpec) -> TrialRecord:
     raise AssertionError(f"{spec.id} was trained again")
 
 
-@pytest.mark.parametrize("quantization", ["none", "nf4", "int8"])
+@pytest.mark.parametrize("quantization", ["none", "nf4", pytest.param("int8", marks=pytest.mark.long)])
 def test_a_trial_in_a_pack_is_the_trial_alone(tmp_path: Path, quantization: Quantization) -> None:
     """To the bit, whatever was trained on the base before it: other ranks, dropout, a divergence."""
     job = make_job(tmp_path, quantization)
@@ -266,7 +266,7 @@ def validation_loss(model: Any, engine: Engine) -> float:
     return sum(losses) / sum(tokens)
 
 
-@pytest.mark.parametrize("quantization", ["none", pytest.param("nf4", marks=pytest.mark.long)])
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
 def test_bfloat16_learns_about_the_same(tmp_path: Path, quantization: Quantization) -> None:
     spec = make_spec(num_train_epochs=3, learning_rate=1e-2)
     exact = Engine(make_job(tmp_path / "exact", quantization)).train(spec).result.objective
