@@ -11,6 +11,7 @@ of `replays`:
     methods     who takes part; simple, ours, optuna, smac and so on: the methods
     code        the code that a method runs: what of it a finished run depends on
     jobs        replays over processes, and the folder of finished ones
+    record      finished replays in one file
     statistics  regrets, ranks, tests, intervals
     report      tables
 """
@@ -29,6 +30,7 @@ from typing import Any
 
 from replays.jobs import Job, Terms, job, run_all
 from replays.methods import ENTRIES, Entry
+from replays.record import keep, lay_out
 from replays.replay import PROXY_TRIALS, TRIALS, Run, proxy_budget
 from replays.report import BUDGETS, report, speed
 from replays.statistics import Results, at_cost, regrets
@@ -108,7 +110,11 @@ def measured(
     jobs: dict[tuple[str, str], Job] = {}
     for each in problems.values():
         jobs |= {(entry.name, each.id): job(entry, each, terms, cache) for entry in able(entries, each)}
+    if not options.quick and (recorded := lay_out(options.replays, jobs.values())):
+        print(f"{recorded} replays are taken from {options.replays}", file=sys.stderr)
     runs = run_all(list(jobs.values()), options.jobs)
+    if options.keep:
+        keep(options.replays, jobs.values())
     ours, lead = [entry.name for entry in entries if entry.ours], options.lead
     found = {}
     for name, tasks in sets.items():
@@ -202,7 +208,14 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     add("--seeds", type=int, default=25)
     add("--window", type=int, default=1, help="proposal n sees the results of runs 0 to n - window")
     add("--proxy-trials", type=int, default=PROXY_TRIALS, help="at most half of the configurations")
-    add("--cache", type=Path, help="folder of finished runs; without one nothing is kept")
+    add("--cache", type=Path, help="folder of finished runs, which a run that is cut off goes on from")
+    add(
+        "--replays",
+        type=Path,
+        default=HERE / "transfer_replays.parquet",
+        help="finished runs that needn't be done again",
+    )
+    add("--keep", action="store_true", help="add this run's to them")
     add("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     add("--quick", action="store_true", help="two tasks, two seeds, no extra packages: whether it runs")
     options = parser.parse_args(given)

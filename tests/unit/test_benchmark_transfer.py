@@ -23,6 +23,7 @@ import transfer
 from finished_runs import BATCHES, BENCHMARKS, RATES
 from replays.jobs import Terms, job, run_all
 from replays.methods import ENTRIES
+from replays.record import keep, lay_out
 from replays.replay import Seen, Snapper, View, proxy_budget, proxy_stage, replay
 from replays.tables import Configuration, Table, fine_tuning, step_law, step_law_optimum
 from replays.tasks import Problem, Task, halves, listing, problem, task_sets
@@ -235,6 +236,39 @@ def test_finished_runs_are_read_and_a_torn_line_is_not(
 
     monkeypatch.setattr("replays.jobs.replay", refuse)
     assert run_all(jobs, 1) == {name: {s: r for s, r in runs.items() if s < 2} for name, runs in again.items()}
+
+
+def test_recorded_runs_count_as_long_as_their_method_is_the_same(
+    pair: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, names = tmp_path / "replays.parquet", ("random", "ranked")
+    assert lay_out(record, [job(ENTRIES["random"], pair, TERMS, tmp_path)]) == 0
+    first = [job(ENTRIES[name], pair, TERMS, tmp_path / "first") for name in names]
+    ran = run_all(first, 1)
+    keep(record, first)
+
+    second = [job(ENTRIES[name], pair, TERMS, tmp_path / "second") for name in names]
+    assert lay_out(record, second) == 4
+    assert lay_out(record, second) == 0
+    with monkeypatch.context() as patched:
+        patched.setattr("replays.jobs.replay", lambda *_: pytest.fail("replayed"))
+        found = run_all(second, 1)
+    assert {name: {seed: run.indices for seed, run in runs.items()} for name, runs in found.items()} == {
+        name: {seed: run.indices for seed, run in runs.items()} for name, runs in ran.items()
+    }
+
+    # Another version of a method: its runs are done again, and then the older ones aren't kept.
+    monkeypatch.setattr(type(ENTRIES["random"]), "version", lambda entry: f"{entry.name}2")
+    changed = job(ENTRIES["random"], pair, TERMS, tmp_path / "third")
+    assert lay_out(record, [changed]) == 0
+    run_all([changed], 1)
+    keep(record, [changed])
+    rows = pl.read_parquet(record)
+    assert sorted(set(zip(rows["method"], rows["version"], strict=True))) == [
+        ("random", "random2"),
+        ("ranked", first[1].file.parent.name.removeprefix("ranked-")),
+    ]
+    assert rows.height == 4
 
 
 def test_only_methods_that_see_the_proxy_have_runs_of_their_own_for_a_lie(table: Table, tmp_path: Path) -> None:
