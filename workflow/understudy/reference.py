@@ -18,27 +18,44 @@ MARKER = "<!-- From here on written by `make schema`. -->"
 
 def markdown() -> str:
     """Tables of all sections and of all hyperparameters."""
-    return "\n".join([MARKER, "", *_sections(StudyConfig, ""), *_hyperparameters()])
+    return "\n".join([MARKER, "", "## All keys", "", *_sections(), *_hyperparameters()])
 
 
-def _sections(model: type[BaseModel], prefix: str) -> Iterator[str]:
-    nested: list[tuple[str, type[BaseModel]]] = []
-    yield f"### {f'`{prefix[:-1]}`' if prefix else 'Top level'}"
-    yield ""
-    if prefix and model.__doc__:
-        yield model.__doc__.strip().splitlines()[0]
+def _sections() -> Iterator[str]:
+    """A table for each kind of section; one that stands in several places has them all in its heading."""
+    places = _places(StudyConfig)
+    for model, paths in places.items():
+        yield f"### {_heading(paths)}"
         yield ""
-    yield "| key | values | default | meaning |"
-    yield "|---|---|---|---|"
+        if model is not StudyConfig and model.__doc__:
+            yield model.__doc__.strip().splitlines()[0]
+            yield ""
+        yield "| key | values | default | meaning |"
+        yield "|---|---|---|---|"
+        for name, field in model.model_fields.items():
+            inner = _model_in(field.annotation)
+            values = f"[section](#{_anchor(_heading(places[inner]))})" if inner else _values(field)
+            yield f"| `{name}` | {values} | {'' if inner else _default(field)} | {field.description or ''} |"
+        yield ""
+
+
+def _places(model: type[BaseModel], path: str = "") -> dict[type[BaseModel], list[str]]:
+    """The section and those within it, in the order in which they are first found, each with where it stands."""
+    found = {model: [path]}
     for name, field in model.model_fields.items():
-        inner = _model_in(field.annotation)
-        if inner:
-            nested.append((f"{prefix}{name}.", inner))
-        values = "section" if inner else _values(field)
-        yield f"| `{name}` | {values} | {'' if inner else _default(field)} | {field.description or ''} |"
-    yield ""
-    for path, inner in nested:
-        yield from _sections(inner, path)
+        if inner := _model_in(field.annotation):
+            for each, paths in _places(inner, f"{path}.{name}" if path else name).items():
+                found.setdefault(each, []).extend(paths)
+    return found
+
+
+def _heading(paths: list[str]) -> str:
+    return ", ".join(f"`{path}`" for path in paths if path) or "Top level"
+
+
+def _anchor(heading: str) -> str:
+    """What a heading's link is called where Markdown is shown, as GitHub does it."""
+    return "".join(letter for letter in heading.lower() if letter.isalnum() or letter in " -_").replace(" ", "-")
 
 
 def _hyperparameters() -> Iterator[str]:
