@@ -14,13 +14,14 @@ import pytest
 import yaml
 
 from synthetic_study import make
-from training_study import make_spec
-from understudy import abreast, progress
+from training_study import make_job, make_spec
+from understudy import abreast, process, progress
 from understudy.abreast import Room
 from understudy.config import StudyConfig, parse
 from understudy.files import write_json
 from understudy.pace import Outlook, Pace
 from understudy.paths import StudyPaths
+from understudy.train.trial import train_trial
 from understudy.trial import TrialRecord, TrialResult
 
 ROOT = Path(__file__).parents[2]
@@ -91,6 +92,18 @@ def test_one_target_trial_says_how_long_the_rest_takes(tmp_path: Path, monkeypat
     finish(path, "target", "t0000", HOUR)
     assert progress.state(path).seconds_left() == pytest.approx((23 / 4 + 9 / 9) * HOUR)
     assert "about 6:45:00 left" in progress.state(path).line("target")
+
+
+def test_starting_and_loading_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They aren't in what a trial cost; what it cost before a checkpoint isn't in the time of its last process."""
+    job = make_job(tmp_path)
+    progress.start(job.progress, {"target": 4, "finalist": 2}, 1, {"target": 1, "finalist": 2})
+    for number, (held, cost, passed) in enumerate([(50.0, 10.0, 50.0), (50.0, 90.0, 70.0)]):
+        monkeypatch.setattr(process, "age", lambda held=held: held)
+        result = TrialResult.model_validate({"digest": "0", "status": "complete", "cost": {"wall_seconds": cost}})
+        spec = make_spec(f"t{number:04d}", stage="target", learning_rate=1e-3 * (number + 1))
+        train_trial(spec, job, lambda spec, result=result: TrialRecord(spec=spec, result=result))
+        assert progress.state(job.progress).seconds_left() == pytest.approx((3 - number) * passed + passed)
 
 
 def test_nothing_is_said_before_enough_is_known(tmp_path: Path) -> None:

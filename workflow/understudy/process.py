@@ -11,9 +11,15 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
+BEGAN = time.monotonic()  # a command imports this module first
 POLL_SECONDS = 0.5
 STARTED_BY = "UNDERSTUDY_STARTED_BY"  # the process id of the workflow that calls the commands
 LIBRARY_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+def age() -> float:
+    """Seconds since this process began its command."""
+    return time.monotonic() - BEGAN
 
 
 def end_with_parent(started_by: int | None = None) -> None:

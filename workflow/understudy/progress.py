@@ -99,8 +99,12 @@ def _trials_in(path: Path) -> list[str]:
         return []
 
 
-def finished(path: Path, record: TrialRecord, reused: bool) -> None:
-    """Note a finished trial and show the study's progress. `reused`: it came from the store."""
+def finished(path: Path, record: TrialRecord, reused: bool, held: float = 0.0) -> None:
+    """Note a finished trial and show the study's progress.
+
+    `reused`: it came from the store. `held`: for how many seconds it has had its worker, where it had one to itself;
+    starting and loading take a large part of a short trial, and aren't in what it cost.
+    """
     result = record.result
     _append(
         path,
@@ -111,7 +115,7 @@ def finished(path: Path, record: TrialRecord, reused: bool) -> None:
             "id": record.spec.id,
             "status": result.status,
             "objective": result.objective,
-            "wall_seconds": result.cost.wall_seconds,
+            "wall_seconds": max(result.cost.wall_seconds, held),
             "reused": reused,
         },
     )

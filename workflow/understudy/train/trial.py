@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from understudy import checksums, interruption, progress
+from understudy import checksums, interruption, process, progress
 from understudy.settings import RunningSettings
 from understudy.steps import find_stop, total_steps
 from understudy.store import Store
@@ -51,7 +51,7 @@ def train_trial(spec: TrialSpec, job: Job, train: Callable[[TrialSpec], TrialRec
         record = found if found is not None and reused else train(spec)
         store.drop_checkpoint(digest)
     record = TrialRecord(spec=spec, result=record.result)
-    progress.finished(job.progress, record, reused)
+    progress.finished(job.progress, record, reused, process.age())
     return record
 
 
