@@ -49,8 +49,8 @@ def main() -> None:
     try:
         tables = read(options)
         if options.write_tasks:
-            text = json.dumps({table.name: listing(table) for table in tables}, indent=1)
-            options.tasks.write_text(_compact(text) + "\n", encoding="utf-8")
+            written = {**written_tasks(options.tasks), **{table.name: listing(table) for table in tables}}
+            options.tasks.write_text(_compact(json.dumps(written, indent=1)) + "\n", encoding="utf-8")
             return
         for table in tables:
             check(table, options.tasks)
@@ -71,9 +71,14 @@ def read(options: argparse.Namespace) -> list[Table]:
     return tables
 
 
+def written_tasks(path: Path) -> dict[str, Any]:
+    """The list of tasks, by table."""
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+
+
 def check(table: Table, path: Path) -> None:
     """Refuse a table whose tasks aren't those that are written down; of a new table say that it is one."""
-    written = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    written = written_tasks(path)
     if table.name not in written:
         print(f"{table.name}: its tasks aren't in {path.name}; --write-tasks writes them down")
     elif written[table.name] != json.loads(json.dumps(listing(table))):
@@ -200,7 +205,7 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     add("--config", type=Path, default=ROOT / "config" / "config.yaml", help="the study that --table has runs of")
     add("--price", type=float, default=0.1, help="a proxy run's cost in target runs, where a table has no FLOPs")
     add("--tasks", type=Path, default=HERE / "transfer_tasks.json", help="the list of tasks")
-    add("--write-tasks", action="store_true", help="write the list of tasks and end")
+    add("--write-tasks", action="store_true", help="write these tables' tasks down and end")
     add("--sets", nargs="+", help="of tasks: matched, cheap, lies, own, own_lies; default all")
     add("--half", choices=("tuning", "reporting", "both"), default="reporting", help="whose targets")
     add("--methods", nargs="+", choices=list(ENTRIES), default=list(ENTRIES), metavar="METHOD", help="default all")

@@ -9,7 +9,7 @@ its steps, with a schedule of that length; the first `--repeated` of them with f
 kept in the store, so that it can be interrupted. A row of the table is a run:
 
     id, model, seed, fidelity (share of the steps that were run), the searched hyperparameters, status, eval_loss, curve
-    (losses at equal distances, the last of them eval_loss), flops, parameters, hidden_size
+    (losses at equal distances, the last of them eval_loss), flops, parameters, hidden_size, model_type
 
 Losses are in nats per completion token.
 """
@@ -65,7 +65,7 @@ def main() -> None:
     options = arguments(sys.argv[1:])
     paths = StudyPaths(options.results)
     search = read_model(paths.settings("search"), SearchSection)
-    batches = [batch for model in ROLES for batch in planned(model, paths, search, options)]
+    batches = [batch for model in options.models for batch in planned(model, paths, search, options)]
     began, rows = time.perf_counter(), []
     with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         waiting = [pool.submit(run, batch, paths, options.store, list(search.space)) for batch in batches]
@@ -129,6 +129,7 @@ def run(batch: Batch, paths: StudyPaths, store: Path, searched: Sequence[str]) -
             "flops": record.result.cost.flops,
             "parameters": model.parameters,
             "hidden_size": model.hidden_size,
+            "model_type": model.model_type,
         }
         for record in results.records
     ]
@@ -149,6 +150,7 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--results", type=Path, default=Path("results"), help="a study that has prepared its data and models")
+    add("--models", nargs="+", choices=list(ROLES), default=list(ROLES), metavar="MODEL", help="default all")
     add("--store", type=Path, default=Path(".cache/transfer-runs"), help="where finished trials are kept")
     add("--configurations", type=int, default=320)
     add("--repeated", type=int, default=64, help="configurations with all seeds")

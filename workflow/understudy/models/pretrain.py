@@ -37,10 +37,17 @@ def pretrain(settings: PretrainSettings, corpus: Sequence[str], tokenizer: Any, 
 
     Returns the loss of each step in nats per token. Threads are the caller's: sums differ between their numbers.
     """
+    model = _new_model(settings, tokenizer, derive_seed(seed, "pretrain", "weights"))
+    return pretrain_model(model, settings, corpus, tokenizer, seed, folder)
+
+
+def pretrain_model(
+    model: Any, settings: PretrainSettings, corpus: Sequence[str], tokenizer: Any, seed: int, folder: Path
+) -> list[float]:
+    """The same of a given model of any family, a decoder in `model` and a head in `lm_head`."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    model = _new_model(settings, tokenizer, derive_seed(seed, "pretrain", "weights"))
     sequences = _sequences(settings, corpus, tokenizer, derive_seed(seed, "pretrain", "order"))
     losses = _train(model, sequences, settings)
     model.save_pretrained(folder)
