@@ -40,6 +40,7 @@ from understudy.errors import UserError
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
+REPLAYS = HERE / "transfer_replays.parquet"
 QUICK_SEEDS = 2
 
 
@@ -73,7 +74,10 @@ def read(options: argparse.Namespace) -> list[Table]:
 
 def written_tasks(path: Path) -> dict[str, Any]:
     """The list of tasks, by table."""
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} isn't a list of tasks: {error}; mend it, or delete it and --write-tasks") from None
 
 
 def check(table: Table, path: Path) -> None:
@@ -119,7 +123,7 @@ def measured(
         print(f"{recorded} replays are taken from {options.replays}", file=sys.stderr)
     runs = run_all(list(jobs.values()), options.jobs)
     if options.keep:
-        keep(options.replays, jobs.values())
+        print(f"{options.replays}: {keep(options.replays, jobs.values())}", file=sys.stderr)
     ours, lead = [entry.name for entry in entries if entry.ours], options.lead
     found = {}
     for name, tasks in sets.items():
@@ -217,13 +221,19 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     add(
         "--replays",
         type=Path,
-        default=HERE / "transfer_replays.parquet",
+        default=REPLAYS,
         help="finished runs that needn't be done again",
     )
-    add("--keep", action="store_true", help="add this run's to them")
+    add(
+        "--keep", action="store_true", help="add this run's to them, in place of what older versions of its methods did"
+    )
     add("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     add("--quick", action="store_true", help="two tasks, two seeds, no extra packages: whether it runs")
     options = parser.parse_args(given)
+    if options.keep and options.quick:
+        parser.error("--quick does everything anew, so there is nothing to --keep")
+    if not options.keep and options.replays != REPLAYS and not options.replays.exists():
+        parser.error(f"there is no {options.replays}; with --keep it is made")
     if options.quick:
         options.seeds, options.half = QUICK_SEEDS, "both"
         options.methods = [name for name in options.methods if not ENTRIES[name].needs]

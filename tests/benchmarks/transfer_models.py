@@ -1,11 +1,11 @@
 """Models of another family and another task than the default study's, for a second table of fine-tuning runs.
 
     make run
-    python tests/benchmarks/transfer_models.py [--results results] [--output .cache/transfer-qwen2] [--steps 300]
+    python tests/benchmarks/transfer_models.py [--results results] [--steps 300]
     snakemake --cores 2 --configfile tests/benchmarks/transfer_qwen2.yaml --until write_settings
     snakemake --cores 2 --configfile tests/benchmarks/transfer_qwen2.yaml --until prepare_model
     python tests/benchmarks/transfer_runs.py --results .cache/transfer-qwen2/results --configurations 200 --repeated 0 \
-        --seeds 1 --models proxy_nf4 target_fp32 --output transfer_runs_qwen2.parquet
+        --seeds 1 --models proxy_nf4 target_fp32 --output tests/benchmarks/transfer_runs_qwen2.parquet
 
 Two Qwen2 models, with biases and fewer keys than queries, pretrained as the built-in Llamas are, with their tokenizer.
 The task is theirs the other way round: a function's signature from its docstring.
@@ -31,6 +31,7 @@ from understudy.process import set_threads
 from understudy.settings import PretrainSettings
 from understudy.trial import DataManifest, ModelCard, derive_seed
 
+OUTPUT = Path(".cache/transfer-qwen2")  # as in transfer_qwen2.yaml
 KEY_VALUE_HEADS = 2
 SHAPES = {
     "proxy": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 160},
@@ -45,12 +46,12 @@ def main() -> None:
     options = arguments(sys.argv[1:])
     paths = StudyPaths(options.results)
     set_threads(1)
-    turn_round(paths, options.output)
+    turn_round(paths, OUTPUT)
     tokenizer = AutoTokenizer.from_pretrained(read_model(paths.model("proxy"), ModelCard).path)
     corpus = training_corpus(read_model(paths.manifest, DataManifest), paths.data("train"))
     for role, shape in SHAPES.items():
         settings = PretrainSettings(**shape, steps=options.steps, batch_size=BATCH)
-        losses = pretrain_model(new(shape, tokenizer), settings, corpus, tokenizer, SEED, options.output / role)
+        losses = pretrain_model(new(shape, tokenizer), settings, corpus, tokenizer, SEED, OUTPUT / role)
         print(f"{role}: {losses[0]:.3f} to {losses[-1]:.3f} nats per token in {len(losses)} steps")
 
 
@@ -87,7 +88,6 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--results", type=Path, default=Path("results"), help="a study of the built-in task with its data and models")
-    add("--output", type=Path, default=Path(".cache/transfer-qwen2"))
     add("--steps", type=int, default=300)
     return parser.parse_args(given)
 

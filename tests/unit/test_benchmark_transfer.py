@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -59,7 +60,9 @@ def test_a_quick_run_replays_every_method_that_needs_no_package(file: Path, tmp_
         "--tasks",
         str(tmp_path / "t.json"),
     ]
+    (tmp_path / "t.json").write_text('{"another": {}}')
     subprocess.run([*script, "--write-tasks"], check=True, timeout=60)
+    assert json.loads((tmp_path / "t.json").read_text()).keys() == {"another", "steplaw"}
     quick = [*script, "--quick", "--jobs", "1", "--cache", str(tmp_path / "cache")]
     done = subprocess.run(quick, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -271,6 +274,27 @@ def test_recorded_runs_count_as_long_as_their_method_is_the_same(
     assert rows.height == 4
 
 
+def test_a_run_keeps_what_it_did_and_the_next_one_does_nothing(file: Path, tmp_path: Path) -> None:
+    script = [sys.executable, str(BENCHMARKS / "transfer.py"), "--steplaw", str(file), "--tasks", str(tmp_path / "t")]
+    script += ["--half", "both", "--seeds", "2", "--jobs", "1", "--methods", "random", "ranked", "--sets", "cheap"]
+    script += ["--replays", str(tmp_path / "new" / "replays.parquet")]
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*script, *words], capture_output=True, text=True, timeout=120)
+
+    assert "with --keep it is made" in run().stderr
+    assert "nothing to --keep" in run("--keep", "--quick").stderr
+    first = run("--keep")
+    assert re.search(r"replays.parquet: (\d+) replays, \1 of them new; 0 of older versions dropped", first.stderr)
+    again = run()
+    assert re.fullmatch(r"\d+ replays are taken from .*\n", again.stderr)
+    told = [json.loads(done.stdout.splitlines()[-1])["sets"] for done in (first, again)]
+    assert told[0] == told[1]
+
+    (tmp_path / "new" / "replays.parquet").write_bytes(file.read_bytes())
+    assert "isn't a record of finished replays" in run().stderr
+
+
 def test_only_methods_that_see_the_proxy_have_runs_of_their_own_for_a_lie(table: Table, tmp_path: Path) -> None:
     true, lie = (problem(table, Task("100M-2B", "400M-8B", lie)) for lie in (None, "inverted"))
 
@@ -339,6 +363,12 @@ def test_columns_of_a_table_say_how_large_its_models_are(tmp_path: Path) -> None
     pl.DataFrame(rows).with_columns(pl.col("eval_loss") - 5e3).write_csv(path)
     with pytest.raises(UserError, match="a loss of -4000, but regrets relative"):
         fine_tuning(path, tmp_path / "hub.yaml", 0.1)
+
+
+def test_a_table_with_hyperparameters_that_the_config_does_not_search_is_refused(tmp_path: Path) -> None:
+    finished_runs.write_runs(tmp_path / "runs.parquet")
+    with pytest.raises(UserError, match=r"lr_scheduler_type, warmup_ratio, which .*transfer_qwen2.yaml doesn't search"):
+        fine_tuning(tmp_path / "runs.parquet", BENCHMARKS / "transfer_qwen2.yaml", 0.1)
 
 
 def test_what_a_config_has_no_default_for_has_the_programs(tmp_path: Path) -> None:

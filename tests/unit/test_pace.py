@@ -21,8 +21,10 @@ from understudy.config import StudyConfig, parse
 from understudy.files import write_json
 from understudy.pace import Outlook, Pace
 from understudy.paths import StudyPaths
+from understudy.train.launch import train_alone
+from understudy.train.pack import train_pack
 from understudy.train.trial import train_trial
-from understudy.trial import TrialRecord, TrialResult
+from understudy.trial import Pack, TrialRecord, TrialResult
 
 ROOT = Path(__file__).parents[2]
 HOUR = 3600.0
@@ -94,6 +96,16 @@ def test_one_target_trial_says_how_long_the_rest_takes(tmp_path: Path, monkeypat
     assert "about 6:45:00 left" in progress.state(path).line("target")
 
 
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+def test_a_trial_with_a_process_of_its_own_counts_by_that_processs_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "age", lambda: HOUR)
+    job = make_job(tmp_path, evaluations=1)
+    train_alone(make_spec("t0000", stage="target"), job)
+    assert progress.state(job.progress).stages["target"].pace.mean == HOUR
+
+
 def test_starting_and_loading_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They aren't in what a trial cost; what it cost before a checkpoint isn't in the time of its last process."""
     job = make_job(tmp_path)
@@ -102,8 +114,24 @@ def test_starting_and_loading_count(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(process, "age", lambda held=held: held)
         result = TrialResult.model_validate({"digest": "0", "status": "complete", "cost": {"wall_seconds": cost}})
         spec = make_spec(f"t{number:04d}", stage="target", learning_rate=1e-3 * (number + 1))
-        train_trial(spec, job, lambda spec, result=result: TrialRecord(spec=spec, result=result))
+        trained = TrialRecord(spec=spec, result=result)
+        train_trial(spec, job, lambda _, trained=trained: trained, only=True)
         assert progress.state(job.progress).seconds_left() == pytest.approx((3 - number) * passed + passed)
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+def test_trials_of_a_pack_that_train_alone_count_by_what_they_cost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They share a process, one after the other."""
+    monkeypatch.setattr(process, "age", lambda: HOUR)
+    job = make_job(tmp_path, evaluations=1, packing=None)
+    specs = make_spec("r0001"), make_spec("r0002", lora_r=2)
+    train_pack(Pack(id="default-000", specs=specs, solo={spec.id: "packing is off" for spec in specs}), job)
+    logged = [json.loads(line) for line in job.progress.read_text().splitlines()]
+    seconds = [line["wall_seconds"] for line in logged if line["event"] == "trial"]
+    assert len(seconds) == 2
+    assert max(seconds) < HOUR
 
 
 def test_nothing_is_said_before_enough_is_known(tmp_path: Path) -> None:

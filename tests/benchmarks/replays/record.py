@@ -16,6 +16,7 @@ import polars as pl
 
 from replays.jobs import Job, finished
 from replays.replay import Run
+from understudy.errors import UserError
 
 SCHEMA = {
     "method": pl.String,
@@ -28,10 +29,8 @@ SCHEMA = {
 
 def lay_out(path: Path, jobs: Iterable[Job]) -> int:
     """Put the recorded runs of these jobs into their files, where they are missing; how many those were."""
-    if not path.exists():
-        return 0
     recorded: dict[tuple[str, str, str], list[Run]] = {}
-    for method, version, file, seed, indices in pl.read_parquet(path).iter_rows():
+    for method, version, file, seed, indices in _read(path).iter_rows():
         recorded.setdefault((method, version, file), []).append(Run(seed, tuple(indices), ()))
     laid = 0
     for job in {job.file: job for job in jobs}.values():
@@ -45,20 +44,38 @@ def lay_out(path: Path, jobs: Iterable[Job]) -> int:
     return laid
 
 
-def keep(path: Path, jobs: Iterable[Job]) -> None:
-    """Add the finished runs of these jobs to the record, and drop what older versions of their methods did."""
+def keep(path: Path, jobs: Iterable[Job]) -> str:
+    """Add the finished runs of these jobs to the record, and drop what other versions of their methods did.
+
+    Returns what became of the record, in words. For one run at a time.
+    """
     versions, rows = {}, []
     for job in {job.file: job for job in jobs}.values():
         method, version, file = _key(job)
         versions[method] = version
         rows += [(method, version, file, run.seed, list(run.indices)) for run in finished(job).values()]
-    old = pl.read_parquet(path) if path.exists() else pl.DataFrame(schema=SCHEMA)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    old = _read(path)
     now = pl.col("method").replace_strict(versions, default=pl.col("version"), return_dtype=pl.String)
-    whole = pl.concat([old.filter(pl.col("version") == now), pl.DataFrame(rows, schema=SCHEMA, orient="row")])
-    beside = path.with_suffix(".new")
+    valid = old.filter(pl.col("version") == now)
+    whole = pl.concat([valid, pl.DataFrame(rows, schema=SCHEMA, orient="row")])
     names = ["method", "version", "file", "seed"]
-    whole.unique(names, keep="last").sort(names).write_parquet(beside, compression="zstd", compression_level=19)
+    whole = whole.unique(names, keep="last").sort(names)
+    beside = path.with_suffix(".new")
+    whole.write_parquet(beside, compression="zstd", compression_level=19)
     beside.replace(path)
+    dropped = old.height - valid.height
+    return f"{whole.height} replays, {whole.height - valid.height} of them new; {dropped} of older versions dropped"
+
+
+def _read(path: Path) -> pl.DataFrame:
+    """The rows; none where there is no file."""
+    if not path.exists():
+        return pl.DataFrame(schema=SCHEMA)
+    try:
+        return pl.read_parquet(path).select(*SCHEMA)
+    except pl.exceptions.PolarsError as error:
+        raise UserError(f"{path} isn't a record of finished replays: {error}") from None
 
 
 def _key(job: Job) -> tuple[str, str, str]:

@@ -102,9 +102,9 @@ def _caution(targets: int) -> str:
 def speed(seconds: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
     """Seconds of a proposal, by method: the mean and the longest."""
     found = {name: {"mean": sum(each) / len(each), "longest": max(each)} for name, each in seconds.items() if each}
-    print_table(
-        "seconds of a proposal", ("mean", "longest"), {name: list(each.values()) for name, each in found.items()}
-    )
+    if found:
+        rows = {name: list(each.values()) for name, each in found.items()}
+        print_table("seconds of a proposal, of what was replayed now", ("mean", "longest"), rows)
     return found
 
 

@@ -99,6 +99,11 @@ def fine_tuning(path: Path, config: Path, price: float) -> Table:
     frame = pl.read_parquet(path) if path.suffix == ".parquet" else pl.read_csv(path)
     study = parse(yaml.safe_load(config.read_text(encoding="utf-8")))
     space = {name: parameter for name, parameter in study.space.items() if name in frame.columns}
+    further = sorted((HYPERPARAMETERS.keys() & set(frame.columns)) - study.space.keys())
+    if further:
+        raise UserError(
+            f"{path} has the hyperparameters {', '.join(further)}, which {config} doesn't search; give its own --config"
+        )
     missing = sorted({"model", "seed", "eval_loss", "status"} - set(frame.columns))
     if missing or not space:
         raise UserError(

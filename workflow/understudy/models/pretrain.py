@@ -44,7 +44,7 @@ def pretrain(settings: PretrainSettings, corpus: Sequence[str], tokenizer: Any, 
 def pretrain_model(
     model: Any, settings: PretrainSettings, corpus: Sequence[str], tokenizer: Any, seed: int, folder: Path
 ) -> list[float]:
-    """The same of a given model of any family, a decoder in `model` and a head in `lm_head`."""
+    """The same for a given model, of any family: a decoder in `model` and a head in `lm_head`."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()

@@ -52,7 +52,7 @@ def train_alone(spec: TrialSpec, job: Job) -> TrialRecord:
 
         return Engine(job).train(spec)
 
-    return train_trial(spec, job, train)
+    return train_trial(spec, job, train, only=True)
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,9 @@ class Job:
     running: RunningSettings = field(default_factory=RunningSettings)
 
 
-def train_trial(spec: TrialSpec, job: Job, train: Callable[[TrialSpec], TrialRecord]) -> TrialRecord:
+def train_trial(
+    spec: TrialSpec, job: Job, train: Callable[[TrialSpec], TrialRecord], only: bool = False
+) -> TrialRecord:
     """The record of a trial, with this spec. `train` is called where the store doesn't have it yet.
 
     `train` keeps the record in the store itself, and for a finalist its adapter or weights before it. While it
@@ -42,6 +44,8 @@ def train_trial(spec: TrialSpec, job: Job, train: Callable[[TrialSpec], TrialRec
 
     With limits a trial has up to two entries: one of its own for these limits where they stopped it, and a plain one,
     whoever trained it in full. The plain one is judged as if the trial had been trained now.
+
+    `only` says that this process is there for this trial alone, so that all its time counts towards the pace.
     """
     interruption.check()
     store, digest = Store(job.store), trial_digest(spec, job.inputs)
@@ -51,7 +55,7 @@ def train_trial(spec: TrialSpec, job: Job, train: Callable[[TrialSpec], TrialRec
         record = found if found is not None and reused else train(spec)
         store.drop_checkpoint(digest)
     record = TrialRecord(spec=spec, result=record.result)
-    progress.finished(job.progress, record, reused, process.age())
+    progress.finished(job.progress, record, reused, process.age() if only else 0.0)
     return record
 
 
