@@ -22,7 +22,7 @@ from scipy.stats import spearmanr
 import finished_runs
 import transfer
 from finished_runs import BATCHES, BENCHMARKS, RATES
-from replays.jobs import Terms, job, run_all
+from replays.jobs import Terms, finished, job, run_all
 from replays.methods import ENTRIES
 from replays.record import keep, lay_out
 from replays.replay import Seen, Snapper, View, proxy_budget, proxy_stage, replay
@@ -293,6 +293,18 @@ def test_a_run_keeps_what_it_did_and_the_next_one_does_nothing(file: Path, tmp_p
 
     (tmp_path / "new" / "replays.parquet").write_bytes(file.read_bytes())
     assert "isn't a record of finished replays" in run().stderr
+
+
+@pytest.mark.parametrize("name", ["random", "ranked"])  # which round alike on all processors
+def test_the_committed_record_has_what_is_replayed(tmp_path: Path, name: str) -> None:
+    """Where this fails since the code of replays has changed: `transfer.py --keep` for these methods, on all tables."""
+    table = fine_tuning(BENCHMARKS / "transfer_runs_qwen2.parquet", BENCHMARKS / "transfer_qwen2.yaml", 0.1)
+    (task,) = task_sets(table)["own"]
+    terms = Terms(seeds=25, trials=transfer.TRIALS, window=1, proxy_trials=transfer.PROXY_TRIALS)
+    recorded = job(ENTRIES[name], problem(table, task), terms, tmp_path)
+    assert lay_out(transfer.REPLAYS, [recorded]) == 25
+    run = replay(recorded.problem, recorded.entry.make(), 3, terms.trials, 1, terms.proxy_trials)
+    assert finished(recorded)[3].indices == run.indices
 
 
 def test_only_methods_that_see_the_proxy_have_runs_of_their_own_for_a_lie(table: Table, tmp_path: Path) -> None:
