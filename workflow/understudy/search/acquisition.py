@@ -138,7 +138,8 @@ class Acquisition:
     ) -> list[dict[str, Value]]:
         """Candidates all over the space, and the hints; at least one."""
         drawn = self._distinct(scrambled_sobol(self._directions, self._generator), taken)
-        drawn += [values for values in self._hints if identity(values) not in taken]
+        known = zip(identities(self._hints), self._hints, strict=True)
+        drawn += [values for key, values in known if key not in taken]
         drawn = self._below(drawn, failed, running) or drawn
         return drawn or self._distinct(self._generator.random((1, len(self.space))), set())  # everything was tried
 

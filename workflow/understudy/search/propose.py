@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal
 
 from understudy.artifacts import Outlook, Proposal, Region, Regions, Starts
@@ -13,7 +14,7 @@ from understudy.search.early_stopping import stop_above
 from understudy.search.guidance import choose_place, draw, fixed, move_inside, outside, place_shares
 from understudy.search.samplers import CANDIDATES, candidates, refined
 from understudy.search.surface import predicted
-from understudy.search.values import Identity, from_unit, identity, placed
+from understudy.search.values import Identity, from_unit, identities, identity, placed
 from understudy.search.window import History
 from understudy.sections import TargetSection
 from understudy.space import Space, at_rest, consistent
@@ -22,6 +23,7 @@ from understudy.trial import Origin, TrialSpec, derive_seed, search_seed
 
 Stage = Literal["truncated", "target"]
 FRESH_DRAWS = 64  # attempts to leave the configurations that were tried before; then a repeat is let through
+HINTS = 256  # of the starts, the first ones, are candidates with two_fidelity: 10,000 proxy trials make 1,500 starts
 CHECK = 2  # number of the trial that is the default's at the latest, with two_fidelity
 LETTERS = {"truncated": "u", "target": "t"}
 SAMPLER_CLASSES = {
@@ -147,29 +149,31 @@ def _from_surface(turn: _Turn) -> Proposal:
     others should reach where the proxy misleads: as trial `CHECK` at the latest, and earlier where that shows.
     """
     settings, regions, starts = turn.settings, turn.regions, turn.starts
+    space, short = regions.space, [record.spec for record in turn.history.truncated]
+    at_short = identities([placed(space, spec.hyperparameters) for spec in short])
+    at_start = identities([placed(space, start.hyperparameters) for start in starts.starts])
     known: dict[Identity, tuple[dict[str, Value], Origin, tuple[str, ...]]] = {
-        identity(placed(regions.space, spec.hyperparameters)): (spec.hyperparameters, spec.origin, (spec.id,))
-        for spec in (record.spec for record in turn.history.truncated)
-    }
-    known |= {
-        identity(placed(regions.space, each.hyperparameters)): (each.hyperparameters, each.origin, each.parents)
-        for each in starts.starts
+        **{key: (spec.hyperparameters, spec.origin, (spec.id,)) for key, spec in zip(at_short, short, strict=True)},
+        **{
+            key: (start.hyperparameters, start.origin, start.parents)
+            for key, start in zip(at_start, starts.starts, strict=True)
+        },
     }
     outlook = None
     due = turn.number == CHECK or (turn.number < CHECK and _misled(turn))
     if due and _default(starts) not in {identity(spec.hyperparameters) for spec in turn.tried}:
         values = starts.default
     else:
-        hints = [{name: whole[name] for name in regions.space} for whole, _, _ in known.values()]
+        hints = [{name: whole[name] for name in space} for whole, _, _ in islice(known.values(), HINTS)]
         gain = settings.stop.gain if settings.stop and turn.stage == "target" else 0.0
         seed = turn.seed("propose", turn.number)
-        chosen, outlook = refined(regions.space, turn.history, seed, regions.surface, hints, gain)
+        chosen, outlook = refined(space, turn.history, seed, regions.surface, hints, gain)
         values = complete(chosen, starts.default, settings.method)
     region = next((region for region in regions.regions if not outside(region, values)), None)
     # a known one as it is, with all of its digits, by which the store knows it
-    key = identity(placed(regions.space, values))
+    key = identity(placed(space, values))
     values, origin, parents = known.get(key, (values, "refined", region.trials if region else ()))
-    is_start = identity(values) in {identity(start.hyperparameters) for start in starts.starts}
+    is_start = key in at_start
     return Proposal(
         number=turn.number,
         spec=turn.spec(values, origin, parents),
