@@ -7,9 +7,11 @@ import pytest
 from scipy.optimize import approx_fprime
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
+from sklearn.model_selection import cross_val_predict
 
 from understudy.search import gaussian
 from understudy.search.gaussian import Array, Kernel, condition, fit
+from understudy.search.surface import FEWEST, cross_validated
 
 LENGTHS, VARIANCE, NOISE = np.array([0.3, 0.9, 2.0]), 1.7, 0.01
 
@@ -86,3 +88,25 @@ def test_the_same_twice() -> None:
     first, again = fit(x, y).kernel, fit(x.copy(), y.copy()).kernel
     assert first.lengths.tolist() == again.lengths.tolist()
     assert (first.variance, first.noise) == (again.variance, again.noise)
+
+
+@pytest.mark.filterwarnings("ignore:The optimal value found:sklearn.exceptions.ConvergenceWarning")
+def test_a_cross_validation_agrees_with_theirs() -> None:
+    generator = np.random.default_rng(5)
+    x = generator.random((48, 3))
+    f = np.sin(5 * x[:, 0]) + x[:, 1] ** 2 + 0.1 * generator.standard_normal(48)
+    kernel = ConstantKernel() * Matern(np.ones(3), nu=2.5) + WhiteKernel(0.01)
+    theirs = cross_val_predict(GaussianProcessRegressor(kernel, random_state=0), x, f, cv=8)
+    found = cross_validated(x, f)
+    assert found == pytest.approx(1 - ((f - theirs) ** 2).sum() / ((f - f.mean()) ** 2).sum(), abs=0.05)
+    assert found is not None
+    assert found > 0.9
+
+
+def test_noise_is_told_from_a_surface() -> None:
+    generator = np.random.default_rng(6)
+    x = generator.random((40, 5))
+    found = [cross_validated(x, generator.standard_normal(40)) for _ in range(20)]
+    assert sum(value is not None and value <= 0 for value in found) >= 16
+    assert cross_validated(x, np.ones(40)) == 0.0
+    assert cross_validated(x[: FEWEST - 1], x[: FEWEST - 1, 0]) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from pathlib import Path
 from typing import Any
 
@@ -207,24 +208,50 @@ def test_no_complete_trial_is_an_error_that_counts() -> None:
         transfer(made.section(study, "transfer"), trials_frame(records), made.PROXY, made.TARGET)
 
 
+def write_inputs(folder: Path, study: StudyConfig, loss: made.Loss = made.bowl) -> None:
+    """What the command reads."""
+    trials_frame(made.proxy_records(study, loss)).write_parquet(folder / "trials.parquet")
+    write_json(folder / "transfer.json", made.section(study, "transfer"))
+    write_json(folder / "proxy.json", made.PROXY)
+    write_json(folder / "target.json", made.TARGET)
+
+
+def run_command(folder: Path, run: str) -> Path:
+    """Run it; the folder of its outputs."""
+    words = {
+        "settings": "transfer.json",
+        "trials": "trials.parquet",
+        "proxy-model": "proxy.json",
+        "target-model": "target.json",
+        "regions": f"{run}/regions.json",
+        "starts": f"{run}/starts.json",
+    }
+    assert main(["transfer", *(part for k, v in words.items() for part in (f"--{k}", str(folder / v)))]) == 0
+    return folder / run
+
+
+def test_losses_as_good_as_chance_are_told_before_the_target_begins(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study, words = made.config(proxy__sobol=24), "no better than chance"
+    write_inputs(tmp_path, study)
+    surface = read_model(run_command(tmp_path, "bowl") / "regions.json", Regions).surface
+    assert surface is not None
+    assert surface.explained is not None
+    assert surface.explained > 0.5
+    assert words not in capsys.readouterr().err
+
+    write_inputs(tmp_path, study, lambda spec: 2 + random.Random(spec.id).random())
+    surface = read_model(run_command(tmp_path, "noise") / "regions.json", Regions).surface
+    assert surface is not None
+    assert f"R² {surface.explained:.2f}, {len(surface.points)} trials" in capsys.readouterr().err
+
+
 def test_the_command_writes_both_files_the_same_each_time(tmp_path: Path) -> None:
     study = made.config()
-    trials_frame(made.proxy_records(study)).write_parquet(tmp_path / "trials.parquet")
-    write_json(tmp_path / "transfer.json", made.section(study, "transfer"))
-    write_json(tmp_path / "proxy.json", made.PROXY)
-    write_json(tmp_path / "target.json", made.TARGET)
-    contents = []
-    for run in ("a", "b"):
-        words = {
-            "settings": "transfer.json",
-            "trials": "trials.parquet",
-            "proxy-model": "proxy.json",
-            "target-model": "target.json",
-            "regions": f"{run}/regions.json",
-            "starts": f"{run}/starts.json",
-        }
-        assert main(["transfer", *(part for k, v in words.items() for part in (f"--{k}", str(tmp_path / v)))]) == 0
-        contents.append([(tmp_path / run / name).read_bytes() for name in ("regions.json", "starts.json")])
+    write_inputs(tmp_path, study)
+    folders = [run_command(tmp_path, run) for run in ("a", "b")]
+    contents = [[(folder / name).read_bytes() for name in ("regions.json", "starts.json")] for folder in folders]
     assert contents[0] == contents[1]
     regions, starts = made.transferred(study)
     assert read_model(tmp_path / "a" / "regions.json", Regions) == regions

@@ -27,6 +27,7 @@ from understudy.summary.wording import (
     agreement_text,
     apart_text,
     edges_text,
+    explained_text,
     few_seeds_text,
     surface_text,
     trust_text,
@@ -144,6 +145,14 @@ def test_the_surfaces_agreement_in_words() -> None:
     assert "doesn't rank the trials as they came out: Spearman 0.10" in str(surface_text((0.1, -0.4, 0.5), 16))
     assert "Too few target trials" in str(surface_text((0.9, 0.1, 1.0), 4))
     assert "2 with a loss" in str(surface_text(None, 2))
+
+
+def test_what_the_proxy_explains_in_words() -> None:
+    assert explained_text(None, 0) is None
+    assert "hasn't seen well: cross-validated R² 0.83, 36 trials." in str(explained_text(0.83, 36))
+    assert "hasn't seen roughly" in str(explained_text(0.5, 36))
+    assert "hasn't seen poorly" in str(explained_text(0.1, 36))
+    assert "no better than chance (cross-validated R² -0.12, 24 trials)" in str(explained_text(-0.12, 24))
 
 
 def test_a_trust_that_seems_to_contradict_the_agreement_is_explained() -> None:

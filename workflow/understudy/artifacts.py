@@ -61,6 +61,9 @@ class Surface(Frozen):
     noise: float
     points: tuple[tuple[float, ...], ...] = Field(description="the trials' images in unit coordinates")
     values: tuple[float, ...] = Field(description="their losses in units")
+    explained: float | None = Field(
+        default=None, description="cross-validated R² of these losses; None where there are too few"
+    )
     directions: tuple[tuple[int, ...], ...] = Field(
         default=(), description="Sobol's direction numbers, a row per hyperparameter: a proposal's candidates"
     )

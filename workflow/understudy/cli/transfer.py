@@ -7,7 +7,7 @@ from pathlib import Path
 
 import polars as pl
 
-from understudy import checksums
+from understudy import checksums, progress
 from understudy.files import read_model, write_json
 from understudy.search.transfer import transfer
 from understudy.sections import TransferSection
@@ -33,3 +33,10 @@ def run(arguments: argparse.Namespace) -> None:
     regions, starts = transfer(settings, pl.read_parquet(arguments.trials, glob=False), proxy, target)
     write_json(arguments.regions, regions)
     write_json(arguments.starts, starts)
+    surface = regions.surface
+    if surface is not None and surface.explained is not None and surface.explained <= 0:
+        progress.tell(
+            "transfer: the proxy's losses follow its hyperparameters no better than chance (cross-validated R² "
+            f"{surface.explained:.2f}, {len(surface.points)} trials), so the target can learn little from them; longer "
+            "proxy trials, or more of them, may tell more"
+        )

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import polars as pl
 
-from understudy.artifacts import Proposal, Winner
+from understudy.artifacts import Proposal, Surface, Winner
 from understudy.hyperparameters import HYPERPARAMETERS, Value
 from understudy.summary.statistics import Statistic, bootstrap_pairs, kendall, spearman, top_quartile_recall
 from understudy.trial import TrialRecord, derive_seed
@@ -81,6 +81,17 @@ def _agreement(pairs: pl.DataFrame, other: str, prefix: str, confidence: float, 
         numbers = found.model_dump() if found else {"confidence": confidence}
         rows.append({"statistic": prefix + name, "pairs": len(pairs), **numbers})
     return pl.DataFrame(rows, schema=AGREEMENT_SCHEMA)
+
+
+def with_explained(agreement: pl.DataFrame, surface: Surface | None) -> pl.DataFrame:
+    """The agreement with a row `proxy_explained`: the cross-validated R² of the proxy's losses (`search/surface.py`).
+
+    `pairs` are the trials that the surface was fitted to. No row where they were too few to tell.
+    """
+    if surface is None or surface.explained is None:
+        return agreement
+    row = {"statistic": "proxy_explained", "value": surface.explained, "pairs": len(surface.points)}
+    return _with_row(agreement, row)
 
 
 def with_spread(agreement: pl.DataFrame, pairs: pl.DataFrame, trials: pl.DataFrame) -> pl.DataFrame:

@@ -20,6 +20,7 @@ from understudy.summary.wording import (
     counted,
     early_stopping_text,
     edges_text,
+    explained_text,
     few_seeds_text,
     flops_text,
     interval_text,
@@ -78,11 +79,12 @@ def headline(
 
 
 def agreement_lines(table: pl.DataFrame) -> list[str]:
-    """What the agreement table says, a sentence each: runs on both models, the proxy's surface, the sampler's trust."""
+    """What the agreement table says, a sentence each: runs on both models, the proxy itself, its surface, the trust."""
     agreed, pairs = by_name(table), pairs_of(table)
-    trust, spread = (agreed[name][0] if name in agreed else None for name in MODEL_ROWS)
+    trust, spread, explained = (agreed[name][0] if name in agreed else None for name in MODEL_ROWS)
     lines = [
         agreement_text(agreed.get("spearman"), pairs),
+        explained_text(explained, pairs_of(table, "proxy_explained")),
         surface_text(agreed.get("surface_spearman"), pairs_of(table, "surface_spearman")),
         trust_text(trust),
         apart_text(agreed.get("spearman"), pairs, trust, spread),

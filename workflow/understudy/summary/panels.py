@@ -26,7 +26,7 @@ COLUMNS = 4
 ROOM = 28  # letters of 7 points that fit below a panel
 FLATTEST = 0.01  # nats per token that the axis of a slice spans at least
 GOLDEN = 0.6180339887498949  # multiples of it spread evenly over the unit interval: jitter without a random number
-MODEL_ROWS = ("trust", "pair_spread")  # of the agreement table, that are no rank statistics
+MODEL_ROWS = ("trust", "pair_spread", "proxy_explained")  # of the agreement table, that are no rank statistics
 FIXED: Mapping[str, Any] = {"lw": 1.2, "ls": (0, (4, 2))}  # the line at a value that a region fixes
 STAGES = (("proxy", style.PROXY, "o", -0.2), ("target", style.TARGET, "s", 0.2))
 

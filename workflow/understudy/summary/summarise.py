@@ -54,7 +54,7 @@ def write_summary(
     costs, curves = costs_frame(evidence.records), curves_frame(evidence.records)
     pairs = derived.echo_pairs(trials)
     foreseen = derived.surface_pairs(trials, evidence.proposals)
-    agreement = _agreement(trials, pairs, foreseen, evidence.proposals, settings)
+    agreement = _agreement(trials, pairs, foreseen, evidence, settings)
     per_stage = derived.cost_per_stage(trials, costs)
     searched = list(settings.space)
     weights = derived.importance(importance)
@@ -108,10 +108,11 @@ def _agreement(
     trials: pl.DataFrame,
     pairs: pl.DataFrame,
     foreseen: pl.DataFrame,
-    proposals: Sequence[Proposal],
+    evidence: Evidence,
     settings: SummarySection,
 ) -> pl.DataFrame:
-    """The whole agreement table: runs on both models, the surface's predictions, the sampler's trust."""
+    """The whole agreement table: runs on both models, the surface's predictions and fit, the sampler's trust."""
     table = derived.agreement(pairs, settings.confidence, settings.seed)
     table = derived.with_surface(table, foreseen, settings.confidence, settings.seed)
-    return derived.with_trust(derived.with_spread(table, pairs, trials), proposals)
+    table = derived.with_explained(table, evidence.regions.surface)
+    return derived.with_trust(derived.with_spread(table, pairs, trials), evidence.proposals)

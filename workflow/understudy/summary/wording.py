@@ -17,6 +17,7 @@ ENOUGH_SEEDS = 5  # below, resampled seeds hardly show how much they differ: int
 FOLLOWED, DOUBTED = 0.9, 0.5  # least trust in the proxy to be called so
 ALIKE = 0.5  # least rank correlation to be called roughly alike
 WORDS = ((0.8, "much"), (ALIKE, "roughly"), (0.2, "only faintly"))
+PREDICTED = ((0.8, "well"), (0.5, "roughly"))  # least R² of predictions to be called so
 EDGE = 0.02  # of a range: so near to its end is at it
 CLOSE = 0.5  # largest spread of trials, compared with the search's, to be called close together
 
@@ -143,6 +144,20 @@ def agreement_text(spearman: tuple[float, float, float] | None, pairs: int) -> s
     if word is None:
         sentence = "The proxy doesn't rank configurations as the target does"
     return f"{sentence}: Spearman {value:.2f} ({low:.2f} to {high:.2f}, {pairs} configurations run on both)."
+
+
+def explained_text(explained: float | None, trials: int) -> str | None:
+    """How well the proxy's losses follow its hyperparameters, in words and a number; None where that isn't known."""
+    if explained is None:
+        return None
+    number = f"cross-validated R² {explained:.2f}, {counted(trials, 'trial')}"
+    if explained <= 0:
+        return (
+            f"The proxy's losses follow its hyperparameters no better than chance ({number}), so it has little to "
+            "transfer; longer trials or more of them may."
+        )
+    word = next((word for least, word in PREDICTED if explained >= least), "poorly")
+    return f"A model of the proxy's trials predicts those that it hasn't seen {word}: {number}."
 
 
 def surface_text(spearman: tuple[float, float, float] | None, trials: int) -> str | None:
