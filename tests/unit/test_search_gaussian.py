@@ -5,13 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy.optimize import approx_fprime
+from scipy.stats import norm, rankdata
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
+from sklearn.metrics import r2_score
 from sklearn.model_selection import cross_val_predict
 
+from understudy.artifacts import Explained
 from understudy.search import gaussian
+from understudy.search.explained import FEWEST, SAMPLE, cross_validated, normal_scores
 from understudy.search.gaussian import Array, Kernel, condition, fit
-from understudy.search.surface import FEWEST, cross_validated
 
 LENGTHS, VARIANCE, NOISE = np.array([0.3, 0.9, 2.0]), 1.7, 0.01
 
@@ -90,23 +93,40 @@ def test_the_same_twice() -> None:
     assert (first.variance, first.noise) == (again.variance, again.noise)
 
 
+def test_normal_scores_are_those_of_the_ranks() -> None:
+    values = np.array([3.0, 1.0, 1.0, 900.0, 2.0])
+    assert normal_scores(values) == pytest.approx(norm.ppf((rankdata(values) - 0.5) / 5))
+
+
 @pytest.mark.filterwarnings("ignore:The optimal value found:sklearn.exceptions.ConvergenceWarning")
 def test_a_cross_validation_agrees_with_theirs() -> None:
     generator = np.random.default_rng(5)
     x = generator.random((48, 3))
-    f = np.sin(5 * x[:, 0]) + x[:, 1] ** 2 + 0.1 * generator.standard_normal(48)
+    z = norm.ppf((rankdata(np.sin(5 * x[:, 0]) + x[:, 1] ** 2 + 0.1 * generator.standard_normal(48)) - 0.5) / 48)
     kernel = ConstantKernel() * Matern(np.ones(3), nu=2.5) + WhiteKernel(0.01)
-    theirs = cross_val_predict(GaussianProcessRegressor(kernel, random_state=0), x, f, cv=8)
-    found = cross_validated(x, f)
-    assert found == pytest.approx(1 - ((f - theirs) ** 2).sum() / ((f - f.mean()) ** 2).sum(), abs=0.05)
+    theirs = cross_val_predict(GaussianProcessRegressor(kernel, random_state=0), x, z, cv=8)
+    found = cross_validated(x, np.exp(z))
     assert found is not None
-    assert found > 0.9
+    assert found.value == pytest.approx(r2_score(z, theirs), abs=0.05)
+    assert found.value > 0.8
+    assert found.trials == 48
 
 
 def test_noise_is_told_from_a_surface() -> None:
     generator = np.random.default_rng(6)
-    x = generator.random((40, 5))
-    found = [cross_validated(x, generator.standard_normal(40)) for _ in range(20)]
-    assert sum(value is not None and value <= 0 for value in found) >= 16
-    assert cross_validated(x, np.ones(40)) == 0.0
+    x = generator.random((2 * SAMPLE, 5))
+    found = [cross_validated(x[:40], generator.standard_normal(40)) for _ in range(20)]
+    assert sum(each is not None and each.value <= 0 for each in found) >= 16
+    assert cross_validated(x, np.full(len(x), 0.1)) == Explained(value=0.0, trials=SAMPLE)
     assert cross_validated(x[: FEWEST - 1], x[: FEWEST - 1, 0]) is None
+
+
+def test_losses_far_off_do_not_hide_a_surface() -> None:
+    generator = np.random.default_rng(7)
+    for _ in range(10):
+        x = generator.random((24, 6))
+        losses = 2 + (x[:, 0] - 0.4) ** 2 + 0.1 * x[:, 1] + 0.005 * generator.standard_normal(24)
+        losses[np.argmax(x[:, 0])] = 8.0
+        found = cross_validated(x, losses)
+        assert found is not None
+        assert found.value > 0

@@ -239,6 +239,20 @@ def test_nothing_is_proposed_twice(tmp_path: Path) -> None:
     assert len(made.run_target(study, tmp_path, regions, starts, 6)) == 6
 
 
+def test_the_first_starts_alone_are_candidates(
+    found: tuple[Regions, Starts], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    regions, starts = found
+    study = made.config(target__sampler="two_fidelity", target__window=1)
+    backwards = starts.model_copy(update={"starts": starts.starts[::-1]})
+    of_all = made.next_proposal(study, tmp_path, 0, regions, backwards)
+    assert of_all.spec.hyperparameters == starts.starts[0].hyperparameters
+    monkeypatch.setattr("understudy.search.propose.HINTS", 1)
+    of_one = made.next_proposal(study, tmp_path, 0, regions, backwards)
+    assert of_one.spec.hyperparameters == starts.starts[-1].hyperparameters
+    assert of_one.kind == "start"
+
+
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_proposals_are_complete(method: str, tmp_path: Path) -> None:
     study = made.config(target__method=method)

@@ -61,12 +61,16 @@ class Surface(Frozen):
     noise: float
     points: tuple[tuple[float, ...], ...] = Field(description="the trials' images in unit coordinates")
     values: tuple[float, ...] = Field(description="their losses in units")
-    explained: float | None = Field(
-        default=None, description="cross-validated R² of these losses; None where there are too few"
-    )
     directions: tuple[tuple[int, ...], ...] = Field(
         default=(), description="Sobol's direction numbers, a row per hyperparameter: a proposal's candidates"
     )
+
+
+class Explained(Frozen):
+    """How well the proxy's losses follow its hyperparameters (see `search/explained.py`)."""
+
+    value: float = Field(description="cross-validated R² of the losses' normal scores: 0 is as good as no surface")
+    trials: int = Field(description="how many were predicted")
 
 
 class Regions(Frozen):
@@ -84,6 +88,7 @@ class Regions(Frozen):
     space: SearchSpace = Field(description="the target's one global space, widened to hold every start")
     regions: tuple[Region, ...] = Field(min_length=1)
     surface: Surface | None = Field(default=None, description="`transfer` always fits one")
+    explained: Explained | None = Field(default=None, description="None where there are too few losses to tell")
 
 
 class Start(Frozen):

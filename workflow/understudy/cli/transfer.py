@@ -33,10 +33,8 @@ def run(arguments: argparse.Namespace) -> None:
     regions, starts = transfer(settings, pl.read_parquet(arguments.trials, glob=False), proxy, target)
     write_json(arguments.regions, regions)
     write_json(arguments.starts, starts)
-    surface = regions.surface
-    if surface is not None and surface.explained is not None and surface.explained <= 0:
-        progress.tell(
-            "transfer: the proxy's losses follow its hyperparameters no better than chance (cross-validated R² "
-            f"{surface.explained:.2f}, {len(surface.points)} trials), so the target can learn little from them; longer "
-            "proxy trials, or more of them, may tell more"
-        )
+    explained = regions.explained
+    if explained is not None and explained.value <= 0:
+        from understudy.summary.wording import explained_text  # takes long to import
+
+        progress.tell(f"transfer: {explained_text(explained.value, explained.trials)}")

@@ -23,7 +23,7 @@ from understudy.trial import Origin, TrialSpec, derive_seed, search_seed
 
 Stage = Literal["truncated", "target"]
 FRESH_DRAWS = 64  # attempts to leave the configurations that were tried before; then a repeat is let through
-HINTS = 256  # of the starts, the first ones, are candidates with two_fidelity: 10,000 proxy trials make 1,500 starts
+HINTS = 256  # of the starts, the first, are candidates with two_fidelity: 10,000 proxy trials make 1,500 starts
 CHECK = 2  # number of the trial that is the default's at the latest, with two_fidelity
 LETTERS = {"truncated": "u", "target": "t"}
 SAMPLER_CLASSES = {
@@ -164,7 +164,7 @@ def _from_surface(turn: _Turn) -> Proposal:
     if due and _default(starts) not in {identity(spec.hyperparameters) for spec in turn.tried}:
         values = starts.default
     else:
-        hints = [{name: whole[name] for name in space} for whole, _, _ in islice(known.values(), HINTS)]
+        hints = [{name: whole[name] for name in space} for whole, _, _ in islice(known.values(), len(short) + HINTS)]
         gain = settings.stop.gain if settings.stop and turn.stage == "target" else 0.0
         seed = turn.seed("propose", turn.number)
         chosen, outlook = refined(space, turn.history, seed, regions.surface, hints, gain)

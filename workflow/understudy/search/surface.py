@@ -20,10 +20,6 @@ MOST = (
     400  # trials in the surface: the time of a fit grows with the cube of their number, of a proposal with the square
 )
 DIGITS = 9
-PARTS = 8  # of a cross-validation
-FEWEST = 24  # trials for one: with 16, in ten dimensions, a third of the proxies that agree would come out below 0
-EXPLAINED_DIGITS = 3
-SAMPLE = 96  # trials in one at most: it fits a surface for each part
 LOG2_CANDIDATES = 11  # of a proposal's candidates all over the space
 RATE, BATCH = "learning_rate", "batch_size"
 
@@ -51,7 +47,6 @@ def make_surface(
     if axis is not None:
         x[:, axis] += math.log10(batch_factor) * decade
     kernel = fit(x, f).kernel
-    explained = cross_validated(x, f)
     return Surface(
         centre=units.centre,
         spread=units.spread,
@@ -60,34 +55,13 @@ def make_surface(
         noise=_plain([kernel.noise])[0],
         points=tuple(_plain(row) for row in x),
         values=_plain(f),
-        explained=None if explained is None else _plain([explained], EXPLAINED_DIGITS)[0],
         directions=sobol_directions(len(space), LOG2_CANDIDATES),
     )
 
 
-def cross_validated(x: Array, f: Array) -> float | None:
-    """R² of losses f (n,) at points x (n, d), each predicted by a surface that was fitted without it.
-
-    1 - Σ (f - prediction)² / Σ (f - mean of the others)²: 1 is perfect, and 0 as good as no surface at all, as it comes
-    out where noise or chance decides the losses. The parts that are left out in turn are spread evenly over the losses.
-    None where fewer than `FEWEST` trials would decide.
-    """
-    if len(f) < FEWEST:
-        return None
-    order = np.argsort(f, kind="stable")
-    order = order[np.unique(np.linspace(0, len(order) - 1, min(len(order), SAMPLE)).round().astype(int))]
-    part = np.arange(len(order)) % PARTS
-    wrong = unknown = 0.0
-    for number in range(PARTS):
-        left, others = order[part == number], order[part != number]
-        wrong += float(((f[left] - fit(x[others], f[others]).predict(x[left])[0]) ** 2).sum())
-        unknown += float(((f[left] - f[others].mean()) ** 2).sum())
-    return 1 - wrong / unknown if unknown > 0 else 0.0
-
-
-def _plain(values: Array | list[float], digits: int = DIGITS) -> tuple[float, ...]:
+def _plain(values: Array | list[float]) -> tuple[float, ...]:
     """Without the digits in which the sums of one thread and of two differ."""
-    return tuple(float(rounded(float(value), digits)) for value in values)
+    return tuple(float(rounded(float(value), DIGITS)) for value in values)
 
 
 def posterior(surface: Surface) -> Posterior:

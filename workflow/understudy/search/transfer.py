@@ -6,16 +6,18 @@ import math
 import statistics
 from collections.abc import Mapping
 
+import numpy as np
 import polars as pl
 
 from understudy.artifacts import Regions, ScaleRule, Starts
 from understudy.search.clusters import embed, group
 from understudy.search.defaults import known_good, learning_rate_rule
+from understudy.search.explained import cross_validated
 from understudy.search.importance import importance_table
 from understudy.search.regions import Frame, gather_evidence, make_regions
 from understudy.search.scaling import scale_rules, scaled, scaled_space
 from understudy.search.starts import Image, make_starts
-from understudy.search.surface import make_surface
+from understudy.search.surface import make_surface, points
 from understudy.search.table import seen_trials
 from understudy.sections import TransferSection
 from understudy.space import Space, widen
@@ -79,6 +81,9 @@ def transfer(
             [image.of(trial) for trial in (*seen.judged, *seen.bad)],
             [*(trial.known for trial in seen.judged), *[None] * len(seen.bad)],
             more**options.batch_size_exponent,
+        ),
+        explained=cross_validated(
+            points(wide, [image.of(trial) for trial in seen.judged]), np.array([trial.known for trial in seen.judged])
         ),
     )
     return found, starts

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import polars as pl
 
-from understudy.artifacts import Proposal, Surface, Winner
+from understudy.artifacts import Explained, Proposal, Winner
 from understudy.hyperparameters import HYPERPARAMETERS, Value
 from understudy.summary.statistics import Statistic, bootstrap_pairs, kendall, spearman, top_quartile_recall
 from understudy.trial import TrialRecord, derive_seed
@@ -83,14 +83,14 @@ def _agreement(pairs: pl.DataFrame, other: str, prefix: str, confidence: float, 
     return pl.DataFrame(rows, schema=AGREEMENT_SCHEMA)
 
 
-def with_explained(agreement: pl.DataFrame, surface: Surface | None) -> pl.DataFrame:
-    """The agreement with a row `proxy_explained`: the cross-validated R² of the proxy's losses (`search/surface.py`).
+def with_explained(agreement: pl.DataFrame, explained: Explained | None) -> pl.DataFrame:
+    """The agreement with a row `proxy_explained`: how well the proxy's losses follow its hyperparameters, an R².
 
-    `pairs` are the trials that the surface was fitted to. No row where they were too few to tell.
+    `pairs` are the trials that were predicted. No row where there were too few to tell.
     """
-    if surface is None or surface.explained is None:
+    if explained is None:
         return agreement
-    row = {"statistic": "proxy_explained", "value": surface.explained, "pairs": len(surface.points)}
+    row = {"statistic": "proxy_explained", "value": explained.value, "pairs": explained.trials}
     return _with_row(agreement, row)
 
 

@@ -114,5 +114,5 @@ def _agreement(
     """The whole agreement table: runs on both models, the surface's predictions and fit, the sampler's trust."""
     table = derived.agreement(pairs, settings.confidence, settings.seed)
     table = derived.with_surface(table, foreseen, settings.confidence, settings.seed)
-    table = derived.with_explained(table, evidence.regions.surface)
+    table = derived.with_explained(table, evidence.regions.explained)
     return derived.with_trust(derived.with_spread(table, pairs, trials), evidence.proposals)

@@ -150,14 +150,14 @@ def explained_text(explained: float | None, trials: int) -> str | None:
     """How well the proxy's losses follow its hyperparameters, in words and a number; None where that isn't known."""
     if explained is None:
         return None
-    number = f"cross-validated R² {explained:.2f}, {counted(trials, 'trial')}"
+    number = f"cross-validated R² {round(explained, 2) + 0.0:.2f}"  # + 0.0: no minus before zero
     if explained <= 0:
         return (
-            f"The proxy's losses follow its hyperparameters no better than chance ({number}), so it has little to "
-            "transfer; longer trials or more of them may."
+            f"It can't be told from {counted(trials, 'trial')} that the proxy's losses follow its hyperparameters "
+            f"({number}). Noise may decide them; then longer proxy trials, or more of them, would help."
         )
     word = next((word for least, word in PREDICTED if explained >= least), "poorly")
-    return f"A model of the proxy's trials predicts those that it hasn't seen {word}: {number}."
+    return f"A model of the proxy's trials predicts those that it hasn't seen {word}: {number}, {trials} trials."
 
 
 def surface_text(spearman: tuple[float, float, float] | None, trials: int) -> str | None:
