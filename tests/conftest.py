@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from understudy.process import fix_products, limit_libraries
 
 limit_libraries()
 fix_products()
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background jobs
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 hypothesis.settings.register_profile("understudy", deadline=None)  # how long an example takes is the machine's matter
 hypothesis.settings.load_profile("understudy")
 if "EMULATED_GPUS" in os.environ:
