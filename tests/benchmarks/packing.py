@@ -2,7 +2,7 @@
 
     python tests/benchmarks/packing.py [--quick] [--ablate] [--device cuda] [--shapes 8x64@64 …]
 
-Prints tables, and a line of JSON at the end. `README.md` beside this file says what is compared and why. The modules
+Prints tables, and a line of JSON at the end. `packing.md` beside this file says what is compared and why. The modules
 of `packs`:
 
     contest    who is compared, the check that all train the same trials, and the rounds

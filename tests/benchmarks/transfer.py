@@ -2,7 +2,7 @@
 
     python tests/benchmarks/transfer.py --steplaw steplaw_dense.csv [--table ours.parquet] [--quick] [--jobs 2] …
 
-Prints tables, and a line of JSON at the end. `README.md` beside this file says what is compared and why. The modules
+Prints tables, and a line of JSON at the end. `transfer.md` beside this file says what is compared and why. The modules
 of `replays`:
 
     tables      tables of finished runs, and the published rules for them
@@ -12,6 +12,7 @@ of `replays`:
     code        the code that a method runs: what of it a finished run depends on
     jobs        replays over processes, and the folder of finished ones
     record      finished replays in one file
+    found       reports in one file
     statistics  regrets, ranks, tests, intervals
     report      tables
 """
@@ -21,13 +22,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from replays import found
 from replays.jobs import Job, Terms, job, run_all
 from replays.methods import ENTRIES, Entry
 from replays.record import keep, lay_out
@@ -51,16 +52,18 @@ def main() -> None:
         tables = read(options)
         if options.write_tasks:
             written = {**written_tasks(options.tasks), **{table.name: listing(table) for table in tables}}
-            options.tasks.write_text(_compact(json.dumps(written, indent=1)) + "\n", encoding="utf-8")
+            options.tasks.write_text(found.compact(json.dumps(written, indent=1)) + "\n", encoding="utf-8")
             return
         for table in tables:
             check(table, options.tasks)
         entries = entrants(options)
         with tempfile.TemporaryDirectory() as beside:
-            found = measured(tables, entries, options, options.cache or Path(beside))
+            told = measured(tables, entries, options, options.cache or Path(beside))
+        if options.note:
+            found.note(options.note, noted(told, options))
     except UserError as error:
         raise SystemExit(str(error)) from None
-    print(json.dumps({"options": vars(options), "sets": found["sets"], "seconds": found["seconds"]}, default=str))
+    print(json.dumps({"options": vars(options), "sets": told["sets"], "seconds": told["seconds"]}, default=str))
 
 
 def read(options: argparse.Namespace) -> list[Table]:
@@ -125,10 +128,10 @@ def measured(
     if options.keep:
         print(f"{options.replays}: {keep(options.replays, jobs.values())}", file=sys.stderr)
     ours, lead = [entry.name for entry in entries if entry.ours], options.lead
-    found = {}
+    reports = {}
     for name, tasks in sets.items():
         mine = [problems[name, task.id] for task in tasks]
-        found[name] = report(name, results(mine, able(entries, mine[0]), runs, terms), ours, lead)
+        reports[name] = report(name, results(mine, able(entries, mine[0]), runs, terms), ours, lead)
     seconds = {
         entry.name: [
             s for (name, _), each in runs.items() if name == entry.name for r in each.values() for s in r.seconds
@@ -136,7 +139,14 @@ def measured(
         for entry in entries
         if any(name == entry.name for name, _ in runs)
     }
-    return {"sets": found, "seconds": speed(seconds)}
+    named = {label(tables, table, name): f"{name} of {table.name}" for table in tables for name in task_sets(table)}
+    return {"sets": reports, "seconds": speed(seconds), "named": named}
+
+
+def noted(told: Mapping[str, Any], options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """The reports as they are kept: by set and table, with what was asked for."""
+    asked = {"half": options.half, "window": options.window, "proxy_trials": options.proxy_trials}
+    return {told["named"][name]: {**each, **asked} for name, each in told["sets"].items()}
 
 
 def label(tables: Sequence[Table], table: Table, name: str) -> str:
@@ -195,11 +205,6 @@ def spent(problem: Problem, entry: Entry, terms: Terms) -> float:
     return proxy + problem.truncated_price * entry.truncated
 
 
-def _compact(text: str) -> str:
-    """JSON with the innermost lists on one line each."""
-    return re.sub(r"\[\s+([^\[\]{}]*?)\s+\]", lambda found: "[" + " ".join(found[1].split()) + "]", text)
-
-
 def arguments(given: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -227,6 +232,7 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     add(
         "--keep", action="store_true", help="add this run's to them, in place of what older versions of its methods did"
     )
+    add("--note", type=Path, help="a JSON file to add the reports to, in place of what it has of the same sets")
     add("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     add("--quick", action="store_true", help="two tasks, two seeds, no extra packages: whether it runs")
     options = parser.parse_args(given)

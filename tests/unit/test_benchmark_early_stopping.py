@@ -67,9 +67,9 @@ def test_the_halves_share_no_run_and_the_best_quarter_is_the_best() -> None:
 
 
 def test_the_program_has_the_chosen_defaults() -> None:
-    """What the measured table in the README says was chosen."""
+    """What the page with the measured table says was chosen."""
     from understudy.search.early_stopping import MARGIN
     from understudy.stages import EarlyStoppingSettings
 
-    text = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
+    text = (BENCHMARKS / "early_stopping.md").read_text(encoding="utf-8")
     assert f"chosen: margin {MARGIN:g}, visible {EarlyStoppingSettings().visible}" in text

@@ -99,14 +99,21 @@ def test_a_table_whose_tasks_are_others_than_those_written_down_is_refused(
     assert "--write-tasks" in done.stderr
 
 
-def test_our_own_table_ends_with_json_and_its_half_without_a_task_is_refused() -> None:
+def test_our_own_table_ends_with_json_and_its_half_without_a_task_is_refused(tmp_path: Path) -> None:
     script = [sys.executable, str(BENCHMARKS / "transfer.py"), "--table", str(BENCHMARKS / "transfer_runs.parquet")]
     words = ["--jobs", "1", "--methods", "default", "random"]
-    done = subprocess.run([*script, "--quick", *words], capture_output=True, text=True, timeout=60)
+    (notes := tmp_path / "notes.json").write_text('{"other": {}, "own of transfer_runs": {}}')
+    quick = [*script, "--quick", "--note", str(notes), *words]
+    done = subprocess.run(quick, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
     assert set(told["sets"]) == {"own", "own_lies"}
     assert told["options"]["table"] == [str(BENCHMARKS / "transfer_runs.parquet")]
+    noted = json.loads(notes.read_text())
+    assert list(noted) == ["other", "own of transfer_runs", "own_lies of transfer_runs"]
+    for name, found in told["sets"].items():
+        regret = noted[f"{name} of transfer_runs"]["regret"]
+        assert regret["random"]["4"]["mean"] == pytest.approx(found["regret"]["random"]["4"]["mean"], rel=1e-3)
     done = subprocess.run([*script, "--half", "tuning", *words], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert "the half for tuning of transfer_runs has no task" in done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +12,14 @@ import pytest
 from scipy.stats import wilcoxon
 
 import finished_runs
+import transfer_figure
+from replays import found
 from replays.replay import Run, Snapper
 from replays.report import BUDGETS, report
 from replays.statistics import Results, at_cost, average_ranks, by_lie, difference, regrets, summary, wilcoxon_holm
 from replays.tables import step_law
 from replays.tasks import Problem, Task, problem
+from understudy.summary import style
 
 
 @pytest.fixture(scope="module")
@@ -70,13 +74,20 @@ def test_tests_and_ranks_are_those_of_scipy_and_holm(made_up: Results) -> None:
 
 
 def test_intervals_are_over_targets(made_up: Results) -> None:
+    """Four targets with one to three tasks each, whose differences are all alike: a draw has some of the four."""
     assert difference(made_up, "ours", "far", 2) == pytest.approx({"difference": -1, "low": -1, "high": -1})
-    gaps = np.repeat([0.0, 1.0, 2.0, 3.0], 2)[:, None, None]  # the same for a target's tasks
-    shifted = replace(made_up, curves={"ours": made_up.curves["ours"] + gaps, "far": made_up.curves["ours"]})
+    tasks = tuple(Task("s", target) for target in ("a", "b", "b", "b", "c", "c", "d", "d"))
+    gaps = np.array([0.0, 1.0, 1.0, 1.0, 2.0, 2.0, 3.0, 3.0])  # by task
+    flat = np.zeros_like(made_up.curves["ours"])
+    shifted = Results(tasks, {"ours": flat + gaps[:, None, None], "far": flat}, made_up.budgeted)
     found = difference(shifted, "ours", "far", 1)
-    drawn = np.random.default_rng(5).choice([0.0, 1.0, 2.0, 3.0], (20_000, 4)).mean(axis=1)
-    assert found["difference"] == pytest.approx(1.5)
-    assert [found["low"], found["high"]] == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.26)
+    chosen = np.random.default_rng(5).integers(4, size=(20_000, 4))
+    drawn = np.array([0.0, 3.0, 4.0, 6.0])[chosen].sum(axis=1) / np.array([1, 3, 2, 2])[chosen].sum(axis=1)
+    assert found["difference"] == pytest.approx(13 / 8)
+    expected = np.quantile(drawn, [0.025, 0.975])
+    assert [found["low"], found["high"]] == pytest.approx(expected, abs=0.05)
+    over_tasks = gaps[np.random.default_rng(5).integers(8, size=(20_000, 8))].mean(axis=1)
+    assert np.abs(np.quantile(over_tasks, [0.025, 0.975]) - expected).max() > 0.1  # so it tells them apart
 
 
 def test_regrets_are_told_apart_by_what_was_done_to_the_source(made_up: Results) -> None:
@@ -124,3 +135,29 @@ def test_the_cost_of_a_lie_is_printed_with_the_proxys_price(capsys: pytest.Captu
     assert table[3] == f"| peer | {1000 + place}.000 | {1100 + place}.000 |"
     report("made_up", made_up_set(2), ["ours"], None)
     assert "by lie" not in capsys.readouterr().out
+
+
+def test_the_figure_has_a_line_for_each_method_that_was_replayed() -> None:
+    """A panel for each set that is known, a curve through the means, ours on top."""
+    curve = {str(k): {"mean": 1 / k} for k in (1, 2, 4, 16)}
+    regret = {"understudy_two_fidelity": curve, "random": curve, "another": curve}
+    with style.styled():
+        figure = transfer_figure.drawn({"own of transfer_runs": {"regret": regret}, "own of another": {}})
+    (axes,) = figure.axes
+    drawn = {line.get_label(): line for line in axes.lines}
+    assert list(drawn) == ["understudy", "random search"]
+    assert drawn["understudy"].get_xydata().tolist() == [[1, 1], [2, 0.5], [4, 0.25], [16, 0.0625]]
+    assert drawn["understudy"].get_zorder() > drawn["random search"].get_zorder()
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["understudy", "random search"]
+
+
+def test_the_committed_figure_is_drawn_from_the_committed_reports(tmp_path: Path) -> None:
+    reports, method = found.read(transfer_figure.HERE / "transfer_measured.json"), "understudy_two_fidelity"
+    assert all(method in reports[name]["regret"] for name in transfer_figure.PANELS)
+    with style.styled():
+        style.save(transfer_figure.drawn(reports), tmp_path / "transfer.svg")
+    anew, committed = ((folder / "transfer.svg").read_text() for folder in (tmp_path, transfer_figure.HERE))
+    number = r"-?\d+\.\d+"  # whose last digit another processor may round otherwise
+    assert re.sub(number, "", anew) == re.sub(number, "", committed), "run tests/benchmarks/transfer_figure.py"
+    assert [*map(float, re.findall(number, anew))] == pytest.approx([*map(float, re.findall(number, committed))], 1e-3)

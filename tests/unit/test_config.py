@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -376,21 +375,6 @@ def test_schema_and_reference_are_up_to_date() -> None:
     assert json.loads((ROOT / "workflow/schemas/config.schema.json").read_text()) == config.schema(), mend
     written = (ROOT / "config" / "README.md").read_text()
     assert written[written.index(reference.MARKER) :].strip() == reference.markdown().strip(), mend
-
-
-@pytest.mark.parametrize("document", ["config/README.md", "README.md"])
-def test_links_within_the_documents_lead_somewhere(document: str) -> None:
-    """A heading's link is its text in lower case, with hyphens for spaces and without punctuation."""
-    path = ROOT / document
-    links = re.findall(r"\]\(([^)#:\s]*)(?:#([^)\s]*))?\)", path.read_text())
-    assert links
-    for file, heading in links:
-        target = path.parent / file if file else path
-        assert target.exists(), file
-        if heading:
-            prose = re.sub(r"^```.*?^```", "", target.read_text(), flags=re.MULTILINE | re.DOTALL)
-            titles = re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
-            assert heading in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}, heading
 
 
 def test_few_trials_need_no_word_about_starts(raw: dict[str, Any]) -> None:

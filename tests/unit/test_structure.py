@@ -17,6 +17,9 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "workflow" / "understudy"
+DOCUMENTS = sorted(
+    path for pattern in ("*.md", "*/README.md", "workflow/*/*.md", "tests/*/*.md") for path in ROOT.glob(pattern)
+)
 
 MAY_IMPORT = {
     "core": {"core"},
@@ -164,11 +167,20 @@ def test_no_rule_has_an_ancient_input() -> None:
         assert not re.search(r"\bancient\(", path.read_text()), path
 
 
-@pytest.mark.parametrize(
-    "path", sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("*/README.md")), ids=lambda path: str(path.relative_to(ROOT))
-)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_documents_are_finished_and_their_links_lead_somewhere(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert not re.search(r"@[A-Z]+@", text), "a placeholder was left"
-    for link in re.findall(r"\]\(([^)#]+)\)", text):
-        assert "://" in link or (path.parent / link).exists(), f"{path} links to {link}"
+    for file, heading in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)", text):
+        if "://" in file:
+            continue
+        target = path.parent / file if file else path
+        assert target.exists(), f"{path} links to {file}"
+        assert not heading or heading in anchors(target), f"{path} links to {heading} in {target}"
+
+
+def anchors(document: Path) -> set[str]:
+    """What a link to a heading may say: its text in lower case, with hyphens for spaces and without punctuation."""
+    prose = re.sub(r"^```.*?^```", "", document.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    titles = re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}

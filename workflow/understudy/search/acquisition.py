@@ -3,7 +3,7 @@
 Of what is likely enough to beat the best so far, the smallest expected loss is chosen. Likely enough is a chance of
 `LIKELY`; where nothing is, the largest chance counts, and without a result the expected loss and a standard deviation
 of the proxy's surface. The expected improvement is no guide here: where the budget is a few runs, looking for what
-might be much better but probably isn't costs more than it finds (measured: see `tests/benchmarks/README.md`). Running
+might be much better but probably isn't costs more than it finds (measured: see `tests/benchmarks/transfer.md`). Running
 trials are believed to come out as predicted. While nothing has a loss, failures lower the rate, half a decade at a
 time.
 """
