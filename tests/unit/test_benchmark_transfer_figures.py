@@ -16,7 +16,18 @@ import transfer_figure
 from replays import found
 from replays.replay import Run, Snapper
 from replays.report import BUDGETS, report
-from replays.statistics import Results, at_cost, average_ranks, by_lie, difference, regrets, summary, wilcoxon_holm
+from replays.statistics import (
+    Results,
+    at_cost,
+    average_ranks,
+    by_lie,
+    difference,
+    interval,
+    mean_of_targets,
+    regrets,
+    summary,
+    wilcoxon_holm,
+)
 from replays.tables import step_law
 from replays.tasks import Problem, Task, problem
 from understudy.summary import style
@@ -86,6 +97,8 @@ def test_intervals_are_over_targets(made_up: Results) -> None:
     assert found["difference"] == pytest.approx(13 / 8)
     expected = np.quantile(drawn, [0.025, 0.975])
     assert [found["low"], found["high"]] == pytest.approx(expected, abs=0.05)
+    assert interval(shifted, shifted.curves["ours"][:, :, 0]) == (found["low"], found["high"])
+    assert mean_of_targets(shifted, "ours", 1) == pytest.approx(1.5)
     over_tasks = gaps[np.random.default_rng(5).integers(8, size=(20_000, 8))].mean(axis=1)
     assert np.abs(np.quantile(over_tasks, [0.025, 0.975]) - expected).max() > 0.1  # so it tells them apart
 
@@ -115,9 +128,9 @@ def test_an_interval_says_what_it_is_over_and_when_that_is_little(
     report("made_up", made_up_set(targets), ["ours"], "ours")
     lines = capsys.readouterr().out.splitlines()
     headings = [line for line in lines if "95 % interval" in line]
-    assert [line.rpartition(" over ")[2] for line in headings] == [over]
+    assert [line.rpartition(" over ")[2] for line in headings] == [over, over]  # of the mean, of the difference
     told = [line for line in lines if line.startswith("There ")]
-    below = lines[lines.index("", lines.index(headings[0])) + 1]  # what follows the table
+    below = lines[lines.index("", lines.index(headings[1])) + 1]  # what follows the table
     assert told == ([] if caution is None else [below])
     assert caution is None or caution in below
 

@@ -18,7 +18,7 @@ from gpytorch.mlls import ExactMarginalLogLikelihood
 from numpy.typing import NDArray
 
 from replays.replay import Seen, View
-from replays.simple import finite
+from replays.simple import finite, proxy_runs
 from replays.tables import Configuration
 from replays.units import categories, decode, encoded
 from understudy.process import set_threads
@@ -31,9 +31,9 @@ TUKEY = 1.5  # quartile ranges above the third quartile: where Ax's `Winsorize` 
 class MultiTask:
     """The default multi-task GP, standardized by task as its documentation asks for, with qLogNEI.
 
-    Losses are winsorized, as Ax does before any GP of its own: one diverged run would flatten all others. The first run
-    is the proxy's best configuration: without a result of the target there is nothing to relate the tasks by. Each fit
-    begins where the last one ended, as in BoTorch's closed-loop tutorials.
+    Losses are winsorized, as Ax does before any GP of its own: one diverged run would flatten all others. The first
+    `initial` runs are the proxy's best configurations, since without results of the target nothing relates the tasks.
+    Each fit begins where the last one ended, as in BoTorch's closed-loop tutorials.
     """
 
     def __init__(self, initial: int) -> None:
@@ -84,6 +84,14 @@ class MultiTask:
             candidate, _ = optimize_acqf_mixed(acquisition, bounds, fixed_features_list=self._fixed, **options)
         point: list[float] = candidate[0].tolist()
         return point
+
+
+class ScaledMultiTask(MultiTask):
+    """The same, on the proxy's trials rescaled by the published rule."""
+
+    def start(self, view: View, seed: int) -> None:
+        super().start(view, seed)
+        self._proxy = proxy_runs(view, scaled=True)
 
 
 def _standardized(losses: Sequence[float]) -> NDArray[np.float64]:

@@ -72,6 +72,11 @@ def _ours(sampler: str, *libraries: str) -> Entry:
     return Entry(name, *OURS, {"sampler": sampler}, libraries=(SKLEARN, *libraries), ours=True)
 
 
+def _botorch(name: str, factory: str, initial: int) -> Entry:
+    needs, libraries = {"botorch": "botorch"}, (TORCH, "gpytorch")
+    return Entry(name, "replays.botorch", factory, {"initial": initial}, needs=needs, libraries=libraries)
+
+
 _ALL = (
     Entry("random", SIMPLE, "Random", proxy=False),
     Entry("default", SIMPLE, "Fixed", {"which": "default"}, proxy=False),
@@ -96,14 +101,20 @@ _ALL = (
     Entry("smac_gp", *SMAC, {"model": "gp", "warm": False}, proxy=False, needs=SMAC3, libraries=(SKLEARN,)),
     Entry("smac_gp_warm", *SMAC, {"model": "gp", "warm": True}, needs=SMAC3, libraries=(SKLEARN,)),
     Entry("smac_forest_warm", *SMAC, {"model": "forest", "warm": True}, needs=SMAC3, libraries=(SKLEARN,)),
+    Entry("smac_forest_told", "replays.smac", "Told", {"model": "forest"}, needs=SMAC3, libraries=(SKLEARN,)),
     Entry(
-        "botorch_multitask",
-        "replays.botorch",
-        "MultiTask",
-        {"initial": 3},
-        needs={"botorch": "botorch"},
-        libraries=(TORCH, "gpytorch"),
+        "smac_forest_told_scaled",
+        "replays.smac",
+        "Told",
+        {"model": "forest", "scaled": True},
+        needs=SMAC3,
+        libraries=(SKLEARN,),
     ),
+    _botorch("botorch_multitask", "MultiTask", 3),
+    _botorch("botorch_multitask_scaled", "ScaledMultiTask", 3),
+    _botorch("botorch_multitask_1", "MultiTask", 1),
+    _botorch("botorch_multitask_scaled_1", "ScaledMultiTask", 1),
+    Entry("optuna_gp_10", *OPTUNA, {"sampler": "gp", "warm": False, "startup": 10}, proxy=False, libraries=(TORCH,)),
     _ours("two_fidelity"),
     Entry(
         "understudy_truncated",

@@ -13,6 +13,8 @@ from replays.statistics import (
     by_lie,
     by_lie_at_cost,
     difference,
+    interval,
+    mean_of_targets,
     summary,
     wilcoxon_holm,
 )
@@ -47,6 +49,10 @@ def report(name: str, results: Results, ours: Sequence[str], lead: str | None) -
     print_table(
         "mean relative regret in percent by total cost in target runs, the proxy stage included", BUDGETS, costs
     )
+    found["by_target"] = {each: {k: mean_of_targets(results, each, k) for k in KS} for each in results.methods}
+    if len(set(results.targets)) > 1:
+        alike = {each: list(found["by_target"][each].values()) for each in results.methods}
+        print_table("mean relative regret in percent after k target runs, each target counted once", KS, alike)
     found["lies"] = {k: by_lie(results, k) for k in LIES_AT}
     found["lies_budget"] = {cost: by_lie_at_cost(results, BUDGETS.index(cost)) for cost in LIES_AT_COST}
     for k, rows in found["lies"].items():
@@ -68,20 +74,24 @@ def _print_lies(when: str, rows: Mapping[str, Mapping[str, float]]) -> None:
 def compared(results: Results, lead: str, ours: Sequence[str], ks: Sequence[int] = KS) -> dict[str, Any]:
     """The lead against its peers: the best of them at each k, and all of them one by one."""
     peers = [each for each in results.methods if each not in ours]
+    ends = {k: interval(results, results.curves[lead][:, :, k - 1]) for k in ks}
     told: dict[str, Any] = {
         "method": lead,
+        "interval": {k: {"low": low, "high": high} for k, (low, high) in ends.items()},
         "best_peer": {},
         "p": {k: wilcoxon_holm(results, lead, peers, k) for k in ks},
     }
     targets = len(set(results.targets))
     over = "targets" if targets > 1 else "seeds"
+    rows = {end: [told["interval"][k][end] for k in ks] for end in ("low", "high")}
+    print_table(f"{lead}: the mean's 95 % interval over {over}", ks, rows)
     print(f"\n{lead} minus the best peer, in percentage points (below 0: better), with the 95 % interval over {over}")
     print("| k | best peer | difference | interval | p (Wilcoxon, Holm) |\n|--:|---|--:|---|--:|")
     for k in ks:
         peer = best_peer(results, ours, k)
         told["best_peer"][k] = {"name": peer, **(gap := difference(results, lead, peer, k))}
-        interval = f"{gap['low']:+.3f} to {gap['high']:+.3f}"
-        print(f"| {k} | {peer} | {gap['difference']:+.3f} | {interval} | {told['p'][k][peer]:.3g} |")
+        ends_at = f"{gap['low']:+.3f} to {gap['high']:+.3f}"
+        print(f"| {k} | {peer} | {gap['difference']:+.3f} | {ends_at} | {told['p'][k][peer]:.3g} |")
     if targets < FEW:
         print(f"\n{_caution(targets)}")
     told["differences"] = {peer: {k: difference(results, lead, peer, k) for k in ks} for peer in peers}

@@ -1,4 +1,4 @@
-"""SMAC3's facades, cold, or with the proxy's best configurations as their initial design."""
+"""SMAC3's facades, cold, with the proxy's best configurations as initial design, or told of all the proxy's runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from smac.runhistory.dataclasses import TrialInfo, TrialValue
 from threadpoolctl import threadpool_limits
 
 from replays.replay import Seen, View
-from replays.simple import finite
+from replays.simple import finite, proxy_runs
 from replays.tables import Configuration
 from understudy.space import Choices, Range
 from understudy.trial import derive_seed
@@ -80,6 +80,25 @@ class Smac:
 
     def _from_smac(self, values: dict[str, Any]) -> Configuration:
         return {name: _from_smac(self._view.space[name], values[name]) for name in self._view.space}
+
+
+class Told(Smac):
+    """SMAC is told all of the proxy's runs as if they were the target's, as its documentation's warm start has it.
+
+    A target run replaces what a proxy run of the same configuration said.
+    """
+
+    def __init__(self, model: str, scaled: bool = False) -> None:
+        super().__init__(model, warm=True)
+        self._scaled = scaled
+
+    def start(self, view: View, seed: int) -> None:
+        super().start(view, seed)
+        self._first: list[Configuration] = []
+        self._source = proxy_runs(view, self._scaled)
+
+    def propose(self, history: Sequence[Seen], pending: Sequence[Configuration]) -> Configuration | None:
+        return super().propose([*self._source, *history], pending)
 
 
 def _forest(scenario: Scenario) -> RandomForest:

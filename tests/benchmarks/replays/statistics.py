@@ -83,21 +83,36 @@ def average_ranks(results: Results, k: int) -> dict[str, float]:
 
 
 def difference(results: Results, ours: str, other: str, k: int) -> dict[str, float]:
-    """Mean of ours minus other, in percentage points (below 0: ours is better), and its bootstrap interval.
+    """Mean of ours minus other, in percentage points (below 0: ours is better), and its bootstrap interval."""
+    paired = results.curves[ours][:, :, k - 1] - results.curves[other][:, :, k - 1]  # (tasks, S)
+    low, high = interval(results, paired)
+    return {"difference": float(paired.mean()), "low": low, "high": high}
+
+
+def interval(results: Results, values: Array) -> tuple[float, float]:
+    """The bootstrap interval of the mean of values of shape (tasks, S).
 
     Targets are resampled, each with all its tasks: tasks that share a target aren't independent. With one target alone
     the seeds are.
     """
-    paired = results.curves[ours][:, :, k - 1] - results.curves[other][:, :, k - 1]  # (tasks, S)
-    names = sorted(set(results.targets))
-    groups = [paired[[target == name for target in results.targets]] for name in names]
+    groups = list(_by_target(results, values).values())
     if len(groups) == 1:
-        groups = [groups[0][:, [seed]] for seed in range(paired.shape[1])]
+        groups = [groups[0][:, [seed]] for seed in range(values.shape[1])]
     sums, counts = np.array([group.sum() for group in groups]), np.array([group.size for group in groups])
     drawn = np.random.default_rng(0).integers(len(groups), size=(RESAMPLES, len(groups)))
     means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
     low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return {"difference": float(paired.mean()), "low": float(low), "high": float(high)}
+    return float(low), float(high)
+
+
+def mean_of_targets(results: Results, name: str, k: int) -> float:
+    """The mean over targets of their tasks' mean regrets: each target counts once, however many tasks it has."""
+    return float(np.mean([group.mean() for group in _by_target(results, results.curves[name][:, :, k - 1]).values()]))
+
+
+def _by_target(results: Results, values: Array) -> dict[str, Array]:
+    """Values of shape (tasks, S), apart by target, in the targets' order."""
+    return {name: values[[target == name for target in results.targets]] for name in sorted(set(results.targets))}
 
 
 def by_lie(results: Results, k: int) -> dict[str, dict[str, float]]:

@@ -1,0 +1,181 @@
+"""When to stop a study: what `target.stop` saves and what it loses, beside Optuna's terminators and a fixed number.
+
+    python tests/benchmarks/stopping.py --steplaw steplaw_dense.csv [--seeds 5] [--jobs 2]
+    python tests/benchmarks/stopping.py --table tests/benchmarks/transfer_runs.parquet --half both
+
+The replays are those of `transfer.py` with `understudy_two_fidelity`, of sixteen runs each. Every rule looks at the
+same runs after each of them and says when it would have stopped: the program's by the chance of a gain that the next
+proposal sees; Optuna's by the runs so far, with as few first ones as the program needs in place of 20 or 30, their
+defaults, which a study of sixteen runs never reaches (Optuna 4.9 calls them deprecated). Prints the mean number of
+runs and the mean regret, in percent of the best loss, when a rule stopped; the last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import transfer
+from replays.ours import Understudy
+from replays.replay import PROXY_TRIALS, TRIALS, Run, View, replay
+from replays.simple import finite
+from replays.statistics import regrets
+from replays.tasks import Problem, problem
+from understudy.search.distributions import distribution, to_optuna
+from understudy.search.quiet import quiet_optuna
+from understudy.stages import FEWEST_WITH_STOP, StopSettings
+
+NEVER = 1e-9  # a chance below which nothing stops, so that a replay goes on and notes all chances
+DEFAULT = StopSettings()
+CHANCES = (0.01, 0.02, DEFAULT.chance, 0.1, 0.2)
+FIXED = (4, 6, 8, 12, TRIALS)
+STAGNATION = (3, 5, 8)  # runs without a better one
+NOISE = 0.001  # of the best loss: what Optuna's bound of the regret is compared with, as `gain` is
+
+
+class Noting(Understudy):
+    """The product's own sampler, which notes the chance of a gain before each run and never stops by it."""
+
+    def __init__(self, gain: float) -> None:
+        super().__init__("two_fidelity")
+        self._stop = StopSettings(gain=gain, chance=NEVER)
+
+    def start(self, view: View, seed: int) -> None:
+        super().start(view, seed)
+        self._section = self._section.model_copy(update={"stop": self._stop})
+
+    def worths(self) -> list[float | None]:
+        """Before each run; None where the model wasn't asked."""
+        return [each.outlook.worth if each.outlook else None for each in self._proposals]
+
+
+def main() -> None:
+    """Replay, judge, print."""
+    options = arguments(sys.argv[1:])
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for table in transfer.read(options):
+        for name, tasks in transfer.chosen_sets(table, options).items():
+            problems = [problem(table, task) for task in tasks]
+            if problems:
+                found[name] = judged(problems, options)
+                print_rules(name, len(problems), options.seeds, found[name])
+    print(json.dumps({"options": vars(options), "sets": found}, default=str))
+
+
+def judged(problems: Sequence[Problem], options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Every rule's mean number of runs, and mean regret, over tasks and seeds."""
+    work = partial(stops, seeds=options.seeds, gain=options.gain)
+    if options.jobs == 1:
+        each = [work(one) for one in problems]
+    else:
+        with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
+            each = list(pool.map(work, problems))
+    rows = [row for rows in each for row in rows]
+    return {
+        rule: {
+            "runs": float(np.mean([row[rule][0] for row in rows])),
+            "regret": float(np.mean([row[rule][1] for row in rows])),
+        }
+        for rule in rows[0]
+    }
+
+
+def stops(problem: Problem, seeds: int, gain: float) -> list[dict[str, tuple[int, float]]]:
+    """For each seed and rule: after how many runs it stops, and the regret there in percent."""
+    found = []
+    for seed in range(seeds):
+        method = Noting(gain)
+        run = replay(problem, method, seed, TRIALS, 1, PROXY_TRIALS)
+        (curve,) = regrets(problem, {seed: run}, TRIALS)
+        places = {f"{count} runs": count for count in FIXED}
+        places |= {f"chance {chance:g}": by_chance(method.worths(), chance) for chance in CHANCES}
+        places |= {name: by_terminator(problem, run, make) for name, make in terminators().items()}
+        found.append({rule: (count, float(curve[count - 1])) for rule, count in places.items()})
+    return found
+
+
+def by_chance(worths: Sequence[float | None], chance: float) -> int:
+    """Runs before the first whose chance of a gain is too small."""
+    for number, worth in enumerate(worths):
+        if number >= FEWEST_WITH_STOP and worth is not None and worth < chance:
+            return number
+    return len(worths)
+
+
+def by_terminator(problem: Problem, run: Run, make: Callable[[Any, float], Any]) -> int:
+    """Runs after which a terminator of Optuna's ends a study of them."""
+    seen = [problem.configuration(index) for index in run.indices]
+    losses = finite([problem.target[index] for index in run.indices])
+    with quiet_optuna() as optuna, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # experimental, and deprecated
+        from optuna import terminator as terminators_of_optuna
+
+        study = optuna.create_study()
+        distributions = {name: distribution(each) for name, each in problem.space.items()}
+        terminator = make(terminators_of_optuna, NOISE * abs(min(losses)))
+        for number, (values, loss) in enumerate(zip(seen, losses, strict=True), 1):
+            params = {name: to_optuna(problem.space[name], values[name]) for name in problem.space}
+            study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=loss))
+            if terminator.should_terminate(study):
+                return number
+    return len(losses)
+
+
+def terminators() -> Mapping[str, Callable[[Any, float], Any]]:
+    """Optuna's, by name: no better run for so many, a bound of the regret (Makarova 2022), EMMR (Ishibashi 2023)."""
+
+    def stagnation(optuna: Any, _: float, runs: int) -> Any:
+        return optuna.Terminator(optuna.BestValueStagnationEvaluator(runs), min_n_trials=FEWEST_WITH_STOP)
+
+    def bound(optuna: Any, noise: float) -> Any:
+        evaluator = optuna.RegretBoundEvaluator(min_n_trials=FEWEST_WITH_STOP, seed=1)
+        return optuna.Terminator(evaluator, optuna.StaticErrorEvaluator(noise), min_n_trials=FEWEST_WITH_STOP)
+
+    def emmr(optuna: Any, _: float) -> Any:
+        evaluator = optuna.EMMREvaluator(min_n_trials=2, seed=1)
+        error = optuna.MedianErrorEvaluator(evaluator, warm_up_trials=2, n_initial_trials=FEWEST_WITH_STOP)
+        return optuna.Terminator(evaluator, error, min_n_trials=FEWEST_WITH_STOP)
+
+    named = {f"Optuna, stagnation of {runs}": partial(stagnation, runs=runs) for runs in STAGNATION}
+    return {**named, "Optuna, regret bound": bound, "Optuna, EMMR": emmr}
+
+
+def print_rules(name: str, tasks: int, seeds: int, rules: Mapping[str, Mapping[str, float]]) -> None:
+    """One table per set."""
+    print(f"\n{name}: {tasks} tasks, {seeds} seeds\n| rule | runs | regret |\n|---|--:|--:|")
+    for rule, means in rules.items():
+        print(f"| {rule} | {means['runs']:.1f} | {means['regret']:.3f} |")
+
+
+def arguments(given: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--steplaw", type=Path, help="the Step Law table, a CSV file")
+    add("--table", type=Path, nargs="*", default=[], help="tables of fine-tuning runs")
+    add("--config", type=Path, default=transfer.ROOT / "config" / "config.yaml", help="the study that --table is of")
+    add("--price", type=float, default=0.1, help="a proxy run's cost in target runs, where a table has no FLOPs")
+    add("--sets", nargs="+", help="of tasks; default all")
+    add("--half", choices=("tuning", "reporting", "both"), default="reporting", help="whose targets")
+    add("--seeds", type=int, default=5)
+    add("--gain", type=float, default=DEFAULT.gain, help="what would be worth a run, as a share of the best loss")
+    add("--jobs", type=int, default=1, help="processes")
+    add("--quick", action="store_true", help="one task of the first and last set, one seed: whether it runs")
+    options = parser.parse_args(given)
+    if options.quick:
+        options.seeds, options.half = 1, "both"
+    return options
+
+
+if __name__ == "__main__":
+    main()

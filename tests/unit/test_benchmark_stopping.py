@@ -1,0 +1,67 @@
+"""The benchmark of stopping: when each rule stops where that is known, and a quick run. Who wins isn't tested."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import finished_runs
+import stopping
+from replays.replay import PROXY_TRIALS, TRIALS, Run, replay
+from replays.tables import step_law
+from replays.tasks import Problem, Task, problem
+from understudy.stages import FEWEST_WITH_STOP
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path: Path = tmp_path_factory.mktemp("tables") / "bowls.csv"
+    finished_runs.write_bowls(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def pair(file: Path) -> Problem:
+    return problem(step_law(file), Task("100M-2B", "400M-8B"))
+
+
+def test_the_first_small_chance_stops_but_not_among_the_first_runs() -> None:
+    assert stopping.by_chance([None, 0.0, None, 0.01, 0.3, 0.04, 0.9], 0.05) == 5
+    assert stopping.by_chance([None, 0.0, None, 0.01], 0.05) == 4
+    assert FEWEST_WITH_STOP == 4
+
+
+def test_optunas_stagnation_stops_so_many_runs_after_the_best(pair: Problem) -> None:
+    order = sorted(range(len(pair.keys)), key=lambda index: -pair.target[index])
+    rising = Run(0, tuple(order[-1:] + order[:9]), ())  # the best first
+    falling = Run(0, tuple(order[:10]), ())
+    rules = stopping.terminators()
+    for runs in stopping.STAGNATION:
+        rule = rules[f"Optuna, stagnation of {runs}"]
+        assert stopping.by_terminator(pair, rising, rule) == runs + 2  # more than so many without a better one
+        assert stopping.by_terminator(pair, falling, rule) == 10
+
+
+def test_what_notes_the_chances_runs_what_the_product_runs(pair: Problem) -> None:
+    from replays.ours import Understudy
+
+    noting = stopping.Noting(0.001)
+    runs = [replay(pair, method, 1, 6, 1, PROXY_TRIALS).indices for method in (noting, Understudy("two_fidelity"))]
+    assert runs[0] == runs[1]
+    worths = noting.worths()
+    assert len(worths) == 6
+    assert all(worth is not None and 0 <= worth <= 1 for worth in worths[3:])
+
+
+def test_a_quick_run_ends_with_json(file: Path) -> None:
+    command = [sys.executable, str(Path(stopping.__file__)), "--steplaw", str(file), "--quick", "--sets", "matched"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    rules = json.loads(done.stdout.splitlines()[-1])["sets"]["matched"]
+    assert rules[f"{TRIALS} runs"]["runs"] == TRIALS
+    assert all(FEWEST_WITH_STOP <= rule["runs"] <= TRIALS and rule["regret"] >= 0 for rule in rules.values())
