@@ -1,4 +1,4 @@
-"""What the tables say, kept in one file: each set's `report`, to four digits, under the set's and its table's name."""
+"""What the tables say, kept in one file: each set's `report`, to five digits, under the set's and its table's name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from understudy.errors import UserError
 
-DIGITS = 4
+DIGITS = 5
 
 
 def note(path: Path, sets: Mapping[str, Mapping[str, Any]]) -> None:

@@ -55,8 +55,8 @@ def refined(
 ) -> tuple[dict[str, Value], Outlook]:
     """What `two_fidelity` proposes, with the `hints` among its candidates, and what its model expects.
 
-    It is what `TwoFidelitySampler` proposes to a study with this history, without Optuna. Raises `UserError` where
-    there is no surface.
+    It is what `TwoFidelitySampler` proposes to a study with this history, its losses as `told_values` has them, without
+    Optuna. Raises `UserError` where there is no surface.
     """
     from understudy.search.acquisition import Acquisition
 
