@@ -37,7 +37,9 @@ def view(pair: Problem) -> View:
     )
 
 
-@pytest.mark.parametrize("name", ["optuna_tpe_warm", "optuna_gp_warm", "syne_tune_box"])
+@pytest.mark.parametrize(
+    "name", ["optuna_tpe_warm", "optuna_gp_warm", "syne_tune_box", "smac_forest_told", "botorch_multitask"]
+)
 def test_a_peer_warm_started_from_rescaled_trials_is_one_whose_proxy_had_run_them(pair: Problem, name: str) -> None:
     plain, scaled = ENTRIES[name], ENTRIES[f"{name}_scaled"]
     if plain.missing():

@@ -72,9 +72,9 @@ def _ours(sampler: str, *libraries: str) -> Entry:
     return Entry(name, *OURS, {"sampler": sampler}, libraries=(SKLEARN, *libraries), ours=True)
 
 
-def _botorch(name: str, factory: str, initial: int) -> Entry:
+def _botorch(name: str, factory: str) -> Entry:
     needs, libraries = {"botorch": "botorch"}, (TORCH, "gpytorch")
-    return Entry(name, "replays.botorch", factory, {"initial": initial}, needs=needs, libraries=libraries)
+    return Entry(name, "replays.botorch", factory, {"initial": 3}, needs=needs, libraries=libraries)
 
 
 _ALL = (
@@ -110,10 +110,8 @@ _ALL = (
         needs=SMAC3,
         libraries=(SKLEARN,),
     ),
-    _botorch("botorch_multitask", "MultiTask", 3),
-    _botorch("botorch_multitask_scaled", "ScaledMultiTask", 3),
-    _botorch("botorch_multitask_1", "MultiTask", 1),
-    _botorch("botorch_multitask_scaled_1", "ScaledMultiTask", 1),
+    _botorch("botorch_multitask", "MultiTask"),
+    _botorch("botorch_multitask_scaled", "ScaledMultiTask"),
     Entry("optuna_gp_10", *OPTUNA, {"sampler": "gp", "warm": False, "startup": 10}, proxy=False, libraries=(TORCH,)),
     _ours("two_fidelity"),
     Entry(
