@@ -7,7 +7,8 @@ The replays are those of `transfer.py` with `understudy_two_fidelity`, of sixtee
 same runs after each of them and says when it would have stopped: the program's by the chance of a gain that the next
 proposal sees; Optuna's by the runs so far, with as few first ones as the program needs in place of 20 or 30, their
 defaults, which a study of sixteen runs never reaches (Optuna 4.9 calls them deprecated). Prints the mean number of
-runs and the mean regret, in percent of the best loss, when a rule stopped; the last line is JSON.
+runs and the mean regret, in percent of the best loss, when a rule stopped, and how often runs gained to which such a
+chance was given; the last line is JSON.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,7 @@ DEFAULT = StopSettings()
 CHANCES = (0.01, 0.02, DEFAULT.chance, 0.1, 0.2)
 FIXED = (4, 6, 8, 12, TRIALS)
 STAGNATION = (3, 5, 8)  # runs without a better one
+BINS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 1.01)  # of chances
 NOISE = 0.001  # of the best loss: what Optuna's bound of the regret is compared with, as `gain` is
 
 
@@ -62,46 +65,64 @@ class Noting(Understudy):
 def main() -> None:
     """Replay, judge, print."""
     options = arguments(sys.argv[1:])
-    found: dict[str, dict[str, dict[str, float]]] = {}
+    found: dict[str, dict[str, Any]] = {}
     for table in transfer.read(options):
         for name, tasks in transfer.chosen_sets(table, options).items():
             problems = [problem(table, task) for task in tasks]
             if problems:
                 found[name] = judged(problems, options)
-                print_rules(name, len(problems), options.seeds, found[name])
+                print(f"\n{name}: {len(problems)} tasks, {options.seeds} seeds")
+                print_tables(**found[name])
     print(json.dumps({"options": vars(options), "sets": found}, default=str))
 
 
-def judged(problems: Sequence[Problem], options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Every rule's mean number of runs, and mean regret, over tasks and seeds."""
+def judged(problems: Sequence[Problem], options: argparse.Namespace) -> dict[str, Any]:
+    """Every rule's mean number of runs, and mean regret, over tasks and seeds; and what became of the chances."""
     work = partial(stops, seeds=options.seeds, gain=options.gain)
     if options.jobs == 1:
         each = [work(one) for one in problems]
     else:
         with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
             each = list(pool.map(work, problems))
-    rows = [row for rows in each for row in rows]
-    return {
-        rule: {
-            "runs": float(np.mean([row[rule][0] for row in rows])),
-            "regret": float(np.mean([row[rule][1] for row in rows])),
-        }
-        for rule in rows[0]
-    }
+    rows = [row for rows, _ in each for row in rows]
+    rules = {rule: np.mean([row[rule] for row in rows], axis=0).tolist() for rule in rows[0]}
+    return {"rules": rules, "chances": kept([pair for _, pairs in each for pair in pairs])}
 
 
-def stops(problem: Problem, seeds: int, gain: float) -> list[dict[str, tuple[int, float]]]:
-    """For each seed and rule: after how many runs it stops, and the regret there in percent."""
-    found = []
+def kept(pairs: Sequence[tuple[float, bool]]) -> dict[str, tuple[int, float, float]]:
+    """How the chances that were given came true, in bins: how many, their mean, the share that gained so much."""
+    found = {}
+    for low, high in pairwise(BINS):
+        inside = [pair for pair in pairs if low <= pair[0] < high]
+        if inside:
+            chance, share = np.mean(inside, axis=0).tolist()
+            found[f"{low:g} to {min(high, 1):g}"] = (len(inside), chance, share)
+    return found
+
+
+def stops(
+    problem: Problem, seeds: int, gain: float
+) -> tuple[list[dict[str, tuple[int, float]]], list[tuple[float, bool]]]:
+    """For each seed and rule, after how many runs it stops, and the regret there in percent.
+
+    And for each run whose proposal gave a gain a chance, that chance, and whether the run gained so much.
+    """
+    found, pairs = [], list[tuple[float, bool]]()
     for seed in range(seeds):
         method = Noting(gain)
         run = replay(problem, method, seed, TRIALS, 1, PROXY_TRIALS)
         (curve,) = regrets(problem, {seed: run}, TRIALS)
+        worths = method.worths()
         places = {f"{count} runs": count for count in FIXED}
-        places |= {f"chance {chance:g}": by_chance(method.worths(), chance) for chance in CHANCES}
+        places |= {f"chance {chance:g}": by_chance(worths, chance) for chance in CHANCES}
         places |= {name: by_terminator(problem, run, make) for name, make in terminators().items()}
         found.append({rule: (count, float(curve[count - 1])) for rule, count in places.items()})
-    return found
+        losses = finite([problem.target[index] for index in run.indices])
+        for number, worth in enumerate(worths):
+            if number and worth is not None:
+                best = min(losses[:number])
+                pairs.append((worth, losses[number] < best - gain * abs(best)))
+    return found, pairs
 
 
 def by_chance(worths: Sequence[float | None], chance: float) -> int:
@@ -150,11 +171,14 @@ def terminators() -> Mapping[str, Callable[[Any, float], Any]]:
     return {**named, "Optuna, regret bound": bound, "Optuna, EMMR": emmr}
 
 
-def print_rules(name: str, tasks: int, seeds: int, rules: Mapping[str, Mapping[str, float]]) -> None:
-    """One table per set."""
-    print(f"\n{name}: {tasks} tasks, {seeds} seeds\n| rule | runs | regret |\n|---|--:|--:|")
-    for rule, means in rules.items():
-        print(f"| {rule} | {means['runs']:.1f} | {means['regret']:.3f} |")
+def print_tables(rules: Mapping[str, tuple[float, float]], chances: Mapping[str, tuple[int, float, float]]) -> None:
+    """The rules of one set, and what became of the chances."""
+    print("| rule | runs | regret |\n|---|--:|--:|")
+    for rule, (runs, regret) in rules.items():
+        print(f"| {rule} | {runs:.1f} | {regret:.3f} |")
+    print("\n| chance given to a gain | runs | its mean | share that gained |\n|---|--:|--:|--:|")
+    for name, (count, chance, share) in chances.items():
+        print(f"| {name} | {count} | {chance:.3f} | {share:.3f} |")
 
 
 def arguments(given: Sequence[str]) -> argparse.Namespace:

@@ -62,6 +62,12 @@ def test_a_quick_run_ends_with_json(file: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    rules = json.loads(done.stdout.splitlines()[-1])["sets"]["matched"]
-    assert rules[f"{TRIALS} runs"]["runs"] == TRIALS
-    assert all(FEWEST_WITH_STOP <= rule["runs"] <= TRIALS and rule["regret"] >= 0 for rule in rules.values())
+    told = json.loads(done.stdout.splitlines()[-1])["sets"]["matched"]
+    assert told["rules"][f"{TRIALS} runs"][0] == TRIALS
+    assert all(FEWEST_WITH_STOP <= runs <= TRIALS and regret >= 0 for runs, regret in told["rules"].values())
+    assert sum(count for count, _, _ in told["chances"].values()) > 0
+
+
+def test_chances_are_put_beside_what_became_of_them() -> None:
+    found = stopping.kept([(0.03, False), (0.04, True), (0.9, True), (1.0, True)])
+    assert found == {"0.02 to 0.05": (2, pytest.approx(0.035), 0.5), "0.4 to 1": (2, pytest.approx(0.95), 1.0)}
