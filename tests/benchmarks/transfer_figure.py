@@ -28,7 +28,7 @@ PANELS = {
 LINES: Mapping[str, tuple[str, str, str]] = {
     "understudy_two_fidelity": ("understudy", style.BLUE, "o"),
     "botorch_multitask": ("BoTorch, multi-task GP", style.VERMILLION, "s"),
-    "optuna_tpe_warm_scaled": ("Optuna TPE, warm, our rules", style.GREEN, "^"),
+    "optuna_tpe_warm_scaled": ("Optuna TPE, warm, rescaled", style.GREEN, "^"),
     "smac_forest_warm": ("SMAC3, warm", style.PURPLE, "D"),
     "syne_tune_box": ("Syne Tune, bounding box", style.ORANGE, "v"),
     "optuna_tpe": ("Optuna TPE, cold", style.GREY, "x"),
