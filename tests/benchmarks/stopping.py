@@ -7,8 +7,8 @@ The replays are those of `transfer.py` with `understudy_two_fidelity`, of sixtee
 same runs after each of them and says when it would have stopped: the program's by the chance of a gain that the next
 proposal sees; Optuna's by the runs so far, with as few first ones as the program needs in place of 20 or 30, their
 defaults, which a study of sixteen runs never reaches (Optuna 4.9 calls them deprecated). Prints the mean number of
-runs and the mean regret, in percent of the best loss, when a rule stopped, and how often runs gained to which such a
-chance was given; the last line is JSON.
+runs and the mean regret, in percent of the best loss, when a rule stopped, and how often a run gained as much, by the
+chance that it was given; the last line is JSON.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from replays.replay import PROXY_TRIALS, TRIALS, Run, View, replay
 from replays.simple import finite
 from replays.statistics import regrets
 from replays.tasks import Problem, problem
+from understudy.errors import UserError
 from understudy.search.distributions import distribution, to_optuna
 from understudy.search.quiet import quiet_optuna
 from understudy.stages import FEWEST_WITH_STOP, StopSettings
@@ -43,7 +44,6 @@ CHANCES = (0.01, 0.02, DEFAULT.chance, 0.1, 0.2)
 FIXED = (4, 6, 8, 12, TRIALS)
 STAGNATION = (3, 5, 8)  # runs without a better one
 BINS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 1.01)  # of chances
-NOISE = 0.001  # of the best loss: what Optuna's bound of the regret is compared with, as `gain` is
 
 
 class Noting(Understudy):
@@ -65,14 +65,23 @@ class Noting(Understudy):
 def main() -> None:
     """Replay, judge, print."""
     options = arguments(sys.argv[1:])
+    try:
+        tables = transfer.read(options)
+        sets = {
+            name: [problem(table, task) for task in tasks]
+            for table in tables
+            for name, tasks in transfer.chosen_sets(table, options).items()
+            if tasks
+        }
+        if not sets:
+            raise UserError(f"the half for {options.half} has no task; choose another --half or --sets")
+    except UserError as error:
+        raise SystemExit(str(error)) from None
     found: dict[str, dict[str, Any]] = {}
-    for table in transfer.read(options):
-        for name, tasks in transfer.chosen_sets(table, options).items():
-            problems = [problem(table, task) for task in tasks]
-            if problems:
-                found[name] = judged(problems, options)
-                print(f"\n{name}: {len(problems)} tasks, {options.seeds} seeds")
-                print_tables(**found[name])
+    for name, problems in sets.items():
+        found[name] = judged(problems, options)
+        print(f"\n{name}: {len(problems)} tasks, {options.seeds} seeds")
+        print_tables(**found[name])
     print(json.dumps({"options": vars(options), "sets": found}, default=str))
 
 
@@ -115,7 +124,7 @@ def stops(
         worths = method.worths()
         places = {f"{count} runs": count for count in FIXED}
         places |= {f"chance {chance:g}": by_chance(worths, chance) for chance in CHANCES}
-        places |= {name: by_terminator(problem, run, make) for name, make in terminators().items()}
+        places |= {name: by_terminator(problem, run, make) for name, make in terminators(gain).items()}
         found.append({rule: (count, float(curve[count - 1])) for rule, count in places.items()})
         losses = finite([problem.target[index] for index in run.indices])
         for number, worth in enumerate(worths):
@@ -133,7 +142,7 @@ def by_chance(worths: Sequence[float | None], chance: float) -> int:
     return len(worths)
 
 
-def by_terminator(problem: Problem, run: Run, make: Callable[[Any, float], Any]) -> int:
+def by_terminator(problem: Problem, run: Run, make: Callable[[Any], Any]) -> int:
     """Runs after which a terminator of Optuna's ends a study of them."""
     seen = [problem.configuration(index) for index in run.indices]
     losses = finite([problem.target[index] for index in run.indices])
@@ -143,7 +152,7 @@ def by_terminator(problem: Problem, run: Run, make: Callable[[Any, float], Any])
 
         study = optuna.create_study()
         distributions = {name: distribution(each) for name, each in problem.space.items()}
-        terminator = make(terminators_of_optuna, NOISE * abs(min(losses)))
+        terminator = make(terminators_of_optuna)
         for number, (values, loss) in enumerate(zip(seen, losses, strict=True), 1):
             params = {name: to_optuna(problem.space[name], values[name]) for name in problem.space}
             study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=loss))
@@ -152,17 +161,28 @@ def by_terminator(problem: Problem, run: Run, make: Callable[[Any, float], Any])
     return len(losses)
 
 
-def terminators() -> Mapping[str, Callable[[Any, float], Any]]:
-    """Optuna's, by name: no better run for so many, a bound of the regret (Makarova 2022), EMMR (Ishibashi 2023)."""
+def terminators(gain: float) -> Mapping[str, Callable[[Any], Any]]:
+    """Optuna's, by name.
 
-    def stagnation(optuna: Any, _: float, runs: int) -> Any:
+    More than so many runs without a better one; a bound of the regret (Makarova et al. 2022), here against `gain`; the
+    expected minimum of the regret and how it shrinks, EMMR (Ishibashi et al. 2023).
+    """
+
+    def stagnation(optuna: Any, runs: int) -> Any:
         return optuna.Terminator(optuna.BestValueStagnationEvaluator(runs), min_n_trials=FEWEST_WITH_STOP)
 
-    def bound(optuna: Any, noise: float) -> Any:
+    def bound(optuna: Any) -> Any:
         evaluator = optuna.RegretBoundEvaluator(min_n_trials=FEWEST_WITH_STOP, seed=1)
-        return optuna.Terminator(evaluator, optuna.StaticErrorEvaluator(noise), min_n_trials=FEWEST_WITH_STOP)
 
-    def emmr(optuna: Any, _: float) -> Any:
+        class Share(optuna.BaseErrorEvaluator):  # type: ignore[misc]
+            """The gain, in nats, of the best loss so far."""
+
+            def evaluate(self, trials: Sequence[Any], study_direction: Any) -> float:  # noqa: ARG002
+                return gain * abs(min(trial.value for trial in trials))
+
+        return optuna.Terminator(evaluator, Share(), min_n_trials=FEWEST_WITH_STOP)
+
+    def emmr(optuna: Any) -> Any:
         evaluator = optuna.EMMREvaluator(min_n_trials=2, seed=1)
         error = optuna.MedianErrorEvaluator(evaluator, warm_up_trials=2, n_initial_trials=FEWEST_WITH_STOP)
         return optuna.Terminator(evaluator, error, min_n_trials=FEWEST_WITH_STOP)

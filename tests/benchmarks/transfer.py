@@ -12,7 +12,7 @@ of `replays`:
     code        the code that a method runs: what of it a finished run depends on
     jobs        replays over processes, and the folder of finished ones
     record      finished replays in one file
-    found       reports in one file
+    reports     reports in one file
     statistics  regrets, ranks, tests, intervals
     report      tables
 """
@@ -28,7 +28,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from replays import found
+from replays import reports
 from replays.jobs import Job, Terms, job, run_all
 from replays.methods import ENTRIES, Entry
 from replays.record import keep, lay_out
@@ -52,7 +52,7 @@ def main() -> None:
         tables = read(options)
         if options.write_tasks:
             written = {**written_tasks(options.tasks), **{table.name: listing(table) for table in tables}}
-            options.tasks.write_text(found.compact(json.dumps(written, indent=1)) + "\n", encoding="utf-8")
+            options.tasks.write_text(reports.compact(json.dumps(written, indent=1)) + "\n", encoding="utf-8")
             return
         for table in tables:
             check(table, options.tasks)
@@ -60,7 +60,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as beside:
             told = measured(tables, entries, options, options.cache or Path(beside))
         if options.note:
-            found.note(options.note, noted(told, options))
+            for line in reports.note(options.note, noted(told, options)):
+                print(f"{options.note} no longer has of {line}", file=sys.stderr)
     except UserError as error:
         raise SystemExit(str(error)) from None
     print(json.dumps({"options": vars(options), "sets": told["sets"], "seconds": told["seconds"]}, default=str))
@@ -128,10 +129,10 @@ def measured(
     if options.keep:
         print(f"{options.replays}: {keep(options.replays, jobs.values())}", file=sys.stderr)
     ours, lead = [entry.name for entry in entries if entry.ours], options.lead
-    reports = {}
+    found = {}
     for name, tasks in sets.items():
         mine = [problems[name, task.id] for task in tasks]
-        reports[name] = report(name, results(mine, able(entries, mine[0]), runs, terms), ours, lead)
+        found[name] = report(name, results(mine, able(entries, mine[0]), runs, terms), ours, lead)
     seconds = {
         entry.name: [
             s for (name, _), each in runs.items() if name == entry.name for r in each.values() for s in r.seconds
@@ -140,7 +141,7 @@ def measured(
         if any(name == entry.name for name, _ in runs)
     }
     named = {label(tables, table, name): f"{name} of {table.name}" for table in tables for name in task_sets(table)}
-    return {"sets": reports, "seconds": speed(seconds), "named": named}
+    return {"sets": found, "seconds": speed(seconds), "named": named}
 
 
 def noted(told: Mapping[str, Any], options: argparse.Namespace) -> dict[str, dict[str, Any]]:

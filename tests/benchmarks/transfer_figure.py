@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from replays import found
+from replays import reports
 from understudy.summary import style
 
 HERE = Path(__file__).parent
@@ -42,16 +42,16 @@ def main() -> None:
     """Write the figure."""
     options = arguments()
     with style.styled():
-        style.save(drawn(found.read(options.reports)), options.figure)
+        style.save(drawn(reports.read(options.reports)), options.figure)
 
 
-def drawn(reports: Mapping[str, Mapping[str, Any]]) -> Figure:
+def drawn(sets: Mapping[str, Mapping[str, Any]]) -> Figure:
     """The panels whose sets there are."""
-    panels = {name: title for name, title in PANELS.items() if name in reports}
+    panels = {name: title for name, title in PANELS.items() if name in sets}
     figure = style.new_figure(9.6, 3.2)
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for place, (name, title) in zip(axes, panels.items(), strict=True):
-        _panel(place, reports[name]["regret"])
+        _panel(place, sets[name]["regret"])
         place.set_title(title, loc="left")
     axes[0].set_ylabel("mean regret (% of the best loss)")
     handles = {label: handle for each in axes for handle, label in zip(*each.get_legend_handles_labels(), strict=True)}

@@ -37,13 +37,13 @@ def test_the_first_small_chance_stops_but_not_among_the_first_runs() -> None:
 
 def test_optunas_stagnation_stops_so_many_runs_after_the_best(pair: Problem) -> None:
     order = sorted(range(len(pair.keys)), key=lambda index: -pair.target[index])
-    rising = Run(0, tuple(order[-1:] + order[:9]), ())  # the best first
-    falling = Run(0, tuple(order[:10]), ())
-    rules = stopping.terminators()
+    rising = Run(0, tuple(order[-1:] + order[:10]), ())  # the best first
+    falling = Run(0, tuple(order[:11]), ())
+    rules = stopping.terminators(0.001)
     for runs in stopping.STAGNATION:
         rule = rules[f"Optuna, stagnation of {runs}"]
         assert stopping.by_terminator(pair, rising, rule) == runs + 2  # more than so many without a better one
-        assert stopping.by_terminator(pair, falling, rule) == 10
+        assert stopping.by_terminator(pair, falling, rule) == 11
 
 
 def test_what_notes_the_chances_runs_what_the_product_runs(pair: Problem) -> None:
@@ -71,3 +71,12 @@ def test_a_quick_run_ends_with_json(file: Path) -> None:
 def test_chances_are_put_beside_what_became_of_them() -> None:
     found = stopping.kept([(0.03, False), (0.04, True), (0.9, True), (1.0, True)])
     assert found == {"0.02 to 0.05": (2, pytest.approx(0.035), 0.5), "0.4 to 1": (2, pytest.approx(0.95), 1.0)}
+
+
+def test_a_table_without_a_task_is_refused_in_one_line() -> None:
+    script, table = Path(stopping.__file__), Path(stopping.__file__).parent / "transfer_runs.parquet"
+    for words, said in (([], "nothing to replay"), (["--table", str(table), "--half", "tuning"], "has no task")):
+        done = subprocess.run([sys.executable, str(script), *words], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 1
+        assert said in done.stderr
+        assert len(done.stderr.splitlines()) == 1

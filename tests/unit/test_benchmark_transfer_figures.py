@@ -13,9 +13,9 @@ from scipy.stats import wilcoxon
 
 import finished_runs
 import transfer_figure
-from replays import found
 from replays.replay import Run, Snapper
 from replays.report import BUDGETS, report
+from replays.reports import read
 from replays.statistics import (
     Results,
     at_cost,
@@ -166,7 +166,7 @@ def test_the_figure_has_a_line_for_each_method_that_was_replayed() -> None:
 
 
 def test_the_committed_figure_is_drawn_from_the_committed_reports(tmp_path: Path) -> None:
-    reports, method = found.read(transfer_figure.HERE / "transfer_measured.json"), "understudy_two_fidelity"
+    reports, method = read(transfer_figure.HERE / "transfer_measured.json"), "understudy_two_fidelity"
     assert all(method in reports[name]["regret"] for name in transfer_figure.PANELS)
     with style.styled():
         style.save(transfer_figure.drawn(reports), tmp_path / "transfer.svg")

@@ -32,7 +32,7 @@ def view(pair: Problem) -> View:
         scale=pair.scale,
         cards=pair.cards,
         tokens=pair.tokens,
-        trials=3,
+        trials=4,
         window=1,
     )
 
@@ -52,7 +52,7 @@ def test_a_peer_warm_started_from_rescaled_trials_is_one_whose_proxy_had_run_the
         method, history = entry.make(), list[Seen]()
         method.start(view, 1)
         found = []
-        for number in range(3):
+        for number in range(4):  # the multi-task GP begins with three runs of the proxy
             found.append(method.propose(history, []))
             history.append(Seen(f"t{number}", "target", pair.configuration(7 * number), pair.target[7 * number]))
         return found

@@ -82,23 +82,21 @@ class Smac:
         return {name: _from_smac(self._view.space[name], values[name]) for name in self._view.space}
 
 
-class Told(Smac):
+class Told:
     """SMAC is told all of the proxy's runs as if they were the target's, as its documentation's warm start has it.
 
     A target run replaces what a proxy run of the same configuration said.
     """
 
     def __init__(self, model: str, scaled: bool = False) -> None:
-        super().__init__(model, warm=True)
-        self._scaled = scaled
+        self._smac, self._scaled = Smac(model, warm=True), scaled
 
     def start(self, view: View, seed: int) -> None:
-        super().start(view, seed)
-        self._first: list[Configuration] = []
+        self._smac.start(view, seed)
         self._source = proxy_runs(view, self._scaled)
 
     def propose(self, history: Sequence[Seen], pending: Sequence[Configuration]) -> Configuration | None:
-        return super().propose([*self._source, *history], pending)
+        return self._smac.propose([*self._source, *history], pending)
 
 
 def _forest(scenario: Scenario) -> RandomForest:
