@@ -4,11 +4,11 @@
     python tests/benchmarks/stopping.py --table tests/benchmarks/transfer_runs.parquet --half both
 
 The replays are those of `transfer.py` with `understudy_two_fidelity`, of sixteen runs each. Every rule looks at the
-same runs after each of them and says when it would have stopped: the program's by the chance of a gain that the next
-proposal sees; Optuna's by the runs so far, with as few first ones as the program needs in place of 20 or 30, their
-defaults, which a study of sixteen runs never reaches (Optuna 4.9 calls them deprecated). Prints the mean number of
-runs and the mean regret, in percent of the best loss, when a rule stopped, and how often a run gained as much, by the
-chance that it was given; the last line is JSON.
+same runs after each and says when it would have stopped: the program's by how long there was no gain and by the
+chance of one that the next proposal sees; Optuna's by the runs so far, with as few first ones as the program needs in
+place of 20 or 30, their defaults, which a study of sixteen runs never reaches (Optuna 4.9 calls them deprecated).
+Prints the mean number of runs and the mean regret, in percent of the best loss, when a rule stopped, and how often a
+run gained as much, by the chance that it was given; the last line is JSON.
 """
 
 from __future__ import annotations
@@ -35,12 +35,20 @@ from replays.statistics import regrets
 from replays.tasks import Problem, problem
 from understudy.errors import UserError
 from understudy.search.distributions import distribution, to_optuna
+from understudy.search.propose import without_gain
 from understudy.search.quiet import quiet_optuna
 from understudy.stages import FEWEST_WITH_STOP, StopSettings
 
 NEVER = 1e-9  # a chance below which nothing stops, so that a replay goes on and notes all chances
 DEFAULT = StopSettings()
-CHANCES = (0.01, 0.02, DEFAULT.chance, 0.1, 0.2)
+SETTINGS = {  # of the program's rule: patience, chance
+    "chance 0.05 alone": (0, 0.05),
+    f"chance {DEFAULT.chance:g} alone": (0, DEFAULT.chance),
+    f"patience {DEFAULT.patience} alone": (DEFAULT.patience, 1.0),
+    f"patience 4, chance {DEFAULT.chance:g}": (4, DEFAULT.chance),
+    f"patience {DEFAULT.patience}, chance {DEFAULT.chance:g}": (DEFAULT.patience, DEFAULT.chance),
+    f"patience 8, chance {DEFAULT.chance:g}": (8, DEFAULT.chance),
+}
 FIXED = (4, 6, 8, 12, TRIALS)
 STAGNATION = (3, 5, 8)  # runs without a better one
 BINS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 1.01)  # of chances
@@ -123,10 +131,10 @@ def stops(
         (curve,) = regrets(problem, {seed: run}, TRIALS)
         worths = method.worths()
         places = {f"{count} runs": count for count in FIXED}
-        places |= {f"chance {chance:g}": by_chance(worths, chance) for chance in CHANCES}
+        losses = finite([problem.target[index] for index in run.indices])
+        places |= {rule: by_outlook(worths, losses, gain, *settings) for rule, settings in SETTINGS.items()}
         places |= {name: by_terminator(problem, run, make) for name, make in terminators(gain).items()}
         found.append({rule: (count, float(curve[count - 1])) for rule, count in places.items()})
-        losses = finite([problem.target[index] for index in run.indices])
         for number, worth in enumerate(worths):
             if number and worth is not None:
                 best = min(losses[:number])
@@ -134,10 +142,13 @@ def stops(
     return found, pairs
 
 
-def by_chance(worths: Sequence[float | None], chance: float) -> int:
-    """Runs before the first whose chance of a gain is too small."""
+def by_outlook(
+    worths: Sequence[float | None], losses: Sequence[float], gain: float, patience: int, chance: float
+) -> int:
+    """Runs before the first whose chance of a gain is too small, while those before it brought none for so long."""
     for number, worth in enumerate(worths):
-        if number >= FEWEST_WITH_STOP and worth is not None and worth < chance:
+        hopeless = number >= FEWEST_WITH_STOP and worth is not None and worth < chance
+        if hopeless and without_gain(losses[:number], gain) >= patience:
             return number
     return len(worths)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,11 +15,15 @@ from understudy.errors import UserError
 from understudy.files import read_model
 from understudy.search import propose
 from understudy.search.planning import plan_echo
+from understudy.search.window import History
 from understudy.stages import FEWEST_WITH_STOP
 
 STUDY = made.config(target__sampler="two_fidelity", target__window=1)
 STOPPING = made.config(
-    target__sampler="two_fidelity", target__window=1, target__stop={"gain": 0.005, "chance": 0.2}, target__trials=16
+    target__sampler="two_fidelity",
+    target__window=1,
+    target__stop={"gain": 0.005, "patience": 2, "chance": 0.2},
+    target__trials=16,
 )
 
 
@@ -33,14 +39,59 @@ def test_what_is_not_worth_it_is_skipped(tmp_path: Path) -> None:
         assert (proposal["skip"] is None) == (record.result.status != "skipped")
         if proposal["skip"]:
             assert worth < 0.2
-            assert "below 0.2" in proposal["skip"]
+            assert "below 0.2, and the last" in proposal["skip"]
 
 
-def test_the_first_trials_are_never_skipped() -> None:
-    hopeless = Outlook(trust=1.0, chance=0.0, rate_shift=1.0, worth=0.0)
-    settings = made.section(STOPPING, "target")
-    assert propose._reason_to_skip(settings, FEWEST_WITH_STOP - 1, hopeless) is None
-    assert propose._reason_to_skip(settings, FEWEST_WITH_STOP, hopeless) is not None
+HOPELESS = Outlook(trust=1.0, chance=0.0, rate_shift=1.0, worth=0.0)
+
+
+def turn(number: int, losses: Sequence[float | None], **stop: float) -> propose._Turn:
+    """Before trial `number` of a study with `stop`, whose trials have had these losses; None is one that diverged."""
+    study = made.config(
+        target__sampler="two_fidelity", target__window=1, target__trials=32, target__stop={"gain": 0.01, **stop}
+    )
+    spec = made.planned(made.section(study, "search"), "random", 0, 1).specs[0]
+    records = [made.record(spec, lambda _, loss=loss: loss, "diverged" if loss is None else None) for loss in losses]
+    regions, starts = made.transferred(study)
+    return propose._Turn(made.section(study, "target"), number, regions, starts, History(tuple(records)), "target")
+
+
+@pytest.mark.parametrize("number", range(FEWEST_WITH_STOP + 2))
+def test_the_first_trials_are_never_skipped(number: int) -> None:
+    reason = propose._reason_to_skip(turn(number, [2.0] * number, patience=0), HOPELESS)
+    assert (reason is not None) == (number >= FEWEST_WITH_STOP)
+
+
+@pytest.mark.parametrize(
+    ("losses", "waited"),
+    [
+        ([2.0, 2.0, 2.0, 2.0, 2.0], 4),
+        ([2.0, 2.0, 1.9, 1.9, None], 2),  # one that diverged brought nothing, either
+        ([2.0, 1.985, 1.975, 2.0, 2.0], 2),  # two steps of less than a hundredth make one of more
+        ([None, 2.0, 2.0, 2.0, 1.99], 3),
+    ],
+)
+def test_a_trial_is_skipped_only_after_so_many_that_brought_nothing(
+    losses: Sequence[float | None], waited: int
+) -> None:
+    assert propose._reason_to_skip(turn(5, losses, patience=waited + 1), HOPELESS) is None
+    told = propose._reason_to_skip(turn(5, losses, patience=waited), HOPELESS)
+    assert (
+        told == f"the chance to beat the best loss by 0.01 of it is 0, below 0.3, and the last {waited} trials didn't"
+    )
+
+
+def test_a_promising_trial_is_not_skipped_however_long_nothing_was_gained() -> None:
+    promising = HOPELESS.model_copy(update={"worth": 0.4})
+    assert propose._reason_to_skip(turn(20, [2.0] * 20), promising) is None
+    assert propose._reason_to_skip(turn(20, [2.0] * 20), HOPELESS) is not None
+
+
+def test_skipped_trials_are_not_counted_among_those_that_brought_nothing() -> None:
+    made_up = turn(8, [2.0, 2.0, 2.0, 2.0, 2.0, 2.0], patience=6)
+    skipped = made.record(made_up.history.visible[0].spec, status="skipped")
+    longer = replace(made_up, history=History((*made_up.history.visible, skipped, skipped)))
+    assert propose._reason_to_skip(longer, HOPELESS) is None
 
 
 @pytest.mark.long
@@ -76,7 +127,8 @@ def test_what_the_target_skips_is_not_echoed(tmp_path: Path) -> None:
         ({"target__prior_strength": 3.0}, "`prior_strength` guides Optuna's samplers"),
         ({"target__stop": True}, "write `stop: {}` to switch it on"),
         ({"target__truncated": False}, "leave `truncated` out to switch it off"),
-        ({"target__stop": {}, "target__trials": 4, "target__window": 1}, "`stop` would skip nothing"),
+        ({"target__stop": {"patience": 0}, "target__trials": 4, "target__window": 1}, "first 4 trials always run"),
+        ({"target__stop": {"patience": 8}, "target__trials": 10, "target__window": 2}, "first 10 trials always run"),
         ({"target__truncated": {"trials": 3}, "target__window": 3}, "more than `window`"),
     ],
 )

@@ -249,7 +249,7 @@ def test_transfer_settings_leave_the_proxy_stage_alone(finished: Study, tmp_path
 @pytest.mark.nightly
 def test_short_runs_come_first_and_trials_that_are_not_worth_it_are_skipped(finished: Study, tmp_path: Path) -> None:
     """Nothing gains half of the loss, so everything after the default's trial is skipped, and nothing of it echoed."""
-    target = {"trials": 7, "window": 1, "sampler": "two_fidelity", "stop": {"gain": 0.5}}
+    target = {"trials": 7, "window": 1, "sampler": "two_fidelity", "stop": {"gain": 0.5, "patience": 3}}
     target["truncated"] = {"trials": 2, "fidelity": 0.5}
     study = copy_of(finished, tmp_path / "stop", **{f"target__{name}": value for name, value in target.items()})
     done = study.run()

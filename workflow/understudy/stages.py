@@ -155,14 +155,24 @@ class TransferSettings(Section):
 
 
 class StopSettings(Section):
-    """When more target trials aren't worth their price; `{}` takes the defaults. With `two_fidelity` alone."""
+    """When more target trials aren't worth their price; `{}` takes the defaults. With `two_fidelity` alone.
+
+    A trial is skipped where neither what was run of late nor the model promises a gain.
+    """
 
     gain: float = Field(
         default=0.001, gt=0, lt=1, description="what would be worth a trial, as a share of the best loss"
     )
-    chance: float = Field(
-        default=0.05, gt=0, lt=1, description="trials are skipped while the model gives less than this to such a gain"
+    patience: int = Field(
+        default=6, ge=0, description="trials are skipped once the last so many that the proposal sees brought no gain"
     )
+    chance: float = Field(
+        default=0.3, gt=0, lt=1, description="and while the model gives less than this to a gain by the next one"
+    )
+
+    def first_to_skip(self, window: int) -> int:
+        """The number of the first trial that can be skipped. The first trial of all counts as a gain."""
+        return max(FEWEST_WITH_STOP, self.patience + window)
 
 
 class TruncatedSettings(Section):
@@ -276,10 +286,12 @@ class TargetSettings(Section):
                     f"`{name}` guides Optuna's samplers; `sampler: two_fidelity` decides by its model which starts to "
                     f"run, and where. Leave `{name}` out, or set `sampler` to `tpe`, `gp` or `random`"
                 )
-        if self.stop is not None and self.trials <= FEWEST_WITH_STOP:
+        certain = self.stop.first_to_skip(self.window) if self.stop is not None else 0
+        if self.stop is not None and self.trials <= certain:
             raise ValueError(
-                f"`stop` would skip nothing: the first {FEWEST_WITH_STOP} trials always run, but `trials` is "
-                f"{self.trials}; ask for more, or leave `stop` out"
+                f"`stop` would skip nothing: with `stop.patience: {self.stop.patience}` and `window: {self.window}` "
+                f"the first {certain} trials always run, but `trials` is {self.trials}; ask for more, lower "
+                "`stop.patience`, or leave `stop` out"
             )
         if self.truncated is not None and self.truncated.trials <= self.window:
             raise ValueError(

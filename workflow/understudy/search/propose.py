@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -183,7 +184,7 @@ def _from_surface(turn: _Turn) -> Proposal:
         visible=turn.visible,
         pending=turn.pending,
         outlook=outlook,
-        skip=_reason_to_skip(settings, turn.number, outlook),
+        skip=_reason_to_skip(turn, outlook),
     )
 
 
@@ -199,14 +200,30 @@ def _misled(turn: _Turn) -> bool:
     return worse or any(result.status == "diverged" for result in results)
 
 
-def _reason_to_skip(settings: TargetSection, number: int, outlook: Outlook | None) -> str | None:
+def _reason_to_skip(turn: _Turn, outlook: Outlook | None) -> str | None:
     """Why a trial isn't worth its price; None where it is, and for the first few."""
-    stop = settings.stop
-    if stop is None or number < FEWEST_WITH_STOP:
+    stop = turn.settings.stop
+    if stop is None or turn.number < FEWEST_WITH_STOP or outlook is None or outlook.worth is None:
         return None
-    if outlook is None or outlook.worth is None or outlook.worth >= stop.chance:
+    ran = [record.result.objective for record in turn.history.visible if record.result.status != "skipped"]
+    waited = without_gain(ran, stop.gain)
+    if waited < stop.patience or outlook.worth >= stop.chance:
         return None
-    return f"the chance to beat the best loss by {stop.gain:.2g} of it is {outlook.worth:.2g}, below {stop.chance:.2g}"
+    found = f"the chance to beat the best loss by {stop.gain:.2g} of it is {outlook.worth:.2g}, below {stop.chance:.2g}"
+    return f"{found}, and the last {waited} trials didn't" if waited else found
+
+
+def without_gain(losses: Iterable[float | None], gain: float) -> int:
+    """How many trials ran since the loss last fell by `gain`, a share of what it was; None is a trial without a loss.
+
+    Small steps add up: each is measured from the last loss that counted, as with Keras's `min_delta`.
+    """
+    reference, waited = math.inf, 0
+    for loss in losses:
+        waited += 1
+        if loss is not None and (math.isinf(reference) or loss < reference - gain * abs(reference)):
+            reference, waited = loss, 0
+    return waited
 
 
 def needs_history(settings: TargetSection, number: int, starts: Starts) -> bool:
