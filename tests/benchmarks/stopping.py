@@ -37,18 +37,13 @@ from understudy.errors import UserError
 from understudy.search.distributions import distribution, to_optuna
 from understudy.search.propose import without_gain
 from understudy.search.quiet import quiet_optuna
+from understudy.search.window import visible
 from understudy.stages import FEWEST_WITH_STOP, StopSettings
 
 NEVER = 1e-9  # a chance below which nothing stops, so that a replay goes on and notes all chances
 DEFAULT = StopSettings()
-SETTINGS = {  # of the program's rule: patience, chance
-    "chance 0.05 alone": (0, 0.05),
-    f"chance {DEFAULT.chance:g} alone": (0, DEFAULT.chance),
-    f"patience {DEFAULT.patience} alone": (DEFAULT.patience, 1.0),
-    f"patience 4, chance {DEFAULT.chance:g}": (4, DEFAULT.chance),
-    f"patience {DEFAULT.patience}, chance {DEFAULT.chance:g}": (DEFAULT.patience, DEFAULT.chance),
-    f"patience 8, chance {DEFAULT.chance:g}": (8, DEFAULT.chance),
-}
+PATIENCES = (0, 4, DEFAULT.patience, 8)  # of the program's rule; 0 asks the model alone
+CHANCES = (0.05, DEFAULT.chance, 0.5, 1.0)  # likewise; 1 doesn't ask it
 FIXED = (4, 6, 8, 12, TRIALS)
 STAGNATION = (3, 5, 8)  # runs without a better one
 BINS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 1.01)  # of chances
@@ -95,7 +90,8 @@ def main() -> None:
 
 def judged(problems: Sequence[Problem], options: argparse.Namespace) -> dict[str, Any]:
     """Every rule's mean number of runs, and mean regret, over tasks and seeds; and what became of the chances."""
-    work = partial(stops, seeds=options.seeds, gain=options.gain)
+    settings = [(patience, chance) for patience in options.patience for chance in options.chance]
+    work = partial(stops, seeds=options.seeds, gain=options.gain, window=options.window, settings=settings)
     if options.jobs == 1:
         each = [work(one) for one in problems]
     else:
@@ -118,37 +114,51 @@ def kept(pairs: Sequence[tuple[float, bool]]) -> dict[str, tuple[int, float, flo
 
 
 def stops(
-    problem: Problem, seeds: int, gain: float
+    problem: Problem, seeds: int, gain: float, window: int, settings: Sequence[tuple[int, float]]
 ) -> tuple[list[dict[str, tuple[int, float]]], list[tuple[float, bool]]]:
     """For each seed and rule, after how many runs it stops, and the regret there in percent.
 
-    And for each run whose proposal gave a gain a chance, that chance, and whether the run gained so much.
+    The program's rule has each of the `settings`, patience and chance. And for each run whose proposal gave a gain a
+    chance: that chance, and whether the run gained so much.
     """
     found, pairs = [], list[tuple[float, bool]]()
     for seed in range(seeds):
         method = Noting(gain)
-        run = replay(problem, method, seed, TRIALS, 1, PROXY_TRIALS)
+        run = replay(problem, method, seed, TRIALS, window, PROXY_TRIALS)
         (curve,) = regrets(problem, {seed: run}, TRIALS)
         worths = method.worths()
-        places = {f"{count} runs": count for count in FIXED}
         losses = finite([problem.target[index] for index in run.indices])
-        places |= {rule: by_outlook(worths, losses, gain, *settings) for rule, settings in SETTINGS.items()}
-        places |= {name: by_terminator(problem, run, make) for name, make in terminators(gain).items()}
+        places = {f"{count} runs": count for count in FIXED}
+        for patience, chance in settings:
+            places[named(patience, chance)] = by_outlook(worths, losses, gain, window, patience, chance)
+        for name, make in terminators(gain).items():
+            places[name] = min(by_terminator(problem, run, make) + window - 1, TRIALS)  # those that run meanwhile
         found.append({rule: (count, float(curve[count - 1])) for rule, count in places.items()})
         for number, worth in enumerate(worths):
-            if number and worth is not None:
-                best = min(losses[:number])
+            if worth is not None:
+                best = min(losses[: seen(number, window)])
                 pairs.append((worth, losses[number] < best - gain * abs(best)))
     return found, pairs
 
 
+def named(patience: int, chance: float) -> str:
+    """The program's rule with these settings."""
+    parts = [f"patience {patience}"] * (patience > 0) + [f"chance {chance:g}"] * (chance < 1)
+    return ", ".join(parts) + " alone" * (len(parts) == 1) if parts else "neither"
+
+
+def seen(number: int, window: int) -> int:
+    """How many results proposal `number` sees."""
+    return len(visible(number, window))
+
+
 def by_outlook(
-    worths: Sequence[float | None], losses: Sequence[float], gain: float, patience: int, chance: float
+    worths: Sequence[float | None], losses: Sequence[float], gain: float, window: int, patience: int, chance: float
 ) -> int:
-    """Runs before the first whose chance of a gain is too small, while those before it brought none for so long."""
+    """Runs before the first whose chance of a gain is too small, while those it sees brought none for so long."""
     for number, worth in enumerate(worths):
         hopeless = number >= FEWEST_WITH_STOP and worth is not None and worth < chance
-        if hopeless and without_gain(losses[:number], gain) >= patience:
+        if hopeless and without_gain(losses[: seen(number, window)], gain) >= patience:
             return number
     return len(worths)
 
@@ -224,6 +234,11 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     add("--half", choices=("tuning", "reporting", "both"), default="reporting", help="whose targets")
     add("--seeds", type=int, default=5)
     add("--gain", type=float, default=DEFAULT.gain, help="what would be worth a run, as a share of the best loss")
+    add("--window", type=int, default=1, help="a proposal sees the results of all but so many less one before it")
+    add(
+        "--patience", type=int, nargs="+", default=PATIENCES, help="to try: runs without a gain; 0 asks the model alone"
+    )
+    add("--chance", type=float, nargs="+", default=CHANCES, help="to try: of a gain; 1 doesn't ask the model")
     add("--jobs", type=int, default=1, help="processes")
     add("--quick", action="store_true", help="one task of the first and last set, one seed: whether it runs")
     options = parser.parse_args(given)

@@ -31,16 +31,25 @@ def pair(file: Path) -> Problem:
 
 def test_the_first_small_chance_stops_but_not_among_the_first_runs() -> None:
     worths, level = [None, 0.0, None, 0.01, 0.3, 0.04, 0.9], [3.0] * 7
-    assert stopping.by_outlook(worths, level, 0.001, 0, 0.05) == 5
-    assert stopping.by_outlook(worths[:4], level, 0.001, 0, 0.05) == 4
+    assert stopping.by_outlook(worths, level, 0.001, 1, 0, 0.05) == 5
+    assert stopping.by_outlook(worths[:4], level, 0.001, 1, 0, 0.05) == 4
     assert FEWEST_WITH_STOP == 4
 
 
 def test_nothing_stops_as_long_as_runs_gain() -> None:
     worths, losses = [0.0] * 10, [3.0, 2.9, 2.8, 2.7, 2.6, 2.6, 2.6, 2.7, 2.599, 2.6]
-    assert stopping.by_outlook(worths, losses, 0.001, 0, 0.05) == 4
-    assert stopping.by_outlook(worths, losses, 0.001, 3, 0.05) == 8  # after 2.6, 2.6 and 2.7
-    assert stopping.by_outlook(worths, losses, 0.0001, 4, 0.05) == 10
+    assert stopping.by_outlook(worths, losses, 0.001, 1, 0, 0.05) == 4
+    assert stopping.by_outlook(worths, losses, 0.001, 1, 3, 0.05) == 8  # after 2.6, 2.6 and 2.7
+    assert stopping.by_outlook(worths, losses, 0.001, 2, 3, 0.05) == 9  # which is seen one later
+    assert stopping.by_outlook(worths, losses, 0.0001, 1, 4, 0.05) == 10
+
+
+def test_settings_have_names_of_their_own() -> None:
+    names = [stopping.named(patience, chance) for patience in (0, 4, 6) for chance in (0.05, 0.3, 1.0)]
+    assert len(set(names)) == len(names)
+    assert stopping.named(6, 0.3) == "patience 6, chance 0.3"
+    assert stopping.named(6, 1.0) == "patience 6 alone"
+    assert stopping.named(0, 0.3) == "chance 0.3 alone"
 
 
 def test_optunas_stagnation_stops_so_many_runs_after_the_best(pair: Problem) -> None:

@@ -15,8 +15,8 @@ from understudy.errors import UserError
 from understudy.files import read_model
 from understudy.search import propose
 from understudy.search.planning import plan_echo
-from understudy.search.window import History
-from understudy.stages import FEWEST_WITH_STOP
+from understudy.search.window import History, visible
+from understudy.stages import FEWEST_WITH_STOP, StopSettings
 
 STUDY = made.config(target__sampler="two_fidelity", target__window=1)
 STOPPING = made.config(
@@ -45,15 +45,17 @@ def test_what_is_not_worth_it_is_skipped(tmp_path: Path) -> None:
 HOPELESS = Outlook(trust=1.0, chance=0.0, rate_shift=1.0, worth=0.0)
 
 
-def turn(number: int, losses: Sequence[float | None], **stop: float) -> propose._Turn:
-    """Before trial `number` of a study with `stop`, whose trials have had these losses; None is one that diverged."""
-    study = made.config(
-        target__sampler="two_fidelity", target__window=1, target__trials=32, target__stop={"gain": 0.01, **stop}
-    )
+def turn(number: int, losses: Sequence[float | None], window: int = 1, **stop: float) -> propose._Turn:
+    """Before trial `number` of a study with `stop`, which sees trials with these losses; None is one that diverged."""
+    stop = {"gain": 0.01, **stop}
+    study = made.config(target__sampler="two_fidelity", target__window=window, target__trials=64, target__stop=stop)
     spec = made.planned(made.section(study, "search"), "random", 0, 1).specs[0]
     records = [made.record(spec, lambda _, loss=loss: loss, "diverged" if loss is None else None) for loss in losses]
     regions, starts = made.transferred(study)
-    return propose._Turn(made.section(study, "target"), number, regions, starts, History(tuple(records)), "target")
+    pending = [Proposal(number=0, spec=spec, kind="start", sampler="", visible=(), pending=())] * (window - 1)
+    truncated = [made.record(spec, lambda _: 3.0)] * 8
+    history = History(tuple(records), tuple(pending), tuple(truncated))
+    return propose._Turn(made.section(study, "target"), number, regions, starts, history, "target")
 
 
 @pytest.mark.parametrize("number", range(FEWEST_WITH_STOP + 2))
@@ -69,6 +71,10 @@ def test_the_first_trials_are_never_skipped(number: int) -> None:
         ([2.0, 2.0, 1.9, 1.9, None], 2),  # one that diverged brought nothing, either
         ([2.0, 1.985, 1.975, 2.0, 2.0], 2),  # two steps of less than a hundredth make one of more
         ([None, 2.0, 2.0, 2.0, 1.99], 3),
+        ([-2.0, -2.0, -1.99, -2.01, -2.01], 4),  # a log-likelihood, say
+        ([-2.0, -2.0, -2.1, -2.1, -2.1], 2),
+        ([2.0, 2.0, 2.0, 2.0, 1.9], 0),
+        ([2.0, 2.0, 2.0, 1.9, 1.9], 1),
     ],
 )
 def test_a_trial_is_skipped_only_after_so_many_that_brought_nothing(
@@ -76,15 +82,34 @@ def test_a_trial_is_skipped_only_after_so_many_that_brought_nothing(
 ) -> None:
     assert propose._reason_to_skip(turn(5, losses, patience=waited + 1), HOPELESS) is None
     told = propose._reason_to_skip(turn(5, losses, patience=waited), HOPELESS)
-    assert (
-        told == f"the chance to beat the best loss by 0.01 of it is 0, below 0.3, and the last {waited} trials didn't"
+    since = {0: "", 1: ", and the last trial didn't"}.get(waited, f", and the last {waited} trials didn't")
+    assert told == f"the chance to beat the best loss by 0.01 of it is 0, below 0.3{since}"
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 4])
+@pytest.mark.parametrize("patience", [0, 1, 3, 6])
+def test_the_config_knows_which_trial_is_the_first_that_can_be_skipped(window: int, patience: int) -> None:
+    skipped = (
+        number
+        for number in range(20)
+        if propose._reason_to_skip(
+            turn(number, [2.0] * len(visible(number, window)), window, patience=patience), HOPELESS
+        )
     )
+    first = next(skipped)
+    assert StopSettings(patience=patience).first_to_skip(window) == first
+    settings = {"target__sampler": "two_fidelity", "target__window": window, "target__stop": {"patience": patience}}
+    assert made.config(**settings, target__trials=max(first + 1, 4 * window)).target.stop is not None
+    if first >= 4 * window:
+        with pytest.raises(UserError, match=f"the first {first} trials always run"):
+            made.config(**settings, target__trials=first)
 
 
 def test_a_promising_trial_is_not_skipped_however_long_nothing_was_gained() -> None:
-    promising = HOPELESS.model_copy(update={"worth": 0.4})
-    assert propose._reason_to_skip(turn(20, [2.0] * 20), promising) is None
-    assert propose._reason_to_skip(turn(20, [2.0] * 20), HOPELESS) is not None
+    for worth, words in ((0.4, None), (0.3, None), (0.29996, "is 0.299, below 0.3"), (0.0, "is 0, below 0.3")):
+        reason = propose._reason_to_skip(turn(20, [2.0] * 20), HOPELESS.model_copy(update={"worth": worth}))
+        assert (reason is None) == (words is None)
+        assert words is None or words in str(reason)
 
 
 def test_skipped_trials_are_not_counted_among_those_that_brought_nothing() -> None:

@@ -248,16 +248,16 @@ def test_transfer_settings_leave_the_proxy_stage_alone(finished: Study, tmp_path
 
 @pytest.mark.nightly
 def test_short_runs_come_first_and_trials_that_are_not_worth_it_are_skipped(finished: Study, tmp_path: Path) -> None:
-    """Nothing gains half of the loss, so everything after the default's trial is skipped, and nothing of it echoed."""
-    target = {"trials": 7, "window": 1, "sampler": "two_fidelity", "stop": {"gain": 0.5, "patience": 3}}
+    """Nothing gains half of the loss, so what comes after four such trials is skipped, and nothing of it is echoed."""
+    target = {"trials": 8, "window": 1, "sampler": "two_fidelity", "stop": {"gain": 0.5, "patience": 4}}
     target["truncated"] = {"trials": 2, "fidelity": 0.5}
     study = copy_of(finished, tmp_path / "stop", **{f"target__{name}": value for name, value in target.items()})
     done = study.run()
     assert done.returncode == 0, done.stdout
     trials = pl.read_parquet(study.results / "summary" / "trials.parquet")
     statuses = trials.filter(stage="target").sort("id")["status"].to_list()
-    assert statuses == ["complete"] * 4 + ["skipped"] * 3
-    assert trials.filter(origin="echo")["id"].sort().to_list() == [f"e{number:04d}" for number in range(4)]
+    assert statuses == ["complete"] * 5 + ["skipped"] * 3
+    assert trials.filter(origin="echo")["id"].sort().to_list() == [f"e{number:04d}" for number in range(5)]
     short = trials.filter(stage="truncated")
     assert short.select("id", "fidelity").rows() == [("u0000", 0.5), ("u0001", 0.5)]
     whole = trials.filter(stage="target").select("digest", "steps")

@@ -157,17 +157,21 @@ class TransferSettings(Section):
 class StopSettings(Section):
     """When more target trials aren't worth their price; `{}` takes the defaults. With `two_fidelity` alone.
 
-    A trial is skipped where neither what was run of late nor the model promises a gain.
+    A trial is skipped where neither what was run of late nor the model promises a gain. Small steps add up: a gain is
+    measured from the last loss that was one.
     """
 
     gain: float = Field(
         default=0.001, gt=0, lt=1, description="what would be worth a trial, as a share of the best loss"
     )
     patience: int = Field(
-        default=6, ge=0, description="trials are skipped once the last so many that the proposal sees brought no gain"
+        default=6, ge=0, description="trials are skipped once the last so many that a proposal sees brought no gain"
     )
     chance: float = Field(
-        default=0.3, gt=0, lt=1, description="and while the model gives less than this to a gain by the next one"
+        default=0.3,
+        gt=0,
+        lt=1,
+        description="and while the model gives a gain less than this, whatever is tried next",
     )
 
     def first_to_skip(self, window: int) -> int:
@@ -290,8 +294,8 @@ class TargetSettings(Section):
         if self.stop is not None and self.trials <= certain:
             raise ValueError(
                 f"`stop` would skip nothing: with `stop.patience: {self.stop.patience}` and `window: {self.window}` "
-                f"the first {certain} trials always run, but `trials` is {self.trials}; ask for more, lower "
-                "`stop.patience`, or leave `stop` out"
+                f"the first {certain} trials always run ({FEWEST_WITH_STOP} at least), but `trials` is {self.trials}; "
+                "ask for more, lower `stop.patience` or `window` where that helps, or leave `stop` out"
             )
         if self.truncated is not None and self.truncated.trials <= self.window:
             raise ValueError(

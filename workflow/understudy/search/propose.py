@@ -209,8 +209,10 @@ def _reason_to_skip(turn: _Turn, outlook: Outlook | None) -> str | None:
     waited = without_gain(ran, stop.gain)
     if waited < stop.patience or outlook.worth >= stop.chance:
         return None
-    found = f"the chance to beat the best loss by {stop.gain:.2g} of it is {outlook.worth:.2g}, below {stop.chance:.2g}"
-    return f"{found}, and the last {waited} trials didn't" if waited else found
+    chance = math.floor(1000 * outlook.worth) / 1000  # rounded down, so that it reads as below the limit
+    found = f"the chance to beat the best loss by {stop.gain:g} of it is {chance:g}, below {stop.chance:g}"
+    trials = "trial" if waited == 1 else f"{waited} trials"
+    return f"{found}, and the last {trials} didn't" if waited else found
 
 
 def without_gain(losses: Iterable[float | None], gain: float) -> int:
