@@ -1,4 +1,5 @@
 import logging
+import os
 import signal
 import sys
 from contextlib import suppress
@@ -97,11 +98,12 @@ def show_plan():
         )
     room = run_room()
     logger.info(graph.plan(STUDY, abreast.side_by_side(STUDY, room)["target"]))
-    for line in abreast.narrow(STUDY, room):
+    for line in [*abreast.narrow(STUDY, room), *abreast.idle(STUDY), *(resources.unasked(STUDY) if room.jobs else [])]:
         logger.warning(line)
     if not all(PATHS.execution(role).exists() for role in LIMITS) or is_changed("execution"):
         try:
             require_gpus([gpus("proxy"), gpus("target"), TRIAL_LIMITS.get("gpu", 0)])
+            require_nodes()
         except UnderstudyError as error:  # the plan may be meant for another machine
             logger.warning(f"understudy: {error}")
     chatter.show_table(logger)
@@ -155,6 +157,8 @@ def begin_run():
         jobs = list(workflow.dag.needrun_jobs())
         if any(job.rule.name == "prepare_execution" for job in jobs):  # later runs may train nothing at all
             require_gpus(job.resources.get("gpu", 0) for job in jobs)
+        if any(job.resources.get("nodes", 1) > 1 for job in jobs):
+            require_nodes()
         cluster.clear(PATHS, STUDY.resources.left_behind, logger.warning)
     except UnderstudyError as error:
         raise WorkflowError(str(error)) from None
@@ -174,10 +178,13 @@ def begin_run():
         cluster.mark_jobs(
             workflow.scheduler._executor, PATHS, own_logs=not getattr(workflow.executor_settings, "logdir", None)
         )
+        chatter.tell_failures(logger)
         progress.follow(PATHS.progress)
+        notes = [*resources.unasked(STUDY), *cluster.unwarned(workflow.scheduler._executor, jobs)]
     else:
-        for line in [*resources.crowded(STUDY, room.cores), *abreast.narrow(STUDY, room)]:
-            logger.warning(line)
+        notes = [*resources.crowded(STUDY, room.cores), *abreast.narrow(STUDY, room)]
+    for line in [*notes, *abreast.idle(STUDY)]:
+        logger.warning(line)
 
 
 def require_gpus(counts):
@@ -185,6 +192,12 @@ def require_gpus(counts):
     elsewhere = run_room().jobs or workflow.deployment_settings.deployment_method
     if not elsewhere and not workflow.touch:
         devices.require(max(counts))
+
+
+def require_nodes():
+    """Refuse trials over several nodes where this run neither submits jobs nor is one with as many."""
+    if not run_room().jobs and not workflow.touch:
+        resources.require_scheduler(STUDY, os.environ.get("SLURM_JOB_NUM_NODES"))
 
 
 def answer():

@@ -56,7 +56,8 @@ rule prepare_model:
         "../envs/understudy.yaml"
     threads: lambda wildcards: getattr(STUDY.execution, wildcards.role).threads
     resources:
-        **limits_by_role(but=("gpu_model",)),  # it has no GPU, and SLURM's plugin would ask for one of that model
+        **limits_by_role(but=("gpu_model", "cpus_per_task")),  # no GPU: SLURM's plugin would ask for one of that model
+        cpus_per_task=lambda wildcards: getattr(STUDY.execution, wildcards.role).threads,
     shell:
         "exec python -m understudy prepare-model --settings {input.settings:q} --manifest {input.manifest:q}"
         " --output {output:q} --log {log:q}"
@@ -75,7 +76,7 @@ rule prepare_execution:
     conda:
         "../envs/understudy.yaml"
     resources:
-        **limits_by_role(but=("mem_mb", "runtime")),
+        **limits_by_role(but=("mem_mb", "runtime", "cpus_per_task")),
         **resources.look_limits(STUDY),
     shell:
         "exec python -m understudy prepare-execution --settings {input.settings:q} --model {input.model:q}"

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from snakemake.logging import DefaultFilter
@@ -81,6 +82,28 @@ def test_a_second_ctrl_c_is_survived_where_nobody_reads(
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", closed)
         signal.raise_signal(signal.SIGINT)
+
+
+def test_what_a_scheduler_said_of_a_job_is_shown_in_a_line(
+    logger: tuple[logging.Logger, list[str]], tmp_path: Path
+) -> None:
+    """As Snakemake's SLURM plugin has it reported: words, the call behind them, and logs that may not be there."""
+    made, lines = logger
+    log = tmp_path / "1.log"
+    log.touch()
+    job = {"event": LogEvent.JOB_ERROR, "rule_name": "train_target", "output": ["0003/result.json"], "jobid": 7}
+    refused = "SLURM sbatch failed. The error message was 'Invalid qos'.\n    sbatch call:\n        sbatch --parsable\n"
+    made.error("Error in rule", extra={**job, "rule_msg": refused, "log": ["nowhere"]})
+    assert lines == []
+    chatter.tell_failures(made)
+    made.error("Error in rule", extra={**job, "rule_msg": refused, "log": ["nowhere"]})
+    made.error("Error in rule", extra={**job, "rule_msg": "SLURM status is: 'TIMEOUT'.", "log": [str(log)]})
+    made.error("Error in rule", extra={**job, "rule_msg": None, "log": []})  # of a step beside Snakemake
+    start = "The job of rule train_target for 0003/result.json failed: "
+    assert lines == [
+        start + "SLURM sbatch failed. The error message was 'Invalid qos'.",
+        start + f"SLURM status is: 'TIMEOUT'. See {log}.",
+    ]
 
 
 def test_a_dry_runs_table_is_shown_once(logger: tuple[logging.Logger, list[str]]) -> None:

@@ -114,3 +114,13 @@ def test_jobs_are_named_after_the_study_and_that_is_noted_before_the_first(paths
     other = SimpleNamespace()
     cluster.mark_jobs(other, paths, own_logs=True)
     assert vars(other) == {}
+
+
+def test_jobs_that_are_not_warned_before_their_time_is_up_are_told() -> None:
+    """`--default-resources` replaces the profile's, the signal among them. Other executors know none."""
+    plugin = SimpleNamespace(run_uuid="1")
+    warned, not_warned = (SimpleNamespace(resources=each) for each in ({"slurm_extra": "'--signal=USR1@120'"}, {}))
+    assert cluster.unwarned(plugin, [not_warned, warned]) == []
+    assert cluster.unwarned(SimpleNamespace(), [not_warned]) == []
+    (line,) = cluster.unwarned(plugin, [not_warned])
+    assert "--signal=USR1@120" in line

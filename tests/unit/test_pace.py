@@ -239,6 +239,16 @@ def test_a_window_that_leaves_gpus_idle_is_told() -> None:
     assert abreast.narrow(shared, Room(64, 8)) == []
 
 
+def test_batches_that_leave_processes_without_rows_are_told() -> None:
+    eight = {"execution__target": {"processes": 4, "nodes": 2}}
+    (line,) = abreast.idle(study(**eight))
+    assert line.startswith("a batch of 4 has rows for 4 of the 8 processes of a target trial")
+    assert abreast.idle(study(execution__target={"processes": 4})) == []
+    assert abreast.idle(study(**eight, space__batch_size=[8, 16], proxy__grid={}, defaults__batch_size=8)) == []
+    (line,) = abreast.idle(study(**eight, space__batch_size=[8, 16], proxy__grid={"batch_size": [2]}))
+    assert line.startswith("a batch of 2")
+
+
 def test_idle_cores_are_told_where_the_window_could_be_wider() -> None:
     assert abreast.narrow(study(), Room(64)) == []
     (line,) = abreast.narrow(study(target__window=1), Room(64))

@@ -15,7 +15,7 @@ import yaml
 
 from understudy import resources
 from understudy.config import StudyConfig, parse
-from understudy.errors import ConfigError
+from understudy.errors import ConfigError, UserError
 from understudy.files import write_json
 from understudy.settings import ModelSettings
 from understudy.trial import ModelCard
@@ -199,11 +199,45 @@ def test_attempts_ask_for_more_up_to_the_limits_and_places_stand_as_given() -> N
     asked = {"mem_mb": 1000, "max_mem_mb": 2500, "runtime": 60, "partition": "long", "constraint": "ib"}
     config = study(resources={"target": {**asked, "gpu_model": "h100"}, "account": "us"}, execution__device="cuda")
     place = {"slurm_partition": "long", "slurm_account": "us", "constraint": "ib", "gpu_model": "h100", "nodes": 1}
+    place |= {"cpus_per_task": 1}
     assert limits(config, "target", 1) == {"mem_mb": 1000, "runtime": 60, **place}
-    assert limits(config, "target", 3) == {"mem_mb": 2500, "runtime": 180, **place}
+    assert limits(config, "target", 3) == {"mem_mb": 2500, "runtime": 60, **place}
     plain = limits(study(), "proxy", 1)
+    assert plain.pop("cpus_per_task") == 1
     assert plain.keys() == {"mem_mb", "runtime"}
-    assert limits(study(), "proxy", 2) == {name: 2 * value for name, value in plain.items()}
+    assert limits(study(), "proxy", 2) == {**{name: 2 * value for name, value in plain.items()}, "cpus_per_task": 1}
+
+
+def test_what_the_config_gives_grows_only_where_it_says_how_far() -> None:
+    """A time limit that a trial goes on from, three times over, is no reason to ask for four times the memory."""
+    config = study(resources={"target": {"mem_mb": 1000, "runtime": 60, "max_runtime": 100}})
+    asked = [limits(config, "target", attempt) for attempt in (1, 2, 3)]
+    assert [each["mem_mb"] for each in asked] == [1000, 1000, 1000]
+    assert [each["runtime"] for each in asked] == [60, 100, 100]
+
+
+def test_a_trials_cores_are_asked_for_whatever_the_submitting_machine_has() -> None:
+    config = study(execution={"proxy": {"threads": 3}, "target": {"threads": 4, "processes": 2}})
+    assert limits(config, "proxy", 1)["cpus_per_task"] == 3
+    assert limits(config, "target", 1)["cpus_per_task"] == 8
+
+
+def test_jobs_without_gpus_are_told_where_the_config_leaves_it_open() -> None:
+    (line,) = resources.unasked(study(execution__device="auto"))
+    assert "no GPU" in line
+    assert [
+        *resources.unasked(study(execution__device="cpu")),
+        *resources.unasked(study(execution__device="cuda")),
+    ] == []
+
+
+def test_several_nodes_need_a_scheduler_or_a_job_of_as_many() -> None:
+    config = study(execution__target={"nodes": 2})
+    resources.require_scheduler(config, "2")
+    resources.require_scheduler(study(), None)
+    for allocated in (None, "1"):
+        with pytest.raises(UserError, match="is 2, but this run submits no jobs"):
+            resources.require_scheduler(config, allocated)
 
 
 @pytest.mark.parametrize(
@@ -213,6 +247,15 @@ def test_attempts_ask_for_more_up_to_the_limits_and_places_stand_as_given() -> N
         ({"runtime": 0}, "`runtime` must be at least 1"),
         ({"mem_mb": True}, "must be a whole number or `auto`"),
         ({"gpu_model": "a b"}, "gpu_model"),
+        ({"gpu_model": "a100-sxm4"}, "choose the nodes by `constraint` or `partition`"),
+        ({"mem_mb": "200G"}, "mem_mb: must be whole MB or `auto`, but got '200G'; 204800 would be that"),
+        (
+            {"runtime": "1-12:00:30"},
+            "runtime: must be whole minutes or `auto`, but got '1-12:00:30'; 2161 would be that",
+        ),
+        ({"runtime": "24h"}, "1440 would be that"),
+        ({"runtime": "long"}, "but got 'long'$"),
+        ({"runtime": 1.5}, "resources.proxy.runtime: must be a whole number or `auto`, but got 1.5$"),
         ({"walltime": 3}, "unknown key"),
     ],
 )
@@ -241,6 +284,7 @@ def test_a_trial_over_several_nodes_asks_for_one_task_and_its_gpus_on_each() -> 
     )
     found = resources.trial_limits(config, NOWHERE)
     assert {name: value for name, value in found.items() if not callable(value)} == {
+        "cpus_per_task": 12,
         "nodes": 2,
         "tasks": 2,
         "mpi": "srun",

@@ -122,6 +122,9 @@ def test_batches_are_split_exactly(
 ) -> None:
     execution: ResolvedExecution = best.execution.model_copy(update={"processes": processes, "micro_batch_size": micro})
     assert export.batching(batch_size, execution) == expected
+    if processes == 2 * (processes // 2):
+        over_nodes = execution.model_copy(update={"processes": processes // 2, "nodes": 2})
+        assert export.batching(batch_size, over_nodes) == expected
 
 
 def test_transformers_and_peft_take_the_export(best: export.Best, tmp_path: Path) -> None:

@@ -63,6 +63,18 @@ def narrow(study: StudyConfig, room: Room) -> list[str]:
     ]
 
 
+def idle(study: StudyConfig) -> list[str]:
+    """What to say of batches with fewer rows than a target trial has processes: one line at most."""
+    how, least = study.execution.target, min(int(size) for size in study.values_of("batch_size"))
+    processes = how.nodes * how.processes
+    if least >= processes:
+        return []
+    return [
+        f"a batch of {least} has rows for {least} of the {processes} processes of a target trial; the others wait. "
+        "Fewer `execution.target.processes`, or larger batches in `space`, would use them"
+    ]
+
+
 def _fitting(study: StudyConfig, role: Role, room: Room) -> int:
     """Trials of a role for which a run has room; the first one runs in any case."""
     how: StageExecution = getattr(study.execution, role)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 
 from understudy import interruption
 
 TWO_PER_JOB = ("Select jobs to execute", "Execute ")
 EXPLAINED = ("returned non-zero exit status", "died with <Signals.SIGINT")
 STOPPED = "Terminating processes on user request"
+FAILED = "job_error"  # Snakemake's event for a job that failed
+CALLED = "\n    sbatch call:"  # behind what SLURM said, in the words of Snakemake's plugin
 TABLE = "run_info"  # Snakemake's event for how many jobs each rule has
 
 
@@ -57,3 +60,24 @@ def show_table(logger: logging.Logger) -> None:
         return first
 
     logger.addFilter(is_first)
+
+
+def tell_failures(logger: logging.Logger) -> None:
+    """Let through what a scheduler said of jobs that it refused or ended, though the profiles are quiet about rules.
+
+    One line and the job's log, in place of all that Snakemake knows of the job. Commands that failed beside Snakemake
+    have told it themselves.
+    """
+
+    def shortened(record: logging.LogRecord) -> bool:
+        told = vars(record)
+        if told.get("event") == FAILED and told.get("rule_msg"):
+            made = ", ".join(map(str, told["output"]))
+            said = str(told["rule_msg"]).partition(CALLED)[0].strip()
+            logs = [str(path) for path in told["log"] if Path(path).exists()]
+            record.event = None  # a line like any other
+            record.msg = f"The job of rule {told['rule_name']} for {made} failed: {said}"
+            record.msg += f" See {', '.join(logs)}." if logs else ""
+        return True
+
+    logger.addFilter(shortened)

@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,19 @@ def mark_jobs(executor: Any, paths: StudyPaths, own_logs: bool) -> None:
     run = {"time": time.time(), "host": os.uname().nodename, "process": os.getpid(), "jobs": executor.run_uuid}
     with paths.cluster_runs.open("a", encoding="utf-8") as handle:
         handle.write(json.dumps(run) + "\n")
+
+
+def unwarned(executor: Any, jobs: Iterable[Any]) -> list[str]:
+    """What to say where the SLURM plugin asks for no signal before a job's time is up: one line at most."""
+    if not hasattr(executor, "run_uuid") or any(
+        "--signal" in str(job.resources.get("slurm_extra", "")) for job in jobs
+    ):
+        return []
+    return [
+        "SLURM isn't asked to tell jobs before their time is up (`slurm_extra: --signal=USR1@120` in the profile's "
+        "`default-resources`, which `--default-resources` replaces as a whole): what a trial did after its last "
+        "checkpoint is lost then"
+    ]
 
 
 def left_behind(root: Path) -> list[QueuedJob]:

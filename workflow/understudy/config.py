@@ -31,6 +31,7 @@ from understudy.settings import (
 from understudy.space import Choices, Parameter, Range
 from understudy.stages import ProxySettings, TargetSettings, TransferSettings
 
+KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}  # pydantic's, in words
 MERGE = "<<"  # YAML's key for another mapping's keys
 
 
@@ -236,9 +237,20 @@ def _validation_problems(error: ValidationError) -> dict[str, str]:
             problems[path] = "is missing"
         elif item["type"] == "value_error":
             problems[path] = str(item["ctx"]["error"])
+        elif kind := _kind(str(item["loc"][-1]), item["type"]):
+            path = _path(item["loc"][:-1])
+            others = problems.get(path, "").partition(", but got")[0].removeprefix("must be ")
+            problems[path] = f"must be {' or '.join(filter(None, (others, kind)))}, but got {item['input']!r}"
         else:
             problems[path] = _problem(path, item["type"], item["input"], item["msg"])
     return problems
+
+
+def _kind(last: str, problem: str) -> str:
+    """What a value may be whose location ends with one kind of a union, such as `int | Literal["auto"]`; else empty."""
+    if not problem.endswith(("_type", "_parsing", "_from_float", "literal_error")):
+        return ""
+    return " or ".join(f"`{name}`" for name in re.findall(r"'([^']*)'", last)) or KINDS.get(last, "")
 
 
 def _problem(path: str, kind: str, given: Any, message: str) -> str:

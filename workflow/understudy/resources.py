@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from understudy.config import StudyConfig
-from understudy.errors import CorruptFileError
+from understudy.errors import CorruptFileError, UserError
 from understudy.files import read_model
 from understudy.hyperparameters import HYPERPARAMETERS
 from understudy.settings import (
@@ -92,16 +92,20 @@ def job_limits(study: StudyConfig, role: Role, card: Path) -> dict[str, int | st
     """Snakemake resources of a job that trains on the role's base: what is given in the config, else estimates.
 
     `mem_mb` and `runtime` (minutes) are functions of the wildcards and the attempt, from 1: each attempt asks for
-    that many times the first one's, up to the config's limits. `card` is the path of the role's `model.json`.
+    that many times the first one's, up to the config's limits. What the config gives itself grows only where it gives
+    a larger limit as well: a trial that goes on from its checkpoint needs no more memory. `card` is the path of the
+    role's `model.json`.
 
     A job with GPUs says that it wants one node: SLURM counts them per job, and would take some from each of several.
+    Snakemake would cut a rule's threads to the `--cores` of the machine that submits, and `cpus_per_task` not.
     """
-    asked = getattr(study.resources, role)
+    asked, how = getattr(study.resources, role), getattr(study.execution, role)
     size = model_size(getattr(study.models, role), card)
     mem_mb = estimated_mem_mb(study, role, size) if asked.mem_mb == "auto" else asked.mem_mb
     runtime = estimated_runtime(study, role, size) if asked.runtime == "auto" else asked.runtime
     on_gpus = study.execution.device == "cuda"
     named = {
+        "cpus_per_task": how.threads * how.processes,
         "nodes": 1 if on_gpus else None,
         "gpu_model": asked.gpu_model if on_gpus else None,
         "slurm_partition": asked.partition,
@@ -109,8 +113,8 @@ def job_limits(study: StudyConfig, role: Role, card: Path) -> dict[str, int | st
         "constraint": asked.constraint,
     }
     return {
-        "mem_mb": _scaled(mem_mb, asked.max_mem_mb),
-        "runtime": _scaled(runtime, asked.max_runtime),
+        "mem_mb": _scaled(mem_mb, asked.max_mem_mb or (None if asked.mem_mb == "auto" else mem_mb)),
+        "runtime": _scaled(runtime, asked.max_runtime or (None if asked.runtime == "auto" else runtime)),
         **{name: value for name, value in named.items() if value is not None},
     }
 
@@ -211,6 +215,29 @@ def crowded(study: StudyConfig, cores: int) -> list[str]:
                 "since sums depend on their number"
             )
     return lines
+
+
+def unasked(study: StudyConfig) -> list[str]:
+    """What to say where a scheduler would be asked for no GPU though the config doesn't say that none is wanted."""
+    if study.execution.device != "auto":
+        return []
+    return [
+        "`execution.device` is `auto`, but what a job asks for must be known before it runs: jobs ask the scheduler "
+        "for no GPU and train on the CPU. Say `device: cuda`, or `cpu` if that is what you want"
+    ]
+
+
+def require_scheduler(study: StudyConfig, allocated: str | None) -> None:
+    """Refuse trials over several nodes where no scheduler gives each of them as many; before the proxy is paid for.
+
+    `allocated` is the number of nodes of the job that this run is in itself. Raises `UserError`.
+    """
+    nodes = study.execution.target.nodes
+    if nodes > 1 and allocated != str(nodes):
+        raise UserError(
+            f"`execution.target.nodes` is {nodes}, but this run submits no jobs; run the study with the SLURM profile "
+            f"(`--workflow-profile workflow/profiles/slurm`), inside a SLURM job of {nodes} nodes, or set `nodes: 1`"
+        )
 
 
 def _scaled(first: int, most: int | None) -> Callable[[Any, int], int]:

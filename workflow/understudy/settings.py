@@ -5,12 +5,14 @@ The descriptions become the JSON schema that editors complete from, and `config/
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from understudy.frozen import Frozen
+from understudy.quantities import megabytes, minutes
 
 Role = Literal["proxy", "target"]
 Split = Literal["train", "validation", "test"]
@@ -18,6 +20,7 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 Quantization = Literal["nf4", "int8", "none"]
 DataFormat = Literal["prompt_completion", "alpaca", "sharegpt", "messages", "text"]
+GPU_MODEL = r"^[A-Za-z0-9_.]+$"
 CHATS = ("sharegpt", "messages")  # the formats whose examples have turns
 Sampler = Literal["two_fidelity", "tpe", "gp", "random"]
 Method = Literal["lora", "full"]
@@ -305,12 +308,34 @@ class StageResources(Section):
         default=None, ge=1, description="the most that any attempt asks for: the partition's limit, in minutes"
     )
     gpu_model: str | None = Field(
-        default=None, pattern=r"^[A-Za-z0-9_.]+$", description="the GPUs' type, as the scheduler calls it"
+        default=None,
+        json_schema_extra={"pattern": GPU_MODEL},
+        description="the GPUs' type, as the scheduler calls it",
     )
     partition: str | None = Field(default=None, min_length=1, description="partition of SLURM; its default if absent")
     constraint: str | None = Field(
         default=None, min_length=1, description="features that a node must have, such as `ib&a100`"
     )
+
+    @field_validator("mem_mb", "runtime", mode="before")
+    @classmethod
+    def _in_words(cls, value: Any, info: ValidationInfo) -> Any:
+        """`200G` and `24:00:00`, as SLURM has them, are told in this key's unit."""
+        if not isinstance(value, str) or value == "auto":
+            return value
+        unit, found = ("MB", megabytes(value)) if info.field_name == "mem_mb" else ("minutes", minutes(value))
+        hint = f"; {found} would be that" if found else ""
+        raise ValueError(f"must be whole {unit} or `auto`, but got {value!r}{hint}")
+
+    @field_validator("gpu_model")
+    @classmethod
+    def _known_to_the_plugin(cls, value: str | None) -> str | None:
+        if value is not None and not re.match(GPU_MODEL, value):
+            raise ValueError(
+                f"may have letters, digits, `_` and `.`, which is what Snakemake's SLURM plugin takes, but got "
+                f"{value!r}; leave it out and choose the nodes by `constraint` or `partition`"
+            )
+        return value
 
     @model_validator(mode="after")
     def _first_attempt_fits(self) -> StageResources:

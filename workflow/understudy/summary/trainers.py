@@ -63,9 +63,9 @@ TRL_CHATS = (
 def batching(batch_size: int, execution: ResolvedExecution) -> tuple[int, int, int]:
     """Processes, examples per process and forward pass, and accumulated passes, whose product is `batch_size`.
 
-    The processes are those of the study where they divide the batch, else one.
+    The processes are those of the study, of all nodes, where they divide the batch, else one.
     """
-    processes = execution.processes if batch_size % execution.processes == 0 else 1
+    processes = execution.world_size if batch_size % execution.world_size == 0 else 1
     rows = batch_size // processes
     per_device = max(size for size in range(1, min(rows, execution.micro_batch_size) + 1) if rows % size == 0)
     return processes, per_device, rows // per_device
