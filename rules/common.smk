@@ -100,12 +100,12 @@ def show_plan():
     logger.info(graph.plan(STUDY, abreast.side_by_side(STUDY, room)["target"]))
     for line in [*abreast.narrow(STUDY, room), *abreast.idle(STUDY), *(resources.unasked(STUDY) if room.jobs else [])]:
         logger.warning(line)
-    if not all(PATHS.execution(role).exists() for role in LIMITS) or is_changed("execution"):
-        try:
+    try:
+        if not all(PATHS.execution(role).exists() for role in LIMITS) or is_changed("execution"):
             require_gpus([gpus("proxy"), gpus("target"), TRIAL_LIMITS.get("gpu", 0)])
-            require_nodes()
-        except UnderstudyError as error:  # the plan may be meant for another machine
-            logger.warning(f"understudy: {error}")
+        require_nodes()
+    except UnderstudyError as error:  # the plan may be meant for another machine
+        logger.warning(f"understudy: {error}")
     chatter.show_table(logger)
 
 

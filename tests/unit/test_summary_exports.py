@@ -253,6 +253,18 @@ def test_a_fractional_alpha_is_rounded_and_said(
     assert json.loads((folder / "transformers.json").read_text())["lora_config"]["lora_alpha"] == 23.7
 
 
+def test_a_study_that_sharded_its_model_says_so(study: synthetic_study.Study, tmp_path: Path) -> None:
+    """Weights of a size that needs it won't fit without, and how is each trainer's own business."""
+    target = study.executions["target"]
+    resolved = target.resolved.model_copy(update={"strategy": "fsdp", "processes": 8, "nodes": 2})
+    sharded = {**study.executions, "target": target.model_copy(update={"resolved": resolved})}
+    paths = synthetic_files.reported(dataclasses.replace(study, executions=sharded), tmp_path / "sharded")
+    whole = synthetic_files.reported(study, tmp_path / "whole")
+    for name in ("axolotl.yaml", "llamafactory.yaml", "trl.yaml"):
+        assert "sharded the model over 16 processes" in (paths.best_config.parent / name).read_text(encoding="utf-8")
+        assert "sharded" not in (whole.best_config.parent / name).read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_transformers_arguments_load_a_quantized_base_as_the_study_did(

@@ -99,6 +99,9 @@ def write_best(best: Best, store: Store, folder: Path) -> None:
     processes = batching(int(best.winner.hyperparameters["batch_size"]), best.execution)[0]
     epoch = f"An epoch of the study was one pass over {best.manifest.train_examples} training examples."
     notes = [f"The batch sizes are for {processes} process(es).", epoch, *_rounding_note(best)]
+    if best.execution.strategy == "fsdp":
+        over = f"The study sharded the model over {best.execution.world_size} processes"
+        notes.append(f"{over}; say here how your trainer is to do that (`fsdp`, `deepspeed`).")
     notes += [f"In the study {note}; this program does otherwise." for note in best.card.notes if CUT in note]
     smoothing, dropout = (best.winner.hyperparameters[name] for name in ("label_smoothing_factor", "attention_dropout"))
     left_out = [f"Not carried over: label_smoothing_factor {smoothing:g}."] if smoothing else []
