@@ -67,7 +67,7 @@ def test_tables_are_those_of_a_local_run_whatever_happens_on_the_cluster(
     local = study_in(tmp_path / "local", tmp_path / "cache", many, execution=here)
     done = local.run()
     assert done.returncode == 0, done.stdout
-    little = {"proxy": {"mem_mb": TOO_LITTLE_MB}}
+    little = {"proxy": {"mem_mb": TOO_LITTLE_MB, "max_mem_mb": 4 * TOO_LITTLE_MB}}
     study = study_in(tmp_path / "slurm", tmp_path / "cache", many, execution=there, resources=little)
     for name in ("results/settings", "results/data", "results/models/proxy", ".snakemake"):  # the rest goes by jobs
         shutil.copytree(local.folder / name, study.folder / name)
@@ -86,6 +86,16 @@ def test_tables_are_those_of_a_local_run_whatever_happens_on_the_cluster(
     assert re.search(r"an earlier run of this study left [1-9]\d* SLURM jobs behind", output(study))
     assert "Traceback" not in output(study)
     assert not study.processes()
+
+
+def test_what_slurm_says_of_a_job_that_it_refuses_is_shown(cluster: Cluster, tmp_path: Path) -> None:
+    """Whatever the profile is quiet about."""
+    nowhere = {role: {"partition": "nowhere"} for role in ("proxy", "target")}
+    study = study_in(tmp_path, tmp_path / "cache", many=False, execution={"device": "cpu"}, resources=nowhere)
+    with started(study, cluster, "--retries", "0") as run:
+        assert run.wait(300) == 1
+    assert re.search(r"The job of rule prepare_model for \S+/model.json failed: .*[Ii]nvalid partition", output(study))
+    assert "sbatch call" not in output(study)
 
 
 def run_through_faults(study: Study, cluster: Cluster, nodes: int) -> tuple[str, str]:
