@@ -296,16 +296,21 @@ class StageResources(Section):
     """What a scheduler is asked for, for each job of a stage. On one machine these numbers hold nothing back."""
 
     mem_mb: int | Literal["auto"] = Field(
-        default="auto", description="memory of a job in MB; `auto` estimates it from the model's size"
+        default="auto",
+        description="memory of a job in MB; `auto` estimates it from the model's size, and asks for more at each attempt",
     )
     max_mem_mb: int | None = Field(
-        default=None, ge=1, description="the most that any attempt asks for: what a node has, in MB"
+        default=None,
+        ge=1,
+        description="the most that any attempt asks for: what a node has, in MB; a given `mem_mb` if absent",
     )
     runtime: int | Literal["auto"] = Field(
-        default="auto", description="time limit of a job in minutes; `auto` estimates it from the model's size"
+        default="auto", description="time limit of a job in minutes; `auto` estimates it likewise"
     )
     max_runtime: int | None = Field(
-        default=None, ge=1, description="the most that any attempt asks for: the partition's limit, in minutes"
+        default=None,
+        ge=1,
+        description="the most that any attempt asks for: the partition's limit, in minutes; a given `runtime` if absent",
     )
     gpu_model: str | None = Field(
         default=None,
