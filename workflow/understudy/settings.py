@@ -297,7 +297,7 @@ class StageResources(Section):
 
     mem_mb: int | Literal["auto"] = Field(
         default="auto",
-        description="memory of a job in MB; `auto` estimates it from the model's size, and asks for more at each attempt",
+        description="memory of a job in MB; `auto` estimates it from the model's size, more at each attempt",
     )
     max_mem_mb: int | None = Field(
         default=None,
@@ -310,7 +310,7 @@ class StageResources(Section):
     max_runtime: int | None = Field(
         default=None,
         ge=1,
-        description="the most that any attempt asks for: the partition's limit, in minutes; a given `runtime` if absent",
+        description="the most that any attempt asks for: the partition's limit; a given `runtime` if absent",
     )
     gpu_model: str | None = Field(
         default=None,
