@@ -27,7 +27,7 @@ PANELS = {
 }
 LINES: Mapping[str, tuple[str, str, str]] = {
     "understudy_two_fidelity": ("understudy", style.BLUE, "o"),
-    "botorch_multitask": ("BoTorch, multi-task GP", style.VERMILLION, "s"),
+    "botorch_multitask_scaled": ("BoTorch, multi-task GP, rescaled", style.VERMILLION, "s"),
     "optuna_tpe_warm_scaled": ("Optuna TPE, warm, rescaled", style.GREEN, "^"),
     "smac_forest_warm": ("SMAC3, warm", style.PURPLE, "D"),
     "syne_tune_box": ("Syne Tune, bounding box", style.ORANGE, "v"),
