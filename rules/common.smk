@@ -13,7 +13,7 @@ sys.path.insert(0, workflow.basedir)
 
 from understudy import abreast, chatter, cluster, devices, disk, graph, lock, mending, process, progress, resources
 from understudy.config import parse as parse_study
-from understudy.config import refuse_repeats
+from understudy.config import refuse_misread
 from understudy.data.pin import check_interpreter
 from understudy.data.sources import fingerprints
 from understudy.errors import StorageError, UnderstudyError
@@ -33,7 +33,7 @@ def refuse(error):
 
 try:
     for path in workflow.configfiles:
-        refuse_repeats(Path(path))
+        refuse_misread(Path(path))
     STUDY = parse_study(config, " + ".join(map(str, workflow.configfiles)) or "the config")
 except UnderstudyError as error:
     refuse(error)

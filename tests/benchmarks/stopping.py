@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, product
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,7 @@ def main() -> None:
 
 def judged(problems: Sequence[Problem], options: argparse.Namespace) -> dict[str, Any]:
     """Every rule's mean number of runs, and mean regret, over tasks and seeds; and what became of the chances."""
-    settings = [(patience, chance) for patience in options.patience for chance in options.chance]
+    settings = [pair for pair in product(options.patience, options.chance) if pair[0] > 0 or pair[1] < 1]
     work = partial(stops, seeds=options.seeds, gain=options.gain, window=options.window, settings=settings)
     if options.jobs == 1:
         each = [work(one) for one in problems]
@@ -144,7 +144,7 @@ def stops(
 def named(patience: int, chance: float) -> str:
     """The program's rule with these settings."""
     parts = [f"patience {patience}"] * (patience > 0) + [f"chance {chance:g}"] * (chance < 1)
-    return ", ".join(parts) + " alone" * (len(parts) == 1) if parts else "neither"
+    return ", ".join(parts) + " alone" * (len(parts) == 1)
 
 
 def seen(number: int, window: int) -> int:

@@ -295,11 +295,22 @@ def test_the_layers_of_every_trial_are_looked_for_in_the_model(raw: dict[str, An
         assert made[f"model-{role}"].lora_target_modules == ("o_proj", "q_proj,v_proj")  # type: ignore[attr-defined]
 
 
+def test_a_time_that_yaml_takes_for_a_number_is_named(tmp_path: Path) -> None:
+    """`runtime` would be sixty days."""
+    path = tmp_path / "study.yaml"
+    path.write_text("seed: 1\nresources:\n  target: {runtime: 24:00:00, mem_mb: 2000}\n")
+    with pytest.raises(ConfigError) as caught:
+        config.refuse_misread(path)
+    assert "resources.target.runtime: YAML takes 24:00:00 for 86400;" in str(caught.value)
+    path.write_text("resources:\n  target: {runtime: '24:00:00'}\ncache: a:b\n")
+    config.refuse_misread(path)
+
+
 def test_a_key_that_stands_twice_is_named_with_its_lines(tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
     path.write_text("seed: 1\nbase: &base {trials: 1}\ntarget:\n  trials: 4\n  <<: *base\n  trials: 8\nseed: 2\n")
     with pytest.raises(ConfigError) as raised:
-        config.refuse_repeats(path)
+        config.refuse_misread(path)
     assert raised.value.problems == (
         "target.trials: stands twice, in lines 4 and 6; keep one",
         "seed: stands twice, in lines 1 and 7; keep one",
@@ -309,10 +320,10 @@ def test_a_key_that_stands_twice_is_named_with_its_lines(tmp_path: Path) -> None
 @pytest.mark.parametrize("text", ["", "[1, 2]", "seed: 1\nother: {seed: 1}", "\tseed: 1"])
 def test_what_has_no_repeats_is_left_to_its_readers(text: str, tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text(text)
-    config.refuse_repeats(tmp_path / "study.yaml")
-    config.refuse_repeats(tmp_path / "nowhere.yaml")
+    config.refuse_misread(tmp_path / "study.yaml")
+    config.refuse_misread(tmp_path / "nowhere.yaml")
     (tmp_path / "study.yaml").write_bytes("é: 1".encode("latin-1"))
-    config.refuse_repeats(tmp_path / "study.yaml")
+    config.refuse_misread(tmp_path / "study.yaml")
 
 
 def test_numbers_of_trials_are_in_no_slice(raw: dict[str, Any]) -> None:

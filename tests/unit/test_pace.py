@@ -247,6 +247,8 @@ def test_batches_that_leave_processes_without_rows_are_told() -> None:
     assert abreast.idle(study(**eight, space__batch_size=[8, 16], proxy__grid={}, defaults__batch_size=8)) == []
     (line,) = abreast.idle(study(**eight, space__batch_size=[8, 16], proxy__grid={"batch_size": [2]}))
     assert line.startswith("a batch of 2")
+    (line,) = abreast.idle(study(**eight, space__batch_size=[8, 16], proxy__grid={}, defaults__batch_size=6))
+    assert line.startswith("a batch of 6"), "the default configuration is a trial, too"
 
 
 def test_idle_cores_are_told_where_the_window_could_be_wider() -> None:

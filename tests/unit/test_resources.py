@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from understudy import resources
+from understudy import quantities, resources
 from understudy.config import StudyConfig, parse
 from understudy.errors import ConfigError, UserError
 from understudy.files import write_json
@@ -297,3 +297,30 @@ def test_a_trial_over_several_nodes_asks_for_one_task_and_its_gpus_on_each() -> 
     cpus = resources.trial_limits(study(execution={"device": "cpu", "target": how}), NOWHERE)
     assert cpus["nodes"] == 2
     assert "gres" not in cpus
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("24h", 1440),
+        ("2 d", 2880),
+        ("90", 90),
+        ("90:30", 91),  # minutes:seconds
+        ("24:00:00", 1440),
+        ("1-12", 2160),
+        ("1-12:30", 2190),
+        ("1-12:30:01", 2191),
+        ("1:2:3:4", None),
+        ("tomorrow", None),
+    ],
+)
+def test_times_are_read_as_sbatch_reads_them(text: str, expected: int | None) -> None:
+    assert quantities.minutes(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("200G", 204800), ("1.5G", None), ("1T", 2**20), ("512M", 512), ("1K", 1), ("64 GiB", 65536), ("much", None)],
+)
+def test_memory_is_read_as_sbatch_reads_it(text: str, expected: int | None) -> None:
+    assert quantities.megabytes(text) == expected

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from understudy import graph
 from understudy.config import StudyConfig
+from understudy.hyperparameters import HYPERPARAMETERS
 from understudy.settings import Role, StageExecution
 
 
@@ -65,7 +66,8 @@ def narrow(study: StudyConfig, room: Room) -> list[str]:
 
 def idle(study: StudyConfig) -> list[str]:
     """What to say of batches with fewer rows than a target trial has processes: one line at most."""
-    how, least = study.execution.target, min(int(size) for size in study.values_of("batch_size"))
+    how, default = study.execution.target, study.defaults.get("batch_size", HYPERPARAMETERS["batch_size"].default)
+    least = min(int(size) for size in (default, *study.values_of("batch_size")))
     processes = how.nodes * how.processes
     if least >= processes:
         return []

@@ -32,6 +32,7 @@ from understudy.space import Choices, Parameter, Range
 from understudy.stages import ProxySettings, TargetSettings, TransferSettings
 
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}  # pydantic's, in words
+SEXAGESIMAL = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")  # what YAML 1.1 may write to the base of 60
 MERGE = "<<"  # YAML's key for another mapping's keys
 
 
@@ -181,15 +182,21 @@ def parse(raw: Any, source: str = "the config") -> StudyConfig:
     return config
 
 
-def refuse_repeats(path: Path) -> None:
-    """Raise `ConfigError` for keys that a file has twice: YAML takes the last one without a word."""
+def refuse_misread(path: Path) -> None:
+    """Raise `ConfigError` for what YAML changes without a word.
+
+    Of a key that stands twice it takes the last one; `24:00:00` it takes for a number with digits to the base of 60.
+    """
     with suppress(OSError, UnicodeDecodeError, yaml.YAMLError):  # told where the file is read
-        problems = list(_repeats(yaml.compose(path.read_text(encoding="utf-8")), ""))
+        problems = list(_misread(yaml.compose(path.read_text(encoding="utf-8")), ""))
         if problems:
             raise ConfigError(str(path), problems)
 
 
-def _repeats(node: yaml.Node | None, path: str) -> Iterator[str]:
+def _misread(node: yaml.Node | None, path: str) -> Iterator[str]:
+    if isinstance(node, yaml.ScalarNode) and node.tag in SEXAGESIMAL and ":" in node.value:
+        taken = yaml.safe_load(node.value)
+        yield f"{path}: YAML takes {node.value} for {taken}; give one number, or put it into quotes"
     if not isinstance(node, yaml.MappingNode):
         return
     lines: dict[str, int] = {}
@@ -199,7 +206,7 @@ def _repeats(node: yaml.Node | None, path: str) -> Iterator[str]:
         if name in lines and name != MERGE:
             yield f"{inner}: stands twice, in lines {lines[name]} and {line}; keep one"
         lines[name] = line
-        yield from _repeats(value, inner)
+        yield from _misread(value, inner)
 
 
 def read_back(raw: Mapping[str, Any], source: str) -> StudyConfig:

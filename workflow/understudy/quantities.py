@@ -16,10 +16,17 @@ def megabytes(text: str) -> int | None:
 
 
 def minutes(text: str) -> int | None:
-    """A time such as `24h`, `24:00:00` or `1-00:00` in minutes, rounded up; None if it isn't one."""
-    if found := re.fullmatch(r"(\d+) ?([mhd])\w*", text.strip(), re.IGNORECASE):
+    """A time such as `24h`, or as sbatch's `--time` reads it, in minutes, rounded up; None if it isn't one.
+
+    sbatch has minutes:seconds, hours:minutes:seconds, days-hours, days-hours:minutes and days-hours:minutes:seconds.
+    """
+    if found := re.fullmatch(r"(\d+) ?([mhd])", text.strip(), re.IGNORECASE):
         return int(found[1]) * TIME[found[2].lower()]
-    if found := re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+)(?::(\d+))?", text.strip()):
-        days, hours, rest, seconds = (int(part or 0) for part in found.groups())
-        return days * TIME["d"] + hours * TIME["h"] + rest + (seconds > 0)
-    return None
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+(?::\d+){0,2})", text.strip())
+    if found is None:
+        return None
+    parts = [int(part) for part in found[2].split(":")]
+    units = ("h", "m", None) if found[1] or len(parts) == 3 else ("m", None)
+    whole = sum(part * TIME[unit] for part, unit in zip(parts, units, strict=False) if unit)
+    seconds = sum(part for part, unit in zip(parts, units, strict=False) if unit is None)
+    return int(found[1] or 0) * TIME["d"] + whole + math.ceil(seconds / 60)
