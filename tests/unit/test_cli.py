@@ -21,6 +21,12 @@ def turned():
         signal.raise_signal(signal.SIGINT)
     except KeyboardInterrupt:
         return TypeError("expected a message argument")
+def swallowed(then):
+    interruption.listen()
+    try:
+        signal.raise_signal(signal.SIGTERM)
+    except interruption.InterruptionError:
+        return then
 def while_saving():
     interruption.listen()
     with interruption.deferred():
@@ -99,6 +105,23 @@ def test_ctrl_c_is_one_line_also_where_a_command_does_not_listen(tmp_path: Path,
 def test_what_goes_wrong_after_ctrl_c_is_told_where_a_command_listens(tmp_path: Path) -> None:
     done = run("while_saving()", "--output", "x", "--log", str(tmp_path / "a.log"))
     assert "unexpected OSError: an adapter; the traceback is in" in done.stderr
+
+
+@pytest.mark.parametrize("then", ["RecursionError('of a half imported module')", "UserError('no numpy')"])
+def test_a_signal_stays_one_where_a_library_swallows_it_and_fails_for_that(tmp_path: Path, then: str) -> None:
+    done = run(f"swallowed({then})", "--output", "x", "--log", str(tmp_path / "a.log"))
+    said = "understudy write-settings: interrupted (SIGTERM) while nothing was in training; what has finished is kept"
+    assert done.stderr == f"{said}; start again to go on\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.log"]
+    assert (tmp_path / "a.log").read_text().endswith("returned 143\n")
+
+
+def test_a_signal_stays_one_where_a_library_swallows_it_and_goes_on() -> None:
+    script = RAISING.format(raised="None").replace("raise None", "swallowed(None)")
+    words = [sys.executable, "-c", script, "--output", "x"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.stdout == "returned 143\n"
+    assert done.stderr.startswith("understudy write-settings: interrupted (SIGTERM) while nothing")
 
 
 def test_ctrl_c_while_a_command_is_imported() -> None:

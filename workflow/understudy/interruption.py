@@ -40,6 +40,7 @@ class _State:
     asked: signal.Signals | None = None
     ctrl_c: bool = False  # where nobody listened
     deferring: int = 0
+    ending: bool = False  # a signal was raised, not only noted
 
 
 _state = _State()
@@ -109,6 +110,24 @@ def deferred() -> Iterator[None]:
         _state.deferring -= 1
 
 
+@contextmanager
+def prevailing() -> Iterator[None]:
+    """What a signal ends is interrupted, whatever libraries make of it.
+
+    They may swallow the exception and go on half imported: torch without numpy, whose next import then recurses.
+    """
+    try:
+        yield
+    except InterruptionError:
+        raise
+    except Exception as error:
+        if _state.asked is not None and _state.ending:
+            raise _outside(_state.asked) from error
+        raise
+    if _state.ending:
+        check()
+
+
 def end_once() -> None:
     """Let a workflow's main process that ends on Ctrl-C do so: a second one is answered, a third ends it at once.
 
@@ -130,6 +149,7 @@ def _note(number: int, _: FrameType | None) -> None:
         signal.signal(each, signal.SIG_IGN)
     _state.asked = signal.Signals(number)
     if not _state.deferring:
+        _state.ending = True
         raise _outside(_state.asked)
 
 

@@ -78,7 +78,8 @@ def _run(words: list[str]) -> int:
                 terminal = _redirect(parsed.log)
         if process.STARTED_BY in os.environ:  # the workflow calls: nothing it began goes on without it
             process.end_with_parent()
-        parsed.run(parsed)
+        with interruption.prevailing():
+            parsed.run(parsed)
         sys.stdout.flush()
     except InterruptionError as error:
         return _told(parsed.command, error, terminal)

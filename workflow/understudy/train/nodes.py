@@ -150,7 +150,8 @@ _JOB = TypeAdapter(Job)
 
 if __name__ == "__main__":
     try:
-        run_agent(Path(sys.argv[1]), sys.argv[2])
+        with interruption.prevailing():
+            run_agent(Path(sys.argv[1]), sys.argv[2])
     except UnderstudyError as error:
         print(f"understudy, node {os.environ['SLURM_NODEID']}: {error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)

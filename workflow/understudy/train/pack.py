@@ -169,6 +169,7 @@ class _Training:
         with watchdog.watching(running.watchdog_minutes, f"the base of pack {self.pack.id}"), watchdog.input_output():
             reason = why_unreadable(engine.frozen_base)
         if reason is not None:
+            interruption.check()  # then a library may be half imported, and the base be readable after all
             halving = ", and in full in spite of `proxy.halving`" if self.stopped else ""
             self.note(f"the pack's trials trained alone{halving}: {reason}")
             for spec in specs:
