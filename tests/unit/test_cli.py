@@ -16,11 +16,11 @@ import signal, sys
 from understudy import interruption
 from understudy.cli import main, write_settings
 from understudy.errors import UserError
-def turned():
+def turned(into=TypeError("expected a message argument")):
     try:
         signal.raise_signal(signal.SIGINT)
     except KeyboardInterrupt:
-        return TypeError("expected a message argument")
+        return into
 def swallowed(then):
     interruption.listen()
     try:
@@ -116,12 +116,12 @@ def test_a_signal_stays_one_where_a_library_swallows_it_and_fails_for_that(tmp_p
     assert (tmp_path / "a.log").read_text().endswith("returned 143\n")
 
 
-def test_a_signal_stays_one_where_a_library_swallows_it_and_goes_on() -> None:
-    script = RAISING.format(raised="None").replace("raise None", "swallowed(None)")
-    words = [sys.executable, "-c", script, "--output", "x"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert done.stdout == "returned 143\n"
-    assert done.stderr.startswith("understudy write-settings: interrupted (SIGTERM) while nothing")
+@pytest.mark.parametrize(("gone", "number"), [("swallowed(None)", signal.SIGTERM), ("turned(None)", signal.SIGINT)])
+def test_a_signal_stays_one_where_a_library_swallows_it_and_goes_on(gone: str, number: signal.Signals) -> None:
+    script = RAISING.replace("raise {raised}", gone).format()
+    done = subprocess.run([sys.executable, "-c", script, "--output", "x"], capture_output=True, text=True, check=False)
+    assert done.stdout == f"returned {128 + number}\n"
+    assert done.stderr.startswith(f"understudy write-settings: interrupted ({number.name}) while nothing")
 
 
 def test_ctrl_c_while_a_command_is_imported() -> None:

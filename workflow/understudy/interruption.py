@@ -56,8 +56,8 @@ def listen() -> None:
 def remembering_ctrl_c() -> Iterator[None]:
     """For what runs before a command listens, or in one that doesn't: a Ctrl-C ends it as `KeyboardInterrupt`.
 
-    Libraries may turn that into an exception of their own, which is turned back here. Where the signal is ignored, as
-    in a script's background, it stays so.
+    Libraries may swallow that, or turn it into an exception of their own; it is turned back here. Where the signal is
+    ignored, as in a script's background, it stays so.
     """
     before, _state.ctrl_c = signal.getsignal(signal.SIGINT), False
 
@@ -74,6 +74,9 @@ def remembering_ctrl_c() -> Iterator[None]:
         if _state.ctrl_c:
             raise KeyboardInterrupt from error
         raise
+    else:
+        if _state.ctrl_c:
+            raise KeyboardInterrupt
     finally:
         if signal.getsignal(signal.SIGINT) is interrupt:
             signal.signal(signal.SIGINT, before)
