@@ -55,7 +55,7 @@ def test_what_is_negligible_is_fixed_at_the_best_trials_image_and_keeps_its_rang
         assert (name in held) == (box.importance < 0.05 and p > 0.2)
     for name, box in held.items():
         assert box.fixed == best.hyperparameters[name]
-        assert f"guided proposals take the value of {region.trials[0]}" in box.reason
+        assert f"it is negligible: the value of {region.trials[0]} will do" in box.reason
         parameter = regions.space[name]
         whole = parameter.choices if isinstance(parameter, Choices) else (parameter.low, parameter.high)
         assert (box.choices or (box.low, box.high)) == whole

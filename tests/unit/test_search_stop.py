@@ -119,6 +119,28 @@ def test_skipped_trials_are_not_counted_among_those_that_brought_nothing() -> No
     assert propose._reason_to_skip(longer, HOPELESS) is None
 
 
+@pytest.mark.parametrize("patience", [0, 2, 6])
+@pytest.mark.parametrize("pending", [False, True])
+def test_after_a_skipped_trial_the_next_runs_only_where_one_that_was_running_brought_a_gain(
+    patience: int, pending: bool
+) -> None:
+    promising = HOPELESS.model_copy(update={"worth": 0.9})
+
+    def reason(*losses: float) -> str | None:
+        before = turn(12, losses, window=2, patience=patience)
+        history = before.history
+        if pending:
+            history = replace(history, pending=(history.pending[0].model_copy(update={"skip": "why"}),))
+        else:
+            skipped = made.record(before.history.visible[0].spec, status="skipped")
+            history = replace(history, visible=(*history.visible, skipped))
+        return propose._reason_to_skip(replace(before, history=history), promising)
+
+    words = "was skipped, and since then no trial beat the best loss by 0.01 of it"
+    assert words in str(reason(*[2.0] * 10))
+    assert reason(*[2.0] * 9, 1.9) is None
+
+
 @pytest.mark.long
 def test_where_the_proxy_misleads_nothing_is_skipped_too_early(tmp_path: Path) -> None:
     records = made.run_target(STOPPING, tmp_path, *made.transferred(STOPPING), 12, made.elsewhere)

@@ -18,13 +18,13 @@ from understudy.cli import main
 from understudy.config import StudyConfig
 from understudy.errors import UnderstudyError
 from understudy.files import read_model, write_json
-from understudy.search.defaults import learning_rate_rule
+from understudy.search.defaults import SAME_RATE, learning_rate_rule
 from understudy.search.guidance import inside
 from understudy.search.planning import plan_echo
 from understudy.search.scaling import scale_rules, scaled
 from understudy.search.surface import log_axis
-from understudy.search.transfer import SAME_RATE, transfer
-from understudy.space import Choices
+from understudy.search.transfer import transfer
+from understudy.space import Choices, Range
 from understudy.summary.tables import trials_frame
 from understudy.trial import TrialSpec
 
@@ -154,6 +154,35 @@ def test_a_fixed_rate_that_did_well_is_tried_early() -> None:
     fixed = [start.hyperparameters["learning_rate"] for start in starts.starts[:4] if start.origin == "default"]
     assert fixed[:2] == [3e-4, 1e-3]
     assert {start.expected_rank for start in starts.starts if start.hyperparameters["learning_rate"] == 3e-4} == {None}
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_the_published_rule_is_a_start_beside_a_default_of_the_users_own_rate(method: Any) -> None:
+    study = made.config(defaults__learning_rate=2e-3, target__method=method)
+    regions, starts = made.transferred(study)
+    rule = learning_rate_rule(made.TARGET.hidden_size, "llama", method)
+    found = [start for start in starts.starts if "published rule's rate" in start.reason]
+    assert starts.default["learning_rate"] == 2e-3
+    assert len(found) == 1
+    assert starts.starts.index(found[0]) < study.target.starts
+    assert found[0].hyperparameters == {**starts.default, "learning_rate": pytest.approx(rule, rel=SAME_RATE)}
+    assert found[0].reason.endswith("; not run on the proxy")
+    rates = regions.space["learning_rate"]
+    assert isinstance(rates, Range)
+    assert rates.low <= rule <= rates.high
+
+
+@pytest.mark.parametrize("factor", [None, 1.0, 1 + SAME_RATE / 4])
+def test_the_published_rule_is_no_start_twice(factor: float | None) -> None:
+    rule = learning_rate_rule(made.TARGET.hidden_size, "llama", "lora")
+    _, starts = made.transferred(made.config(**({"defaults__learning_rate": factor * rule} if factor else {})))
+    rates = [start.hyperparameters["learning_rate"] for start in starts.starts if start.origin == "default"]
+    assert sum(rate == pytest.approx(rule, rel=3 * SAME_RATE) for rate in rates) == (1 if factor else 0)
+
+
+def test_the_published_rule_is_no_start_where_the_rate_is_not_searched() -> None:
+    study = made.unsearched("learning_rate", {"learning_rate": 2e-3})
+    assert {start.hyperparameters["learning_rate"] for start in made.transferred(study)[1].starts} == {2e-3}
 
 
 def test_choices_of_rates_are_scaled_and_united() -> None:

@@ -13,6 +13,7 @@ from understudy.summary.wording import (
     explained_text,
     few_seeds_text,
     surface_text,
+    trust_check_text,
     trust_text,
     verdict,
 )
@@ -105,3 +106,13 @@ def test_trust_in_words() -> None:
         assert sentence is not None
         assert word in sentence
         assert f"{trust:.2f}" in sentence
+
+
+def test_the_trust_check_is_one_sentence() -> None:
+    spearman = (0.93, 0.8, 0.98)
+    assert trust_check_text(None, spearman, 16) == agreement_text(spearman, 16)
+    for measured, words in ((spearman, "; the proxy ranks configurations much"), (None, "; whether the proxy agrees")):
+        sentence = trust_check_text(0.97, measured, 16)
+        assert sentence.startswith("The sampler followed the proxy (by its model")
+        assert words in sentence
+        assert sentence.count(". ") == 0

@@ -145,6 +145,7 @@ class SummarySection(Section):
     seed: int
     space: SearchSpace
     confidence: float
+    sampler: Sampler
 
 
 def sections(config: StudyConfig, sources: Mapping[str, str] | None = None) -> dict[str, Section]:
@@ -190,7 +191,7 @@ def sections(config: StudyConfig, sources: Mapping[str, str] | None = None) -> d
         ),
         "test": TestSection(seed=config.seed, test=config.test),
         "decode": DecodeSection(seed=config.seed, decode=config.decode),
-        "summary": SummarySection(**shared, confidence=config.test.confidence),
+        "summary": SummarySection(**shared, confidence=config.test.confidence, sampler=target.sampler),
     }
 
 

@@ -130,15 +130,25 @@ class ProxySettings(Section):
 class TransferSettings(Section):
     """How the proxy's results become regions and first configurations of the target."""
 
-    top_fraction: float = Field(default=0.25, gt=0, le=1, description="share of the proxy's trials that counts as top")
+    top_fraction: float = Field(
+        default=0.25,
+        gt=0,
+        le=1,
+        description="share of the proxy's trials that counts as top: they are starts and make regions",
+    )
     max_regions: int = Field(default=3, ge=1, description="the most clusters that the top trials are split into")
-    padding: float = Field(default=0.1, ge=0, le=1, description="margin of a region, in units of a parameter's range")
+    padding: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="margin of a region, in units of a parameter's range; with `two_fidelity` for the report alone",
+    )
     fix_below: float = Field(
         default=0.01,
         ge=0,
         le=0.05,
         description="what explains a smaller share of the proxy's variance is fixed at a region's best trial's value "
-        "in proposals guided there; 0 fixes nothing; not with `two_fidelity`",
+        "in proposals guided there; 0 fixes nothing; with `two_fidelity` for the report alone",
     )
     learning_rate_exponent: float | Literal["auto"] = Field(
         default="auto",

@@ -5,6 +5,7 @@ H is a model's hidden size (width), p the exponent of its family.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -19,6 +20,8 @@ BASE_RATE = 5e-5  # of full fine-tuning at the reference width
 LORA_FACTOR = 10.0  # the best LoRA rate over the best rate of full fine-tuning
 REFERENCE_WIDTH = 2000
 EXPONENTS = {"llama": 0.781, "qwen": 0.0775}
+
+SAME_RATE = 2e-5  # relative; above what rounding two rates to 6 digits can do, far below what matters
 
 # Good over 31 models on average at high rank; the later ones stand in where an earlier one is the default itself.
 FIXED_RATES = (3e-4, 1e-3, 2e-4, 1e-4)
@@ -56,7 +59,7 @@ class KnownGood:
 
     hyperparameters: dict[str, Value]
     reason: str
-    fixed: float | None = None  # the fixed rate that it has, as for LoRA; None for the default
+    fixed: float | None = None  # the rate that it has whatever the default's is, as for LoRA; None for the default
 
 
 def with_rate(defaults: Mapping[str, Value], rate: float) -> dict[str, Value]:
@@ -85,6 +88,17 @@ def known_good(space: Space, defaults: Mapping[str, Value], rate: float, method:
             reason = f"a fixed rate of {own:g}{at_rank}, known to be good over many models"
             found.append(KnownGood(values, reason, fixed))
     return found
+
+
+def published(space: Space, defaults: Mapping[str, Value], rate: float, method: Method) -> list[KnownGood]:
+    """The default with the published rule's rate, where the config gives the default another one and searches it."""
+    given = float(defaults.get("learning_rate", rate))
+    if "learning_rate" not in space or math.isclose(given, rate, rel_tol=SAME_RATE):
+        return []
+    values = consistent(space, complete({"learning_rate": rate}, defaults, method))
+    on_proxy = rate if method == "lora" else float(rounded(rate * LORA_FACTOR))
+    reason = f"the default with the published rule's rate {rate:g}"
+    return [KnownGood({**values, "learning_rate": rate}, reason, on_proxy)]
 
 
 def highest_rank(space: Space, defaults: Mapping[str, Value]) -> Value:

@@ -144,7 +144,7 @@ def _box(frame: Frame, name: str, members: Sequence[Seen], evidence: Evidence) -
     if not evidence.cuts:
         decision = "too little evidence to cut: the whole range stays"
         if evidence.negligible:
-            decision += f", but it is negligible, so guided proposals take the value of {members[0].id}"
+            decision += f", but it is negligible: the value of {members[0].id} will do"
     else:
         seen = f"from {lowest:g} to {highest:g}" if numeric else f"at {', '.join(sorted({str(v) for v in values}))}"
         scale = f", times {frame.factor(name):.4g} for the target" if name in frame.scale else ""

@@ -1,6 +1,11 @@
 """What each figure shows, under it in the report."""
 
-CAPTIONS = {
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+FIXED = " A dashed green line: what is negligible has that value in proposals guided into the region."
+CAPTIONS: Mapping[str, tuple[str, str]] = {
     "progress": (
         "Progress against cost",
         "The best validation loss so far against everything spent so far; the shaded span is the proxy's search. The "
@@ -22,7 +27,7 @@ CAPTIONS = {
         "The loss of every search trial that ran in full, above the best of its own stage, against one hyperparameter "
         "at a time; the target's configurations run back on the proxy are among the proxy's. Values are as used: where "
         "a rule rescales them, the proxy's lie apart from the target's. Shaded: the regions that the transfer found, "
-        "in target values. A dashed green line: what is negligible has that value in proposals guided into the region.",
+        "in target values.",
     ),
     "curves": (
         "Learning curves",
@@ -30,3 +35,9 @@ CAPTIONS = {
         "stopped early; one evaluation alone is a dot.",
     ),
 }
+
+
+def captions(guided: bool) -> dict[str, tuple[str, str]]:
+    """Title and text of each figure. `guided` says whether the regions guide proposals, and fix what is negligible."""
+    title, text = CAPTIONS["slices"]
+    return {**CAPTIONS, "slices": (title, text + FIXED if guided else text)}

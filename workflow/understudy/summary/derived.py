@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import polars as pl
 
-from understudy.artifacts import Explained, Proposal, Winner
+from understudy.artifacts import Explained, Proposal, Regions, Winner
 from understudy.hyperparameters import HYPERPARAMETERS, Value
 from understudy.summary.statistics import Statistic, bootstrap_pairs, kendall, spearman, top_quartile_recall
 from understudy.trial import TrialRecord, derive_seed
@@ -212,6 +212,17 @@ def _targets(trials: pl.DataFrame, values: Sequence[str]) -> pl.DataFrame:
         )
         .sort("mean", "name", nulls_last=True)
     )
+
+
+def unfixed(regions: Regions) -> Regions:
+    """The regions for a sampler that they don't guide: in them nothing is fixed."""
+    free = [
+        region.model_copy(
+            update={"boxes": {name: box.model_copy(update={"fixed": None}) for name, box in region.boxes.items()}}
+        )
+        for region in regions.regions
+    ]
+    return regions.model_copy(update={"regions": tuple(free)})
 
 
 def progress_steps(trials: pl.DataFrame, costs: pl.DataFrame, kinds: Mapping[str, str]) -> pl.DataFrame:

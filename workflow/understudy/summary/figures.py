@@ -17,13 +17,15 @@ from understudy.summary.style import clip_note, flop_unit, nothing, robust_limit
 LOSS = "validation loss (nats per token)"
 TITLE: Mapping[str, Any] = {"loc": "left", "fontsize": 8}  # of a panel that has a correlation
 KINDS = {"start": ("o", style.BLUE), "guided": ("s", style.GREEN), "explore": ("D", style.PURPLE)}
-LABELS = {"start": "first configurations, transferred", "guided": "guided by the model", "explore": "free to explore"}
+LABELS = {"start": "first configurations, transferred", "guided": "guided into a region", "explore": "free to explore"}
+BY_MODEL = {**LABELS, "guided": "by the model, in a region", "explore": "by the model, outside"}
 
 
-def progress(steps: pl.DataFrame, proxy_flops: float, default_loss: float | None) -> Figure:
+def progress(steps: pl.DataFrame, proxy_flops: float, default_loss: float | None, guided: bool = True) -> Figure:
     """Best loss so far against cumulative cost, the proxy stage's search included.
 
-    `steps`: one row per target trial in order: id, kind, objective, best (so far), flops (cumulative).
+    `steps`: one row per target trial in order: id, kind, objective, best (so far), flops (cumulative). `guided` says
+    whether the regions guided those that are so named.
     """
     figure, axes = single(6.6, 3.6)
     losses = steps["objective"].drop_nulls().to_list()
@@ -34,6 +36,7 @@ def progress(steps: pl.DataFrame, proxy_flops: float, default_loss: float | None
     low, high = robust_limits(losses, keep)
     scale, unit = flop_unit(steps["flops"].max())  # type: ignore[arg-type]
     axes.axvspan(0, proxy_flops / scale, color=style.PROXY, alpha=0.12, lw=0, label="cost of the proxy's search")
+    labels = LABELS if guided else BY_MODEL
     above = missing = 0
     for kind, (marker, colour) in KINDS.items():
         part = steps.filter(pl.col("kind") == kind)
@@ -41,7 +44,7 @@ def progress(steps: pl.DataFrame, proxy_flops: float, default_loss: float | None
             continue
         x, y = part["flops"].to_numpy() / scale, part["objective"].to_numpy()
         inside = y <= high
-        axes.scatter(x[inside], y[inside], marker=marker, s=24, color=colour, label=LABELS[kind], zorder=3)
+        axes.scatter(x[inside], y[inside], marker=marker, s=24, color=colour, label=labels[kind], zorder=3)
         for mark, chosen in (("^", y > high), ("x", np.isnan(y))):
             axes.scatter(
                 x[chosen], np.full(chosen.sum(), high), marker=mark, s=26, color=colour, zorder=4, clip_on=False

@@ -14,7 +14,6 @@ from understudy.settings import Role
 from understudy.space import Space
 from understudy.summary.panels import MODEL_ROWS, by_name, pairs_of
 from understudy.summary.wording import (
-    agreement_text,
     apart_text,
     count_text,
     counted,
@@ -31,7 +30,7 @@ from understudy.summary.wording import (
     seconds_text,
     statuses_text,
     surface_text,
-    trust_text,
+    trust_check_text,
     value_text,
     verdict,
 )
@@ -79,15 +78,14 @@ def headline(
 
 
 def agreement_lines(table: pl.DataFrame) -> list[str]:
-    """What the agreement table says, a sentence each: runs on both models, the proxy itself, its surface, the trust."""
+    """What the agreement table says: the trust check in one sentence, then what explains it, a sentence each."""
     agreed, pairs = by_name(table), pairs_of(table)
     trust, spread, explained = (agreed[name][0] if name in agreed else None for name in MODEL_ROWS)
     lines = [
-        agreement_text(agreed.get("spearman"), pairs),
+        trust_check_text(trust, agreed.get("spearman"), pairs),
+        apart_text(agreed.get("spearman"), pairs, trust, spread),
         explained_text(explained, pairs_of(table, "proxy_explained")),
         surface_text(agreed.get("surface_spearman"), pairs_of(table, "surface_spearman")),
-        trust_text(trust),
-        apart_text(agreed.get("spearman"), pairs, trust, spread),
     ]
     return [line for line in lines if line]
 

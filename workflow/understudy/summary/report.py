@@ -21,7 +21,8 @@ from understudy.hyperparameters import Value
 from understudy.settings import Role
 from understudy.summary import wording
 from understudy.summary.best import Best
-from understudy.summary.captions import CAPTIONS
+from understudy.summary.captions import captions
+from understudy.summary.derived import unfixed
 from understudy.summary.export import wanted_yaml
 from understudy.summary.headline import STAGE_NAMES, agreement_lines
 from understudy.summary.panels import MODEL_ROWS
@@ -70,6 +71,8 @@ def render(findings: Findings) -> str:
 def _context(findings: Findings) -> dict[str, Any]:
     """Everything that the template names."""
     best, folder = findings.best, findings.summary
+    guided = best.config.target.sampler != "two_fidelity"
+    texts = captions(guided)
     tables = {name: pl.read_csv(folder / f"{name}.csv") for name in TABLES}
     provenance = pl.read_parquet(folder / "provenance.parquet", glob=False)
     statuses = (
@@ -89,14 +92,15 @@ def _context(findings: Findings) -> dict[str, Any]:
         "agreement": tables["agreement"].filter(~pl.col("statistic").is_in(MODEL_ROWS)).to_dicts(),
         "foreseen": tables["agreement"]["statistic"].str.starts_with("surface_").any(),
         "agreement_lines": agreement_lines(tables["agreement"]),
-        "regions": findings.regions,
+        "regions": findings.regions if guided else unfixed(findings.regions),
+        "guided": guided,
         "box": box_text,
         "costs": tables["cost_per_stage"].to_dicts(),
         "stage_names": STAGE_NAMES,
         "statuses": wording.statuses_text(statuses),
         "early_stopping": wording.early_stopping_text(tables["early_stopping"].to_dicts()),
-        "figures": {name: _inline(folder / "figures" / f"{name}.svg", name) for name in CAPTIONS},
-        "captions": CAPTIONS,
+        "figures": {name: _inline(folder / "figures" / f"{name}.svg", name) for name in texts},
+        "captions": texts,
         "models": [findings.proxy, best.card],
         "executions": findings.executions,
         "pack_notes": tables["pack_notes"].to_dicts(),

@@ -76,16 +76,19 @@ def write_summary(
     for name, table in csv.items():
         write_csv(table, folder / f"{name}.csv")
     kinds = {proposal.spec.id: proposal.kind for proposal in evidence.proposals}
+    guided = settings.sampler != "two_fidelity"
+    regions = evidence.regions if guided else derived.unfixed(evidence.regions)
     with style.styled():
         made = {
             "progress": figures.progress(
                 derived.progress_steps(trials, costs, kinds),
                 derived.search_flops(trials, costs),
                 derived.default_loss(trials, evidence.starts.default),
+                guided,
             ),
             "importance": figures.importance(weights, searched),
             "agreement": figures.agreement(pairs, panels.by_name(agreement), foreseen),
-            "slices": panels.slices(trials, evidence.regions, searched),
+            "slices": panels.slices(trials, regions, searched),
             "curves": panels.learning_curves(curves, evidence.winner.rank),
         }
         figures.write(made, folder / "figures")

@@ -183,12 +183,19 @@ def trust_text(trust: float | None) -> str | None:
     """What the two-fidelity model made of the proxy, in words and a number; None where another sampler proposed."""
     if trust is None:
         return None
-    belief = f"with probability {trust:.2f} the target is better where the proxy is"
+    belief = f"by its model the target is better where the proxy is with probability {trust:.2f}"
     if trust >= FOLLOWED:
-        return f"The sampler followed the proxy: by its model {belief}."
+        return f"The sampler followed the proxy ({belief})."
     if trust >= DOUBTED:
-        return f"The sampler was in doubt about the proxy: by its model {belief}."
-    return f"The sampler left the proxy aside and went by the target's own results: by its model {belief}."
+        return f"The sampler was in doubt about the proxy ({belief})."
+    return f"The sampler left the proxy aside and went by the target's own results ({belief})."
+
+
+def trust_check_text(trust: float | None, spearman: tuple[float, float, float] | None, pairs: int) -> str:
+    """The trust check in one sentence: what the sampler made of the proxy, and how alike the two models rank."""
+    measured = agreement_text(spearman, pairs)
+    made = trust_text(trust)
+    return f"{made.removesuffix('.')}; {measured[0].lower()}{measured[1:]}" if made else measured
 
 
 def early_stopping_text(rows: Sequence[Mapping[str, Any]]) -> str | None:
