@@ -136,9 +136,10 @@ def test_after_a_skipped_trial_the_next_runs_only_where_one_that_was_running_bro
             history = replace(history, visible=(*history.visible, skipped))
         return propose._reason_to_skip(replace(before, history=history), promising)
 
-    words = "was skipped, and since then no trial beat the best loss by 0.01 of it"
-    assert words in str(reason(*[2.0] * 10))
-    assert reason(*[2.0] * 9, 1.9) is None
+    words = "was skipped, and the last 10 trials that ran didn't beat the best loss by 0.01 of it"
+    assert words in str(reason(*[2.0] * 11))
+    assert reason(*[2.0] * 10, 1.9) is None
+    assert (reason(*[2.0] * 9, 1.9, 1.9) is None) == (patience > 1)
 
 
 @pytest.mark.long

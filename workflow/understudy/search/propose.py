@@ -211,13 +211,15 @@ def _reason_to_skip(turn: _Turn, outlook: Outlook | None) -> str | None:
         return None
     ran = [record.result.objective for record in turn.history.visible if record.result.status != "skipped"]
     waited, before = without_gain(ran, stop.gain), _skipped(turn.history)
+    trials = "trial" if waited == 1 else f"{waited} trials"
     if before and waited >= max(stop.patience, 1):
-        return f"{before[0]} was skipped, and since then no trial beat the best loss by {stop.gain:g} of it"
+        return (
+            f"{before[0]} was skipped, and the last {trials} that ran didn't beat the best loss by {stop.gain:g} of it"
+        )
     if waited < stop.patience or outlook.worth >= stop.chance:
         return None
     chance = math.floor(1000 * outlook.worth) / 1000  # rounded down, so that it reads as below the limit
     found = f"the chance to beat the best loss by {stop.gain:g} of it is {chance:g}, below {stop.chance:g}"
-    trials = "trial" if waited == 1 else f"{waited} trials"
     return f"{found}, and the last {trials} didn't" if waited else found
 
 
