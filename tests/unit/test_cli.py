@@ -27,11 +27,11 @@ def swallowed(then):
         signal.raise_signal(signal.SIGTERM)
     except interruption.InterruptionError:
         return then
-def while_saving():
+def while_saving(then=OSError("an adapter")):
     interruption.listen()
     with interruption.deferred():
         signal.raise_signal(signal.SIGINT)
-        return OSError("an adapter")
+        return then
 def run(arguments):
     raise {raised}
 write_settings.run = run
@@ -107,12 +107,19 @@ def test_what_goes_wrong_after_ctrl_c_is_told_where_a_command_listens(tmp_path: 
     assert "unexpected OSError: an adapter; the traceback is in" in done.stderr
 
 
+def test_a_command_that_was_through_when_a_signal_came_has_done_its_work() -> None:
+    script = RAISING.replace("raise {raised}", "while_saving(None)").format()
+    done = subprocess.run([sys.executable, "-c", script, "--output", "x"], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("returned 0\n", "")
+
+
 @pytest.mark.parametrize("then", ["RecursionError('of a half imported module')", "UserError('no numpy')"])
 def test_a_signal_stays_one_where_a_library_swallows_it_and_fails_for_that(tmp_path: Path, then: str) -> None:
     done = run(f"swallowed({then})", "--output", "x", "--log", str(tmp_path / "a.log"))
     said = "understudy write-settings: interrupted (SIGTERM) while nothing was in training; what has finished is kept"
     assert done.stderr == f"{said}; start again to go on\n"
     assert [path.name for path in tmp_path.iterdir()] == ["a.log"]
+    assert then.partition("(")[0] in (tmp_path / "a.log").read_text()
     assert (tmp_path / "a.log").read_text().endswith("returned 143\n")
 
 
@@ -124,21 +131,25 @@ def test_a_signal_stays_one_where_a_library_swallows_it_and_goes_on(gone: str, n
     assert done.stderr.startswith(f"understudy write-settings: interrupted ({number.name}) while nothing")
 
 
-def test_ctrl_c_while_a_command_is_imported() -> None:
+@pytest.mark.parametrize("answer", ["raise ImportError(name) from None", "return write_settings"])
+def test_ctrl_c_while_a_command_is_imported(tmp_path: Path, answer: str) -> None:
     script = (
         "import importlib, signal, sys\n"
-        "from understudy.cli import main\n"
+        "from understudy.cli import main, write_settings\n"
         "real = importlib.import_module\n"
         "def imported(name):\n"
         "    importlib.import_module = real\n"
         "    try: signal.raise_signal(signal.SIGINT)\n"
-        "    except KeyboardInterrupt: raise ImportError(name) from None\n"
+        f"    except KeyboardInterrupt: {answer}\n"
         "importlib.import_module = imported\n"
-        "print(main(['propose']))"
+        "print(main(sys.argv[1:]))"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    output = tmp_path / "settings.json"
+    command = [sys.executable, "-c", script, "write-settings", "--content", "{}", "--output", str(output)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stdout == "130\n"
-    assert done.stderr.startswith("understudy propose: interrupted (SIGINT)")
+    assert done.stderr.startswith("understudy write-settings: interrupted (SIGINT)")
+    assert not output.exists()
 
 
 def test_an_ignored_ctrl_c_stays_ignored_and_nothing_is_left_behind() -> None:

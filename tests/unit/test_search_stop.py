@@ -28,18 +28,21 @@ STOPPING = made.config(
 
 
 def test_what_is_not_worth_it_is_skipped(tmp_path: Path) -> None:
-    records = made.run_target(STOPPING, tmp_path, *made.transferred(STOPPING), 12)
+    records = made.run_target(STOPPING, tmp_path, *made.transferred(STOPPING), 14)
     ran = [record.result.status != "skipped" for record in records]
     assert sum(ran) < 12
+    assert not any(ran[sum(ran) :])  # nothing else was running when the first one was skipped
     assert all(ran[:FEWEST_WITH_STOP])
     assert made.best_of(records) < 2.02  # twice the gain above 2, the best of the bowl
     for number, record in enumerate(records):
         proposal = json.loads((tmp_path / f"{number:04d}" / "proposal.json").read_text())
         worth = (proposal["outlook"] or {}).get("worth")
         assert (proposal["skip"] is None) == (record.result.status != "skipped")
-        if proposal["skip"]:
+        if number == sum(ran):
             assert worth < 0.2
             assert "below 0.2, and the last" in proposal["skip"]
+        elif proposal["skip"]:
+            assert "was skipped, and no trial has beaten the best loss" in proposal["skip"]
 
 
 HOPELESS = Outlook(trust=1.0, chance=0.0, rate_shift=1.0, worth=0.0)
@@ -113,33 +116,41 @@ def test_a_promising_trial_is_not_skipped_however_long_nothing_was_gained() -> N
 
 
 def test_skipped_trials_are_not_counted_among_those_that_brought_nothing() -> None:
-    made_up = turn(8, [2.0, 2.0, 2.0, 2.0, 2.0, 2.0], patience=6)
-    skipped = made.record(made_up.history.visible[0].spec, status="skipped")
-    longer = replace(made_up, history=History((*made_up.history.visible, skipped, skipped)))
-    assert propose._reason_to_skip(longer, HOPELESS) is None
+    before = turn(14, [2.0, 2.0, 2.0, 2.0, 1.9, 0.0, 1.9, 1.9, 1.9, 1.9, 1.9], window=4, patience=6)
+    records = list(before.history.visible)
+    records[5] = made.record(records[5].spec, status="skipped")  # without having seen trial 4
+    assert propose._reason_to_skip(replace(before, history=History(tuple(records))), HOPELESS) is None
+    records.append(records[-1])
+    assert propose._reason_to_skip(replace(before, history=History(tuple(records))), HOPELESS) is not None
 
 
 @pytest.mark.parametrize("patience", [0, 2, 6])
-@pytest.mark.parametrize("pending", [False, True])
-def test_after_a_skipped_trial_the_next_runs_only_where_one_that_was_running_brought_a_gain(
-    patience: int, pending: bool
+@pytest.mark.parametrize("window", [1, 4])
+@pytest.mark.parametrize("since", [0, 1, 3])
+def test_after_a_skipped_trial_all_are_until_a_gain_shows_that_it_did_not_see(
+    patience: int, window: int, since: int
 ) -> None:
-    promising = HOPELESS.model_copy(update={"worth": 0.9})
+    """Trial 12 was skipped; trial 13 + `since` is to be proposed, and trial `gained` brought a gain."""
 
-    def reason(*losses: float) -> str | None:
-        before = turn(12, losses, window=2, patience=patience)
-        history = before.history
-        if pending:
-            history = replace(history, pending=(history.pending[0].model_copy(update={"skip": "why"}),))
-        else:
-            skipped = made.record(before.history.visible[0].spec, status="skipped")
-            history = replace(history, visible=(*history.visible, skipped))
-        return propose._reason_to_skip(replace(before, history=history), promising)
+    def reason(gained: int) -> str | None:
+        number = 13 + since
+        losses = [2.0 if trial < gained else 1.9 for trial in range(number)]
+        before = turn(number, losses, window=window, patience=patience)
+        records = list(before.history.visible)
+        records[12] = made.record(records[12].spec, status="skipped")
+        first_pending = number - window + 1
+        pending = tuple(
+            before.history.pending[0].model_copy(update={"number": trial, "skip": "why" if trial == 12 else None})
+            for trial in range(first_pending, number)
+        )
+        history = replace(before.history, visible=tuple(records[:first_pending]), pending=pending)
+        return propose._reason_to_skip(replace(before, history=history), HOPELESS.model_copy(update={"worth": 0.9}))
 
-    words = "was skipped, and the last 10 trials that ran didn't beat the best loss by 0.01 of it"
-    assert words in str(reason(*[2.0] * 11))
-    assert reason(*[2.0] * 10, 1.9) is None
-    assert (reason(*[2.0] * 9, 1.9, 1.9) is None) == (patience > 1)
+    seen_by_12 = 12 - window
+    words = "t0012 was skipped, and no trial has beaten the best loss by 0.01 of it since"
+    assert reason(0) == reason(seen_by_12) == words
+    for gained in range(seen_by_12 + 1, 13 + since - window + 1):
+        assert (reason(gained) is None) == (gained != 12 or since > window - 1), gained
 
 
 @pytest.mark.long

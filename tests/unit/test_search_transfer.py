@@ -18,12 +18,12 @@ from understudy.cli import main
 from understudy.config import StudyConfig
 from understudy.errors import UnderstudyError
 from understudy.files import read_model, write_json
-from understudy.search.defaults import SAME_RATE, learning_rate_rule
+from understudy.search.defaults import learning_rate_rule
 from understudy.search.guidance import inside
 from understudy.search.planning import plan_echo
 from understudy.search.scaling import scale_rules, scaled
 from understudy.search.surface import log_axis
-from understudy.search.transfer import transfer
+from understudy.search.transfer import SAME_RATE, transfer
 from understudy.space import Choices, Range
 from understudy.summary.tables import trials_frame
 from understudy.trial import TrialSpec
@@ -172,12 +172,20 @@ def test_the_published_rule_is_a_start_beside_a_default_of_the_users_own_rate(me
     assert rates.low <= rule <= rates.high
 
 
-@pytest.mark.parametrize("factor", [None, 1.0, 1 + SAME_RATE / 4])
-def test_the_published_rule_is_no_start_twice(factor: float | None) -> None:
+@pytest.mark.parametrize(("factor", "count"), [(None, 0), (1.0, 0), (1.02, 0), (0.97, 0), (1.2, 1)])
+def test_the_published_rule_is_no_start_beside_a_default_of_nearly_its_rate(factor: float | None, count: int) -> None:
     rule = learning_rate_rule(made.TARGET.hidden_size, "llama", "lora")
     _, starts = made.transferred(made.config(**({"defaults__learning_rate": factor * rule} if factor else {})))
-    rates = [start.hyperparameters["learning_rate"] for start in starts.starts if start.origin == "default"]
-    assert sum(rate == pytest.approx(rule, rel=3 * SAME_RATE) for rate in rates) == (1 if factor else 0)
+    assert (
+        sum("published rule's rate" in start.reason and bool(start.parents) is False for start in starts.starts)
+        == count
+    )
+
+
+def test_the_published_rule_has_the_defaults_place() -> None:
+    found = made.transferred(made.config(defaults__learning_rate=2e-2, transfer__max_regions=3))[1].starts
+    names = ["rule" if "published rule's rate" in start.reason else start.parents[0] for start in found]
+    assert names.index("rule") == names.index("d00") + 1
 
 
 def test_the_published_rule_is_no_start_where_the_rate_is_not_searched() -> None:

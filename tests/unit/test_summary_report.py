@@ -183,6 +183,7 @@ def test_the_report_says_whether_regions_guided_anything(
         "fixed; free to explore",
         "what is negligible has that value",
         "fixed there",
+        "guided into a region",
     ):
         assert words in guided
         assert words not in by_model

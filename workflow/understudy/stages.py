@@ -167,8 +167,8 @@ class TransferSettings(Section):
 class StopSettings(Section):
     """When more target trials aren't worth their price; `{}` takes the defaults. With `two_fidelity` alone.
 
-    A trial is skipped where neither what was run of late nor the model promises a gain. Small steps add up: a gain is
-    measured from the last loss that was one.
+    A trial is skipped where neither what was run of late nor the model promises a gain, and then all after it, until a
+    gain shows that was still in the making. Small steps add up: a gain is measured from the last loss that was one.
     """
 
     gain: float = Field(
@@ -181,7 +181,7 @@ class StopSettings(Section):
         default=0.3,
         gt=0,
         lt=1,
-        description="and while the model gives a gain less than this, whatever is tried next",
+        description="and the model gives a gain less than this, whatever is tried next",
     )
 
     def first_to_skip(self, window: int) -> int:

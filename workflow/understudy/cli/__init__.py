@@ -78,10 +78,14 @@ def _run(words: list[str]) -> int:
                 terminal = _redirect(parsed.log)
         if process.STARTED_BY in os.environ:  # the workflow calls: nothing it began goes on without it
             process.end_with_parent()
+        if interruption.ctrl_c_came():  # and was swallowed while the command was imported
+            raise KeyboardInterrupt
         with interruption.prevailing():
             parsed.run(parsed)
         sys.stdout.flush()
     except InterruptionError as error:
+        if error.__cause__ is not None and parsed.log:
+            traceback.print_exc()
         return _told(parsed.command, error, terminal)
     except Exception as error:
         if interruption.ctrl_c_came():

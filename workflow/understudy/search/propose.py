@@ -203,30 +203,27 @@ def _misled(turn: _Turn) -> bool:
 def _reason_to_skip(turn: _Turn, outlook: Outlook | None) -> str | None:
     """Why a trial isn't worth its price; None where it is, and for the first few.
 
-    After one that was skipped all are, unless a trial that was running then brought a gain: the model's candidates are
-    drawn anew for each proposal, and its chance with them.
+    After one that was skipped all are, until a gain shows that it didn't see: the model's candidates are drawn anew for
+    each proposal, and its chance with them.
     """
     stop = turn.settings.stop
     if stop is None or turn.number < FEWEST_WITH_STOP or outlook is None or outlook.worth is None:
         return None
-    ran = [record.result.objective for record in turn.history.visible if record.result.status != "skipped"]
-    waited, before = without_gain(ran, stop.gain), _skipped(turn.history)
-    trials = "trial" if waited == 1 else f"{waited} trials"
-    if before and waited >= max(stop.patience, 1):
-        return (
-            f"{before[0]} was skipped, and the last {trials} that ran didn't beat the best loss by {stop.gain:g} of it"
-        )
+    seen = list(enumerate(record.result for record in turn.history.visible))
+    ran = [(number, result.objective) for number, result in seen if result.status != "skipped"]
+    waited = without_gain([objective for _, objective in ran], stop.gain)
+    last_gain = ran[-1 - waited][0] if waited < len(ran) else -1
+    skipped = [number for number, result in seen if result.status == "skipped"]
+    skipped += [proposal.number for proposal in turn.history.pending if proposal.skip]
+    if skipped and last_gain <= skipped[-1] - turn.settings.window:
+        name = f"{LETTERS[turn.stage]}{skipped[-1]:04d}"
+        return f"{name} was skipped, and no trial has beaten the best loss by {stop.gain:g} of it since"
     if waited < stop.patience or outlook.worth >= stop.chance:
         return None
+    trials = "trial" if waited == 1 else f"{waited} trials"
     chance = math.floor(1000 * outlook.worth) / 1000  # rounded down, so that it reads as below the limit
     found = f"the chance to beat the best loss by {stop.gain:g} of it is {chance:g}, below {stop.chance:g}"
     return f"{found}, and the last {trials} didn't" if waited else found
-
-
-def _skipped(history: History) -> list[str]:
-    """The trials that were skipped, by id, in their order."""
-    seen = [record.spec.id for record in history.visible if record.result.status == "skipped"]
-    return seen + [proposal.spec.id for proposal in history.pending if proposal.skip]
 
 
 def without_gain(losses: Iterable[float | None], gain: float) -> int:

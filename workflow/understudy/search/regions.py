@@ -127,7 +127,7 @@ def _region_reason(
     cut = [name for name in boxes if evidence[name].cuts]
     narrowed = f"narrowed along {', '.join(cut)}" if cut else "not narrowed: the proxy shows no evidence"
     if fixed := [name for name, box in boxes.items() if box.fixed is not None]:
-        narrowed += f"; at its best trial's value: {', '.join(fixed)}"
+        narrowed += f"; negligible: {', '.join(fixed)}"
     return (
         f"{len(members)} of the {len(top)} top trials, mean loss {mean:.4f}, best {members[0].score:.4f} "
         f"({members[0].id}); {grouping.reason}; {narrowed}"

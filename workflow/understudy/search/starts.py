@@ -55,9 +55,9 @@ def make_starts(
     """All starts in order, without duplicates; the target takes as many as it is told to.
 
     The best region's best trial comes first; then the other regions' bests and the known-good configurations, in the
-    order of their proxy trials' objectives (without one: last); then the rest of the top trials, the regions taking
-    turns, where they differ from what is there. A fixed rate that did worse than the proxy's `middling` loss
-    comes after all.
+    order of their proxy trials' objectives (without one: next to the default); then the rest of the top trials, the
+    regions taking turns, where they differ from what is there. A fixed rate that did worse than the proxy's `middling`
+    loss comes after all.
 
     `known` are the target's known-good configurations, the default first.
     """
@@ -70,7 +70,8 @@ def make_starts(
     if any(_distance(default, best, space, weights) < NEAR for best in images):  # but for rounding or tokens the same
         early.remove(default)
     late = [start for start, objective in fixed if start not in early]
-    second = sorted([*bests[1:], *early], key=lambda start: _evidence(start, by_id))
+    middle = _evidence(default, by_id, math.inf)
+    second = sorted([*bests[1:], *early], key=lambda start: _evidence(start, by_id, middle))
     rest = [_transferred(trial, image, reason) for trial, reason in _in_turns(top, regions)]
     firsts = _distinct([bests[0], *second])
     return Starts(
@@ -110,15 +111,20 @@ def _known(item: KnownGood, by_id: Mapping[str, Seen]) -> tuple[Start, float | N
 
 
 def _counterpart(item: KnownGood, by_id: Mapping[str, Seen]) -> Seen | None:
-    """The proxy's default, or its trial at the same fixed rate; both models needn't leave out the same rates."""
+    """The proxy's default, or its trial at the same fixed rate; both models needn't leave out the same rates.
+
+    None where there is no such trial, or where the configuration is the target's alone.
+    """
+    if not item.on_proxy:
+        return None
     if item.fixed is None:
         return by_id.get("d00")
     others = (trial for trial in by_id.values() if trial.origin == "default" and trial.id != "d00")
     return next((trial for trial in others if trial.values["learning_rate"] == item.fixed), None)
 
 
-def _evidence(start: Start, by_id: Mapping[str, Seen]) -> float:
-    return by_id[start.parents[0]].score if start.parents else math.inf
+def _evidence(start: Start, by_id: Mapping[str, Seen], otherwise: float) -> float:
+    return by_id[start.parents[0]].score if start.parents else otherwise
 
 
 def _in_turns(top: Sequence[Seen], regions: Sequence[Region]) -> Iterator[tuple[Seen, str]]:

@@ -11,7 +11,7 @@ import polars as pl
 
 from understudy.artifacts import Regions, ScaleRule, Starts
 from understudy.search.clusters import embed, group
-from understudy.search.defaults import SAME_RATE, known_good, learning_rate_rule, published
+from understudy.search.defaults import known_good, learning_rate_rule, published
 from understudy.search.explained import cross_validated
 from understudy.search.importance import importance_table
 from understudy.search.regions import Frame, gather_evidence, make_regions
@@ -24,6 +24,7 @@ from understudy.space import Space, widen
 from understudy.trial import ModelCard
 
 FEWEST_TOP = 3
+SAME_RATE = 2e-5  # relative; above what rounding two rates to 6 digits can do, far below what matters
 
 
 def transfer(

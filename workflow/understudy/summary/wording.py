@@ -183,7 +183,7 @@ def trust_text(trust: float | None) -> str | None:
     """What the two-fidelity model made of the proxy, in words and a number; None where another sampler proposed."""
     if trust is None:
         return None
-    belief = f"by its model the target is better where the proxy is with probability {trust:.2f}"
+    belief = f"by its model, with probability {trust:.2f} the target is better where the proxy is"
     if trust >= FOLLOWED:
         return f"The sampler followed the proxy ({belief})."
     if trust >= DOUBTED:

@@ -17,6 +17,7 @@ from torch import Tensor
 from understudy import watchdog
 from understudy.errors import StorageError
 from understudy.files import written_whole
+from understudy.interruption import InterruptionError
 from understudy.train import memory
 
 SHARE = 20  # work goes on for at least so many times as long as it took to save it
@@ -64,7 +65,7 @@ def load_sealed(path: Path, mapped: bool = False) -> tuple[str, dict[str, Any]] 
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         state: dict[str, Any] = content["state"]
         return (found, state) if (found := seal(state)) == content["seal"] else None
-    except FileNotFoundError:
+    except (FileNotFoundError, InterruptionError):
         raise
     except Exception as error:  # cut off or altered: whatever the unpickler makes of it
         if _is_outside(error, path):
