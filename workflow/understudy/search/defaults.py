@@ -60,7 +60,10 @@ class KnownGood:
     hyperparameters: dict[str, Value]
     reason: str
     fixed: float | None = None  # the rate that it has whatever the default's is, as for LoRA; None for the default
-    on_proxy: bool = True  # whether the proxy runs its like
+
+
+class Unrun(KnownGood):
+    """One that the proxy doesn't run."""
 
 
 def with_rate(defaults: Mapping[str, Value], rate: float) -> dict[str, Value]:
@@ -100,7 +103,7 @@ def published(space: Space, defaults: Mapping[str, Value], rate: float, method: 
     if "learning_rate" not in space or abs(math.log(given / rate)) < CLOSE_RATES:
         return []
     values = complete({"learning_rate": rate}, defaults, method)
-    return [KnownGood(values, f"the default with the published rule's rate {rate:g}", rate, on_proxy=False)]
+    return [Unrun(values, f"the default with the published rule's rate {rate:g}", rate)]
 
 
 def highest_rank(space: Space, defaults: Mapping[str, Value]) -> Value:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from understudy.artifacts import Region, ScaleRule, Start, Starts
 from understudy.hyperparameters import Value, complete
-from understudy.search.defaults import KnownGood
+from understudy.search.defaults import KnownGood, Unrun
 from understudy.search.scaling import to_target
 from understudy.search.table import Seen
 from understudy.search.values import Identity, identity
@@ -115,7 +115,7 @@ def _counterpart(item: KnownGood, by_id: Mapping[str, Seen]) -> Seen | None:
 
     None where there is no such trial, or where the configuration is the target's alone.
     """
-    if not item.on_proxy:
+    if isinstance(item, Unrun):
         return None
     if item.fixed is None:
         return by_id.get("d00")
