@@ -1,13 +1,18 @@
-"""The benchmark of a proposal's time runs. How long anything takes isn't tested here."""
+"""The benchmark of a proposal's time runs, and the command that it times keeps to its limit."""
 
 from __future__ import annotations
 
+import argparse
 import json
+import resource
 import subprocess
 import sys
 from pathlib import Path
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "proposals.py"
+import finished_runs
+import proposals
+
+SCRIPT = finished_runs.BENCHMARKS / "proposals.py"
 
 
 def test_a_small_run_times_every_sampler() -> None:
@@ -19,3 +24,14 @@ def test_a_small_run_times_every_sampler() -> None:
     for row in seconds.values():
         assert row["proposal"] > 0
         assert row["command"] > 0.2  # a process was started
+
+
+def test_the_whole_command_takes_at_most_five_seconds(tmp_path: Path) -> None:
+    """Of a processor, imports included, with 1,000 proxy trials and 100 finished ones."""
+    options = argparse.Namespace(proxy_trials=1000, target_trials=100)
+    study = proposals.prepare(tmp_path, "two_fidelity", 0, options)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    proposals.whole(study)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert json.loads((tmp_path / "proposal.json").read_bytes())["kind"] == "guided"
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 5
