@@ -145,9 +145,10 @@ def measured(
 
 
 def noted(told: Mapping[str, Any], options: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """The reports as they are kept: by set and table, with what was asked for."""
+    """The reports as they are kept: by set, table and a window other than 1, with what was asked for."""
     asked = {"half": options.half, "window": options.window, "proxy_trials": options.proxy_trials}
-    return {told["named"][name]: {**each, **asked} for name, each in told["sets"].items()}
+    window = f", window {options.window}" if options.window != 1 else ""
+    return {told["named"][name] + window: {**each, **asked} for name, each in told["sets"].items()}
 
 
 def label(tables: Sequence[Table], table: Table, name: str) -> str:

@@ -112,6 +112,10 @@ def test_our_own_table_ends_with_json_and_its_half_without_a_task_is_refused(tmp
     for name, found in told["sets"].items():
         regret = noted[f"{name} of transfer_runs"]["regret"]
         assert regret["random"]["4"]["mean"] == pytest.approx(found["regret"]["random"]["4"]["mean"], rel=1e-3)
+    subprocess.run([*quick, "--window", "4"], capture_output=True, timeout=60, check=True)
+    windowed = json.loads(notes.read_text())
+    assert {name: windowed[name] for name in noted} == noted
+    assert windowed["own of transfer_runs, window 4"]["window"] == 4
     done = subprocess.run([*script, "--half", "tuning", *words], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert "the half for tuning of transfer_runs has no task" in done.stderr
