@@ -139,7 +139,7 @@ def test_what_is_imported_is_declared() -> None:
 def test_the_least_snakemake_is_the_snakefile_s() -> None:
     least = re.search(r'min_version\("([\d.]+)"\)', (ROOT / "workflow" / "Snakefile").read_text())
     assert least
-    assert declared()["snakemake"] == f">={least[1]}"
+    assert f">={least[1]}" in declared()["snakemake"].split(",")
 
 
 def test_every_command_has_a_module() -> None:
@@ -163,7 +163,9 @@ def test_every_command_that_a_rule_calls_exists() -> None:
 
 def test_no_rule_has_an_ancient_input() -> None:
     """When the job that makes such an input runs, Snakemake passes over all that is missing behind it."""
-    for path in (ROOT / "rules").glob("*.smk"):
+    rules = sorted((ROOT / "rules").glob("*.smk"))
+    assert rules
+    for path in rules:
         assert not re.search(r"\bancient\(", path.read_text()), path
 
 

@@ -17,7 +17,8 @@ FORMAT_VERSION: Final = 1
 ENGINE_VERSION = 2  # raise it when a change to training, tokenisation or evaluation can change a number
 CHATS_VERSION = 2  # the same of what writes chats alone
 
-# fields of the execution that came after version 2
+# fields of the execution that are left out of digests at their defaults: they came after engine version 2, and finished
+# trials of before are the same
 LATER = ("strategy", "nodes", "cpu_offload", "attention", "torch_compile", "padding_free")
 # how models' configs call the number of their experts
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
