@@ -322,9 +322,19 @@ def gpus(role):
 
 
 def cores(role):
-    """Cores that one trial keeps busy."""
+    """Cores that one trial keeps busy on a node."""
     stage = getattr(STUDY.execution, role)
     return stage.threads * stage.processes
+
+
+def trial_cores():
+    """Cores of a target trial's job. One over several nodes has all of a run that submits no jobs to itself.
+
+    Two of them, side by side on the nodes of one allocation, would each hold GPUs that the other one waits for.
+    """
+    settings = workflow.resource_settings
+    alone = STUDY.execution.target.nodes > 1 and not settings.nodes
+    return max(cores("target"), settings.cores or 1) if alone else cores("target")
 
 
 def all_proxy_results():

@@ -53,7 +53,7 @@ rule train_target:
         PATHS.log("train_target", "{number}"),
     conda:
         "../envs/understudy.yaml"
-    threads: cores("target")
+    threads: trial_cores()
     resources:
         **TRIAL_LIMITS,
     params:
@@ -106,7 +106,7 @@ rule train_finalist:
         PATHS.log("train_finalist", "{rank}", "{seed}"),
     conda:
         "../envs/understudy.yaml"
-    threads: cores("target")
+    threads: trial_cores()
     resources:
         **TRIAL_LIMITS,
     params:

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import io
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from test_models_execution import CPU, EIGHT, H100, ROUND, SMALL, llama, settings
+from understudy import progress
+from understudy.cli import prepare_execution
 from understudy.errors import UserError
-from understudy.models import execution
+from understudy.files import read_model, write_json
+from understudy.models import execution, hardware
 from understudy.models.execution import resolve
 from understudy.models.hardware import GIB, Hardware
 from understudy.models.peak_flops import peak_flops
 from understudy.models.strategy import Needs
+from understudy.sections import ExecutionSection
 from understudy.settings import Method
-from understudy.trial import Execution, ModelCard, ResolvedExecution
+from understudy.trial import DataManifest, Execution, ModelCard, ResolvedExecution
 
 EIGHT_GPUS = dataclasses.replace(H100, gpus=8, host_bytes=1024 * GIB)
 SEVENTY = llama(70, 8192, 80)
@@ -137,13 +144,40 @@ def test_one_process_that_does_not_fit_offloads() -> None:
     assert not any("strategy" in note for note in made.notes)
 
 
-def test_what_is_given_is_kept() -> None:
-    assert how(chosen(SEVENTY, strategy="ddp")) == ("ddp", False)
+def test_what_is_given_is_kept_and_said_not_to_fit() -> None:
+    made = chosen(SEVENTY, strategy="ddp")
+    assert how(made) == ("ddp", False)
+    (note,) = [note for note in made.notes if note.startswith("target: may not fit; estimated")]
+    assert "`gradient_checkpointing: true`" in note
+    assert not any("may not fit" in note for note in chosen(EIGHT, strategy="ddp").notes)
+    (note,) = [n for n in chosen(SEVENTY, strategy="fsdp", cpu_offload=False, method="full").notes if "may not" in n]
     assert how(chosen(SMALL, strategy="fsdp")) == ("fsdp", False)
     assert how(chosen(SMALL, strategy="fsdp", cpu_offload=True)) == ("fsdp", True)
     offloaded = chosen(llama(40, 8192, 60), method="full", strategy="fsdp")
     assert how(offloaded) == ("fsdp", True)
     assert any(note.startswith("target.cpu_offload: true, estimated") for note in offloaded.notes)
+
+
+def test_what_was_estimated_shows_on_the_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "detect", lambda device: EIGHT_GPUS)
+    said = io.StringIO()
+    monkeypatch.setattr(progress, "_terminal", said)
+    section = ExecutionSection(execution=settings(device="cuda", target={"processes": 8}), method="full")
+    manifest = DataManifest(
+        task="files", source={}, counts={}, splits={}, max_length=1024, train_examples=8, validation_examples=8,
+        test_examples=8,
+    )  # fmt: skip
+    files = {"settings": section, "model": SEVENTY, "manifest": manifest}
+    for name, content in files.items():
+        write_json(tmp_path / f"{name}.json", content)
+    given = {name: tmp_path / f"{name}.json" for name in [*files, "output"]}
+    prepare_execution.run(argparse.Namespace(**given))
+    made = read_model(given["output"], Execution)
+    told = said.getvalue().splitlines()
+    assert told == [
+        note for note in made.notes if note.startswith(("target.strategy", "target.cpu_offload", "target: "))
+    ]
+    assert "target.strategy: fsdp, estimated: of 64 GiB usable" in told[0]
 
 
 def test_on_cpus_auto_is_whole_copies() -> None:

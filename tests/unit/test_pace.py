@@ -206,6 +206,9 @@ ROOMS: list[tuple[dict[str, Any], Room, int]] = [
     ({"device": "cuda"}, Room(64, 8), 3),
     ({"device": "cuda", "target": {"processes": 4}}, Room(64, 8), 2),
     ({"device": "cuda", "target": {"processes": 4}}, Room(64, 2), 1),
+    ({"target": {"nodes": 2}}, Room(64), 1),
+    ({"device": "cuda", "target": {"nodes": 2}}, Room(64, 8), 1),
+    ({"target": {"nodes": 2}}, Room(None, jobs=100), 3),
     ({}, Room(None, jobs=100), 3),
     ({}, Room(None, jobs=2), 2),
 ]

@@ -112,6 +112,24 @@ def test_a_hub_models_size_is_its_cards_once_it_is_prepared(tmp_path: Path) -> N
     assert resources.model_size(settings, path) == resources.UNKNOWN
 
 
+def test_a_run_that_fetches_a_model_asks_for_what_it_turned_out_to_need(tmp_path: Path) -> None:
+    """The limits are made when the rules are read, before the model is there."""
+    path = tmp_path / "model.json"
+    config = study(models__proxy={"model_name_or_path": "some/model"})
+    found = resources.job_limits(config, "proxy", path)
+    before = [found[name](None, 1) for name in ("mem_mb", "runtime")]  # type: ignore[operator]
+    card = {"role": "proxy", "source": "hub", "path": "/m", "sha256": "a", "model_type": "llama", "name": "some/model"}
+    card |= {"quantization": "none", "hidden_size": 896, "num_hidden_layers": 24, "vocab_size": 151_936}
+    write_json(path, ModelCard.model_validate({**card, "parameters": 494_032_768}))
+    after = [found[name](None, 1) for name in ("mem_mb", "runtime")]  # type: ignore[operator]
+    size = resources.model_size(config.models.proxy, path)
+    assert after == [
+        resources.estimated_mem_mb(config, "proxy", size),
+        resources.estimated_runtime(config, "proxy", size),
+    ]
+    assert all(late < early / 4 for late, early in zip(after, before, strict=True))
+
+
 def test_estimates_hold_what_they_must() -> None:
     seven = resources.ModelSize(7_000_000_000, 3584, 28, 152_064, "card")
     on_gpu = study("config/examples/own-model.yaml")
@@ -205,7 +223,9 @@ def test_attempts_ask_for_more_up_to_the_limits_and_places_stand_as_given() -> N
     plain = limits(study(), "proxy", 1)
     assert plain.pop("cpus_per_task") == 1
     assert plain.keys() == {"mem_mb", "runtime"}
-    assert limits(study(), "proxy", 2) == {**{name: 2 * value for name, value in plain.items()}, "cpus_per_task": 1}
+    for attempt, times in ((2, 2), (4, 4), (16, 4)):  # so many time-outs say nothing of memory
+        expected = {name: times * value for name, value in plain.items()}
+        assert limits(study(), "proxy", attempt) == {**expected, "cpus_per_task": 1}
 
 
 def test_what_the_config_gives_grows_only_where_it_says_how_far() -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from understudy import graph
 from understudy.config import StudyConfig
 from understudy.hyperparameters import HYPERPARAMETERS
-from understudy.settings import Role, StageExecution
+from understudy.settings import Role, StageExecution, TargetExecution
 
 
 @dataclass(frozen=True)
@@ -85,4 +85,6 @@ def _fitting(study: StudyConfig, role: Role, room: Room) -> int:
         limits.append(room.cores // (how.threads * how.processes))
     if room.gpus is not None:
         limits.append(room.gpus // how.processes)
+    if room.jobs is None and isinstance(how, TargetExecution) and how.nodes > 1:
+        limits.append(1)  # see `trial_cores` in rules/common.smk
     return max(1, min(limits, default=1))

@@ -11,8 +11,9 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from understudy.config import StudyConfig
 from understudy.errors import CorruptFileError, UserError
@@ -44,6 +45,7 @@ GPU_FLOPS = 2e13  # per GPU and second: an older one, or a short batch on a new 
 TIME_MARGIN = 2.0
 STARTUP_MINUTES = 15  # loading weights from a shared file system, and the workflow's own start
 LEAST_MINUTES = 30
+MOST_TIMES = 4  # the first attempt's estimate: what runs out of time again and again needs no more memory
 
 CPU_ROWS = 32  # of a forward pass, as `prepare-execution` takes them on CPUs
 PACK_TOKENS = 2048  # likewise
@@ -92,17 +94,15 @@ def job_limits(study: StudyConfig, role: Role, card: Path) -> dict[str, int | st
     """Snakemake resources of a job that trains on the role's base: what is given in the config, else estimates.
 
     `mem_mb` and `runtime` (minutes) are functions of the wildcards and the attempt, from 1: each attempt asks for
-    that many times the first one's, up to the config's limits. What the config gives itself grows only where it gives
-    a larger limit as well: a trial that goes on from its checkpoint needs no more memory. `card` is the path of the
-    role's `model.json`.
+    that many times the first one's, up to the config's limits, or four times where it has none. What the config gives
+    itself grows only where it gives a larger limit as well: a trial that goes on from its checkpoint needs no more
+    memory. `card` is the path of the role's `model.json`; a hub model's size is looked up there whenever an amount is
+    asked for, since the run that fetches the model submits its trials as well.
 
     A job with GPUs says that it wants one node: SLURM counts them per job, and would take some from each of several.
     Snakemake would cut a rule's threads to the `--cores` of the machine that submits, and `cpus_per_task` not.
     """
     asked, how = getattr(study.resources, role), getattr(study.execution, role)
-    size = model_size(getattr(study.models, role), card)
-    mem_mb = estimated_mem_mb(study, role, size) if asked.mem_mb == "auto" else asked.mem_mb
-    runtime = estimated_runtime(study, role, size) if asked.runtime == "auto" else asked.runtime
     on_gpus = study.execution.device == "cuda"
     named = {
         "cpus_per_task": how.threads * how.processes,
@@ -112,9 +112,10 @@ def job_limits(study: StudyConfig, role: Role, card: Path) -> dict[str, int | st
         "slurm_account": study.resources.account,
         "constraint": asked.constraint,
     }
+    size = _sizes(getattr(study.models, role), card)
     return {
-        "mem_mb": _scaled(mem_mb, asked.max_mem_mb or (None if asked.mem_mb == "auto" else mem_mb)),
-        "runtime": _scaled(runtime, asked.max_runtime or (None if asked.runtime == "auto" else runtime)),
+        "mem_mb": _amount(asked.mem_mb, asked.max_mem_mb, partial(estimated_mem_mb, study, role), size),
+        "runtime": _amount(asked.runtime, asked.max_runtime, partial(estimated_runtime, study, role), size),
         **{name: value for name, value in named.items() if value is not None},
     }
 
@@ -240,9 +241,29 @@ def require_scheduler(study: StudyConfig, allocated: str | None) -> None:
         )
 
 
-def _scaled(first: int, most: int | None) -> Callable[[Any, int], int]:
+def _sizes(settings: ModelSettings, card: Path) -> Callable[[], ModelSize]:
+    """The size of a base model as it is known at each call; read again only as long as it isn't."""
+    known = [model_size(settings, card)]
+
+    def size() -> ModelSize:
+        if known[0] is UNKNOWN:
+            known[0] = model_size(settings, card)
+        return known[0]
+
+    return size
+
+
+def _amount(
+    given: int | Literal["auto"], most: int | None, estimated: Callable[[ModelSize], int], size: Callable[[], ModelSize]
+) -> Callable[[Any, int], int]:
     """The amount of an attempt. Snakemake passes arguments by these names."""
-    return lambda wildcards, attempt: min(first * attempt, first * attempt if most is None else most)  # noqa: ARG005
+
+    def amount(wildcards: Any, attempt: int) -> int:  # noqa: ARG001
+        first = estimated(size()) if given == "auto" else given
+        limit = most or first * (MOST_TIMES if given == "auto" else 1)
+        return min(first * attempt, limit)
+
+    return amount
 
 
 def _training_bytes(study: StudyConfig, how: StageExecution, size: ModelSize, adapters: bool) -> float:

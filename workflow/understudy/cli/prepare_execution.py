@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from understudy import progress
 from understudy.files import read_model, write_json
 from understudy.sections import ExecutionSection
 from understudy.trial import DataManifest, ModelCard
@@ -23,8 +24,13 @@ def run(arguments: argparse.Namespace) -> None:
     card = read_model(arguments.model, ModelCard)
     from understudy.models.execution import resolve
     from understudy.models.hardware import detect
+    from understudy.models.strategy import SAID
 
     hardware = detect(section.execution.device)
     execution = resolve(section.execution, card, manifest.max_length, hardware, section.method)
     write_json(arguments.output, execution)
-    print("\n".join(execution.notes) or "nothing was left to decide")
+    for note in execution.notes or ("nothing was left to decide",):
+        if note.startswith(SAID):  # what doesn't fit is to show before the proxy is paid for
+            progress.tell(note)
+        else:
+            print(note)

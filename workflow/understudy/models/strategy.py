@@ -15,6 +15,7 @@ from understudy.settings import Method, TargetExecution
 from understudy.trial import ModelCard
 
 STATE_BYTES = 16  # per trained parameter: weight, gradient and AdamW's two moments in float32
+SAID = ("target.strategy", "target.cpu_offload", "target: ")  # how the notes of this module begin
 AUTOCAST_BYTES = 2  # and the copy in bfloat16 that autocast keeps until the backward pass
 
 
@@ -51,7 +52,11 @@ def choose(
     if stage.strategy == "fsdp" and stage.cpu_offload == "auto":
         offload = needs.sharded + needs.row > _usable(hardware)
         notes.append(f"target.cpu_offload: {str(offload).lower()}, {needs.say(hardware)}")
-    return Strategy(stage.strategy, offload, needs.taken(stage.strategy, offload)), notes
+    taken = needs.taken(stage.strategy, offload)
+    if not offload and taken + needs.row > _usable(hardware):
+        said = "" if notes else f"{needs.say(hardware)}; "
+        notes.append(f"target: may not fit; {said}{_advice(stage, offload)}")
+    return Strategy(stage.strategy, offload, taken), notes
 
 
 @dataclass(frozen=True)
