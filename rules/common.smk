@@ -11,7 +11,8 @@ from snakemake.logging import logger
 
 sys.path.insert(0, workflow.basedir)
 
-from understudy import abreast, chatter, cluster, devices, disk, graph, lock, mending, process, progress, resources
+from understudy import abreast, chatter, cluster, cluster_watch, devices, disk, graph, lock, mending, process, progress
+from understudy import resources
 from understudy.config import parse as parse_study
 from understudy.config import refuse_misread
 from understudy.data.pin import check_interpreter
@@ -178,6 +179,7 @@ def begin_run():
         cluster.mark_jobs(
             workflow.scheduler._executor, PATHS, own_logs=not getattr(workflow.executor_settings, "logdir", None)
         )
+        cluster_watch.watch_jobs(workflow.scheduler._executor, logger.warning)
         chatter.tell_failures(logger)
         progress.follow(PATHS.progress)
         notes = [*resources.unasked(STUDY), *cluster.unwarned(workflow.scheduler._executor, jobs)]

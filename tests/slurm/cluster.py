@@ -53,6 +53,7 @@ class Cluster:
     cores: int = 2
     memory_mb: int = 8000
     gpus: int = 4
+    more: tuple[str, ...] = ()  # lines of slurm.conf
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
@@ -160,7 +161,7 @@ class Cluster:
 
     def _idle(self) -> int:
         with contextlib.suppress(subprocess.SubprocessError):  # the controller isn't up yet
-            return len(self.call("sinfo", "--noheader", "--Node", "--states", "idle", "--format", "%N").split())
+            return len(set(self.call("sinfo", "--noheader", "--Node", "--states", "idle", "--format", "%N").split()))
         return 0
 
     def _wait(self, condition: Callable[[], Found | None], seconds: float, what: str) -> Found:
@@ -235,6 +236,7 @@ class Cluster:
             f"NodeName={nodes} NodeHostname={host} NodeAddr=127.0.0.1 Port=[{','.join(map(str, ports[1:]))}] "
             f"CPUs={self.cores} RealMemory={self.memory_mb} Gres=gpu:fake:{self.gpus}",
             f"PartitionName=main Nodes={nodes} Default=YES MaxTime=INFINITE DefMemPerCPU=500",
+            *self.more,
         ]
         config.write_text("\n".join(lines) + "\n")
         for name in ("srun", "squeue", "scontrol"):

@@ -159,7 +159,7 @@ def test_what_is_given_is_kept_and_said_not_to_fit() -> None:
 
 
 def test_what_was_estimated_shows_on_the_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware, "detect", lambda device: EIGHT_GPUS)
+    monkeypatch.setattr(hardware, "detect", lambda _: EIGHT_GPUS)
     said = io.StringIO()
     monkeypatch.setattr(progress, "_terminal", said)
     section = ExecutionSection(execution=settings(device="cuda", target={"processes": 8}), method="full")

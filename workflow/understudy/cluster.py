@@ -82,7 +82,7 @@ def unwarned(executor: Any, jobs: Iterable[Any]) -> list[str]:
 
 def left_behind(root: Path) -> list[QueuedJob]:
     """The study's jobs that SLURM knows and that haven't ended. Raises `ClusterError` where SLURM doesn't answer."""
-    listed = _call(["squeue", "--noheader", "--user", getpass.getuser(), "--format", "%i|%T|%j|%k"])
+    listed = call(["squeue", "--noheader", "--user", getpass.getuser(), "--format", "%i|%T|%j|%k"])
     rows = (line.strip().split("|", 3) for line in listed.splitlines() if line.count("|") >= 3)
     jobs = [QueuedJob(id, state, comment) for id, state, name, comment in rows if name.startswith(f"{mark(root)}_")]
     return [job for job in jobs if job.state not in ENDED]
@@ -140,7 +140,7 @@ def _until_gone(root: Path, way: LeftBehind, jobs: list[QueuedJob], say: Callabl
 
 def _cancel(ids: Sequence[str], *options: str) -> None:
     if ids:
-        _call(["scancel", *options, *ids])
+        call(["scancel", *options, *ids])
 
 
 def _named(jobs: Sequence[QueuedJob]) -> str:
@@ -148,7 +148,8 @@ def _named(jobs: Sequence[QueuedJob]) -> str:
     return ", ".join(f"{job.id} ({job.comment})" for job in jobs[:5]) + (", …" if len(jobs) > 5 else "")
 
 
-def _call(command: list[str]) -> str:
+def call(command: list[str]) -> str:
+    """What a command of SLURM prints. Raises `ClusterError` where it fails, or doesn't answer."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=QUERY_SECONDS)
     except subprocess.TimeoutExpired as error:

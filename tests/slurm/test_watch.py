@@ -1,0 +1,83 @@
+"""Jobs of a real SLURM that never end for the executor's plugin: pre-empted for good, forgotten, or not to begin."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from understudy.cluster_watch import GONE_LOOKS, GONE_SECONDS, STAYING_SECONDS, Watch, queued
+
+from .cluster import Cluster, why_not
+from .test_study import PACK, PLUGIN, study_in
+from .work import hold, output, started
+
+pytestmark = [pytest.mark.slurm, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
+
+PARTITIONS = (
+    "PreemptType=preempt/partition_prio",
+    "PreemptMode=REQUEUE",
+    "PartitionName=scavenge Nodes=ALL PriorityTier=1 PreemptMode=CANCEL DefMemPerCPU=500",
+    "PartitionName=urgent Nodes=ALL PriorityTier=10 DefMemPerCPU=500",
+    "PartitionName=short Nodes=ALL PriorityTier=1 MaxTime=1 DefMemPerCPU=500",
+)
+
+
+@pytest.fixture
+def cluster(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """One node of one core; this process talks to it, too."""
+    made = Cluster(tmp_path_factory.mktemp("slurm"), nodes=1, cores=1, more=PARTITIONS)
+    try:
+        made.start()
+        for name in ("SLURM_CONF", "PATH"):
+            monkeypatch.setenv(name, made.environment[name])
+        yield made
+    finally:
+        made.stop()
+
+
+def submit(cluster: Cluster, *options: str) -> str:
+    return cluster.call("sbatch", "--parsable", "--output=/dev/null", "--mem=100", *options).strip()
+
+
+def test_what_becomes_of_jobs_is_seen(cluster: Cluster) -> None:
+    lasting = submit(cluster, "--partition=scavenge", "--requeue", "--comment=lasting", "--wrap=sleep 600")
+    cluster.wait_for_job("lasting")
+    urgent = submit(cluster, "--partition=urgent", "--comment=urgent", "--wrap=sleep 600")
+    cluster.wait_for_job("urgent")
+    too_long = submit(cluster, "--partition=short", "--time=10", "--comment=too long", "--wrap=true")
+    waiting = submit(cluster, "--comment=waiting", "--wrap=true")
+    cluster.wait_for_lack("waiting")
+    forgotten = "4711"
+
+    said: list[str] = []
+    watch, ids = Watch(said.append), [lasting, urgent, too_long, waiting, forgotten]
+    assert queued()[lasting].state == "PREEMPTED"  # whatever `--requeue` says
+    found = [watch.look(ids, queued(), now) for now in (0.0, STAYING_SECONDS, GONE_SECONDS - 1, GONE_SECONDS)]
+    assert len(found) >= GONE_LOOKS
+    assert [set(lost) for lost in found] == [set(), {lasting}, {lasting}, {lasting, forgotten}]
+    (line,) = said
+    assert line.startswith(f"SLURM job {too_long} (too long) can't begin as it is: PartitionTimeLimit.")
+
+
+@pytest.mark.nightly
+@pytest.mark.skipif(find_spec(PLUGIN) is None, reason="the extra `slurm` isn't installed")
+def test_a_study_goes_on_from_the_checkpoint_of_a_job_that_was_preempted_for_good(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    low = {"proxy": {"partition": "scavenge"}}
+    running = {"device": "cpu", "checkpoint_minutes": 0}
+    study = study_in(tmp_path, tmp_path / "cache", many=False, execution=running, resources=low)
+    with started(study, cluster) as run:
+        cluster.wait_for_job(f"rule_train_pack_wildcards_{PACK}", seconds=600)
+        hold(study, "train-pack", f"/{PACK}/")
+        submit(cluster, "--partition=urgent", "--comment=urgent", "--wrap=sleep 5")
+        cluster.wait_for_job("urgent")
+        assert run.wait(900) == 0, output(study)
+    assert cluster.history()[f"rule_train_pack_wildcards_{PACK}"] == ["PREEMPTED", "COMPLETED"]
+    assert "PREEMPTED, and SLURM doesn't put it back into the queue" in output(study)
+    log = (study.results / "logs" / "train_pack" / f"{PACK}.log").read_text()
+    assert re.search(r"^goes on after step [1-9]", log, re.MULTILINE)
