@@ -296,12 +296,13 @@ def test_sharded_weights_are_saved_by_those_who_hold_them(tmp_path: Path) -> Non
 
 
 TWO = make_spec("t0003", stage="target", num_train_epochs=2, lora_dropout=0.2, batch_size=6)
+TWO_FULL = make_spec("t0003", "full", stage="target", num_train_epochs=2, attention_dropout=0.1, batch_size=6)
 
 
-def command(root: Path, plan: Plan | None) -> subprocess.CompletedProcess[str]:
+def command(root: Path, plan: Plan | None, spec: TrialSpec = TWO, **changes: Any) -> subprocess.CompletedProcess[str]:
     """The command train-target over two ranks, one of which follows the plan."""
-    job = job_of(root, processes=2)
-    proposal = Proposal(number=3, spec=TWO, kind="start", sampler="transfer", visible=(), pending=())
+    job = job_of(root, processes=2, **changes)
+    proposal = Proposal(number=3, spec=spec, kind="start", sampler="transfer", visible=(), pending=())
     running = {"running": {"checkpoint_minutes": 0, "watchdog_minutes": 2}}
     return interruptions.command(target_words(root, job, proposal, running=running), plan)
 
@@ -347,3 +348,24 @@ def test_two_processes(tmp_path: Path) -> None:
     assert command(tmp_path / "whole", None).returncode == 0
     assert result(tmp_path / "cut") == result(tmp_path / "whole")
     assert not list(store.glob("*/checkpoint"))
+
+
+@pytest.mark.parametrize(
+    ("spec", "quantization"),
+    [(TWO, "nf4"), pytest.param(TWO_FULL, "none", marks=pytest.mark.long)],
+    ids=["lora on nf4", "full"],
+)
+def test_two_processes_that_share_a_model(spec: TrialSpec, quantization: str, tmp_path: Path) -> None:
+    """Each has saved its own shards of weights and optimizer, and its own dropout masks go on where they were."""
+    how = {"strategy": "fsdp", "quantization": quantization}
+    store = make_job(tmp_path / "cut").store
+    killed = command(tmp_path / "cut", Plan("step", 5, signal.SIGKILL, rank=1), spec, **how)
+    assert killed.returncode == 1
+    assert steps_of(store)[-1] == 4
+    asked = command(tmp_path / "cut", Plan("step", 3, signal.SIGUSR1, rank=1, group=True), spec, **how)
+    assert asked.returncode == 128 + signal.SIGUSR1
+    (step,) = steps_of(store)
+    assert 7 <= step < 16
+    for root in ("cut", "whole"):
+        assert command(tmp_path / root, None, spec, **how).returncode == 0
+    assert result(tmp_path / "cut") == result(tmp_path / "whole")
