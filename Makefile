@@ -1,7 +1,7 @@
 # run     the default study         test    the tests
 # check   formats, types, tests     schema  the config's schema and reference
 # slurm   studies through a SLURM cluster that is started here (root only)   nightly  the tests that CI has no time for
-# faults  85 seeded faults on a running study, 51 of them kills, in some twenty minutes; FAULTS=7-9 takes these seeds
+# faults  85 seeded faults on a running study, 51 of them signals that end a process; FAULTS=7-9 takes these seeds
 # emulated  the tests for GPUs on CUDA devices that the CPU emulates (needs g++); on a real one: pytest tests/gpu
 # `make run PROFILE=slurm` submits jobs instead of running them: see workflow/profiles/README.md
 PYTHON ?= python3

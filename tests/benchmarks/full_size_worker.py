@@ -49,9 +49,10 @@ def main() -> None:
         attention="flash_attention_2" if flash else None,
         padding_free=flash,
     )
-    prepare_torch(execution)
-    if name != "understudy":  # the peers' fastest settings don't ask for deterministic kernels
-        torch.use_deterministic_algorithms(False)
+    if name == "understudy":
+        prepare_torch(execution)
+    else:  # the peers' fastest settings don't ask for deterministic kernels
+        torch.set_num_threads(execution.threads)
     base = load_base(card_of(shape, order), execution, "lora")
     examples = random_examples(shape, ragged=True)
     contender: Contender = {"understudy": ours, "trainer": theirs, "trl": trl}[name](base, examples, execution)

@@ -74,4 +74,4 @@ def tally() -> Iterator[list[Fault]]:
     yield struck
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(Counter(fault.kind for fault in struck).items()))
     kills = sum(fault.is_kill for fault in struck)
-    print(f"\nstruck {len(struck)} times: {kinds}; {kills} of them kills of a living process", flush=True)
+    print(f"\nstruck {len(struck)} times: {kinds}; {kills} of them signals that ended a process", flush=True)

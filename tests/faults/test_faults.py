@@ -47,10 +47,15 @@ def shown(ordeal: Ordeal) -> Iterator[None]:
         raise
 
 
+def span(text: str) -> range:
+    """`first-last`, or a number alone."""
+    first, _, last = text.partition("-")
+    return range(int(first), int(last or first) + 1)
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test per chain of seeds."""
-    first, _, last = str(metafunc.config.getoption("--fault-seeds")).partition("-")
-    seeds = range(int(first), int(last or first) + 1)
+    seeds = [seed for part in str(metafunc.config.getoption("--fault-seeds")).split(",") for seed in span(part)]
     chains = [seeds[start : start + CHAIN] for start in range(0, len(seeds), CHAIN)]
     metafunc.parametrize("seeds", chains, ids=[f"seeds {chain[0]}-{chain[-1]}" for chain in chains])
 

@@ -222,6 +222,38 @@ def test_where_nvidia_smi_lists_nothing_torch_is_asked(
     assert devices.visible() == ["GPU-x", "GPU-y"]
 
 
+@pytest.mark.parametrize(
+    ("allotted", "order", "expected"),
+    [
+        ("0", None, ["GPU-fast"]),  # CUDA's first is the fastest, not the one in the first slot
+        (" 1", None, ["GPU-fast"]),  # torch, which the stand-in is for, knows what that is
+        ("0", "PCI_BUS_ID", ["GPU-slow"]),
+        ("GPU-slow", None, ["GPU-slow"]),
+        (None, None, ["GPU-slow", "GPU-fast"]),
+    ],
+)
+def test_numbers_of_gpus_of_several_kinds_are_cudas(
+    machine: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    allotted: str | None,
+    order: str | None,
+    expected: list[str],
+) -> None:
+    kinds = [f"GPU {i}: {name} (UUID: GPU-{id})" for i, (name, id) in enumerate((("T400", "slow"), ("H100", "fast")))]
+    list_devices(tmp_path / "bin" / "nvidia-smi", *kinds)
+    monkeypatch.setenv("PATH", machine["PATH"])
+    monkeypatch.setattr(devices, "ASK_TORCH", "print('GPU-fast')")
+    for name, value in (("CUDA_VISIBLE_DEVICES", allotted), ("CUDA_DEVICE_ORDER", order)):
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
+    assert devices.visible() == expected
+    monkeypatch.setattr(devices, "ASK_TORCH", "")  # it has no CUDA
+    assert len(devices.visible()) == len(devices.visible(by_torch=False)) == len(expected)
+
+
 def test_without_gpus_nothing_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     assert devices.visible() == []

@@ -87,23 +87,31 @@ def require(count: int) -> None:
 def visible(*, by_torch: bool = True) -> list[str]:
     """UUIDs of the GPUs that this process may use, in the order of CUDA_VISIBLE_DEVICES where it is set.
 
-    Its indices are taken in PCI order, which is CUDA's own order where all GPUs of a machine are of one kind, and its
-    UUIDs may be cut short, as CUDA has it. Of a GPU that is split (MIG) the instances count, one by one. Where
-    nvidia-smi lists nothing, as in a container that has CUDA alone, torch is asked, which takes seconds.
+    Its UUIDs may be cut short, as CUDA has it, and its indices are in PCI order, which is CUDA's own where all GPUs of
+    a machine are of one kind. Where they aren't, CUDA counts the fastest first, and torch is asked which they are; so
+    it is where nvidia-smi lists nothing, as in a container that has CUDA alone. That takes seconds; without `by_torch`
+    the number is right. Of a GPU that is split (MIG) the instances count, one by one.
     """
     listed = _told("nvidia-smi", "-L") if shutil.which("nvidia-smi") else ""
     if "UUID" not in listed:
         return _told(sys.executable, "-c", ASK_TORCH).split() if by_torch else []
     gpus: list[list[str]] = []  # of each, itself or its instances
-    for kind, uuid in re.findall(r"^(GPU|\s+MIG) .*\(UUID: ([^)\s]+)\)", listed, re.MULTILINE):
+    models = set()
+    for kind, model, uuid in re.findall(r"^(GPU|\s+MIG) (.*)\(UUID: ([^)\s]+)\)", listed, re.MULTILINE):
         if kind == "GPU":
             gpus.append([uuid])
+            models.add(model.partition(":")[2].strip())
         else:
             gpus[-1] = [*(name for name in gpus[-1] if name.startswith("MIG")), uuid]
     every = [name for names in gpus for name in names]
     wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
     if wanted is None:
         return every
+    by_speed = len(models) > 1 and os.environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID"
+    if by_speed and by_torch and re.search(r"(^|,)\s*\d", wanted):
+        found = [name for name in _told(sys.executable, "-c", ASK_TORCH).split() if name in every]
+        if found:  # but for instances, which torch names otherwise
+            return found
     found = []
     for name in filter(None, map(str.strip, wanted.split(","))):
         by_number = name.isdigit() and int(name) < len(gpus)
