@@ -38,7 +38,7 @@ def one_thread() -> Iterator[None]:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--fault-seeds", default="0-5,7", help="seeds of the faults that tests/faults injects, such as 0-4,7")
+    parser.addoption("--fault-seeds", default="0-5,7", help="seeds of the faults to inject, such as 0-4,7")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
