@@ -71,6 +71,8 @@ def test_on_a_cpu() -> None:
         "packing": None,
     }
     assert [note.split(":")[0] for note in made.notes] == ["device", "target.dtype", "target.micro_batch_size"]
+    assert made.gpu_bytes is None
+    assert resolve(settings(), SMALL, 96, H100).gpu_bytes == 80 * GIB
 
 
 def test_what_is_given_is_kept_and_needs_no_note() -> None:

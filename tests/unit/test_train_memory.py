@@ -1,11 +1,19 @@
-"""Which errors say that memory ran out."""
+"""Which errors say that memory ran out, and a GPU on which it would."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from understudy.train.memory import is_out_of_memory, reason
+from training_study import make_job, make_spec, target_words
+from understudy.artifacts import Proposal
+from understudy.cli import main
+from understudy.models.hardware import GIB
+from understudy.train.memory import is_out_of_memory, reason, require_like
 
 ERRORS: list[tuple[BaseException, bool]] = [
     (MemoryError(), True),
@@ -26,3 +34,34 @@ def test_a_lack_of_memory_is_told_from_other_errors(error: BaseException, expect
 
 def test_an_error_without_a_text_has_its_name_for_a_reason() -> None:
     assert [reason(error) for error in (MemoryError(), RuntimeError("first\nsecond"))] == ["MemoryError", "first"]
+
+
+@pytest.fixture
+def gpu_of_24(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=24 * GIB))
+
+
+@pytest.mark.usefixtures("gpu_of_24")
+def test_a_trial_is_not_trained_on_a_gpu_that_is_smaller_than_what_it_was_laid_out_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its lack of memory would be taken for the hyperparameters' fault, for good."""
+    job, spec = make_job(tmp_path), make_spec("t0003", stage="target")
+    proposal = Proposal(number=3, spec=spec, kind="start", sampler="transfer", visible=(), pending=())
+    resolved = {"role": "target", "resolved": job.inputs.execution.model_dump()}
+
+    def trained(gpu_bytes: int | None) -> Any:
+        return main(target_words(tmp_path, job, proposal, execution={**resolved, "gpu_bytes": gpu_bytes}))
+
+    assert trained(80 * GIB) == 2
+    assert "this GPU has 24 GiB, and how trials run was decided on one of 80 GiB" in capsys.readouterr().err
+    assert not list(job.store.glob("*/*.json"))
+    assert trained(24 * GIB) == 0
+    assert (tmp_path / "result.json").exists()
+
+
+@pytest.mark.usefixtures("gpu_of_24")
+@pytest.mark.parametrize("decided", [None, 16 * GIB, 24 * GIB, int(24.8 * GIB)])
+def test_what_is_as_large_will_do(decided: int | None) -> None:
+    require_like(decided)

@@ -279,6 +279,9 @@ class Execution(Frozen):
     role: Role
     resolved: ResolvedExecution
     notes: tuple[str, ...] = Field(default=(), description="how each `auto` was decided")
+    gpu_bytes: int | None = Field(
+        default=None, description="memory of the GPU, or the smallest, that it was decided on"
+    )
 
 
 class TrialInputs(Frozen):

@@ -37,11 +37,12 @@ def read_running(arguments: argparse.Namespace) -> RunningSettings:
 
 def read_job(arguments: argparse.Namespace) -> Job:
     """The job that a command's arguments describe."""
+    execution = read_model(arguments.execution, Execution)
     inputs = TrialInputs(
         data=read_model(arguments.manifest, DataManifest),
         model=read_model(arguments.model, ModelCard),
-        execution=read_model(arguments.execution, Execution).resolved,
+        execution=execution.resolved,
         training=read_model(arguments.training, TrainingSection).training,
     )
     files = (arguments.train, arguments.validation, arguments.store, arguments.progress)
-    return Job(inputs, *files, running=read_running(arguments))
+    return Job(inputs, *files, running=read_running(arguments), gpu_bytes=execution.gpu_bytes)

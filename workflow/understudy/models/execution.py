@@ -37,7 +37,8 @@ def resolve(
     else:
         device = settings.device
     resolved = _stage(card.role, getattr(settings, card.role), card, max_length, device, hardware, method, notes)
-    return Execution(role=card.role, resolved=resolved, notes=tuple(notes))
+    gpu_bytes = hardware.memory_bytes if device == "cuda" else None
+    return Execution(role=card.role, resolved=resolved, notes=tuple(notes), gpu_bytes=gpu_bytes)
 
 
 def _stage(

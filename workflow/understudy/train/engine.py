@@ -50,6 +50,7 @@ class Engine:
         self.speaks_for_all = False  # memory ran out on this rank, and the others wait for it in vain until it is gone
         self.execution: ResolvedExecution = job.inputs.execution
         prepare_torch(self.execution)
+        memory.require_like(job.gpu_bytes)
 
     def train(self, spec: TrialSpec) -> TrialRecord:
         """Train a trial and keep it in the store. Divergence and lack of memory are results, not errors.

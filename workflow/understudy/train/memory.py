@@ -8,6 +8,9 @@ import sys
 
 import torch
 
+from understudy.errors import UserError
+from understudy.models.hardware import GIB
+
 # the CPU allocator and cuBLAS raise plain RuntimeErrors; cuBLAS takes memory of its own when it begins
 _TEXTS = (
     "can't allocate memory",
@@ -17,6 +20,9 @@ _TEXTS = (
     "CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate",
     "bad_alloc",
 )
+
+
+ALIKE = 0.95  # of the memory: a driver keeps more or less of it
 
 
 class OutOfMemoryError(Exception):
@@ -37,6 +43,24 @@ def reason(error: BaseException) -> str:
 
 def _on_gpu() -> bool:
     return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+
+
+def require_like(decided: int | None) -> None:
+    """Refuse a GPU with less memory than the one on which it was decided how trials run, in bytes.
+
+    There memory would run out for what fits elsewhere, and that would count as a result of the trial. Raises
+    `UserError`.
+    """
+    if decided is None:
+        return
+    there = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    if there < ALIKE * decided:
+        raise UserError(
+            f"this GPU has {there / GIB:.0f} GiB, and how trials run was decided on one of {decided / GIB:.0f} GiB "
+            "(`execution/*.json` in the results), so nothing was trained on it. Name a kind of GPU in the config's "
+            "`resources` (`gpu_model` or `constraint`), let CUDA_VISIBLE_DEVICES show this machine's larger ones alone, "
+            "or delete these files, and it is decided anew where the next run begins"
+        )
 
 
 def release() -> None:

@@ -32,6 +32,7 @@ class Job:
     progress: Path
     stop_above: tuple[float | None, ...] = ()  # of a target trial: its proposal's limits, see `steps.find_stop`
     running: RunningSettings = field(default_factory=RunningSettings)
+    gpu_bytes: int | None = None  # see `Execution`
 
 
 def train_trial(
