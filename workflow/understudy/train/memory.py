@@ -58,7 +58,7 @@ def require_like(decided: int | None) -> None:
         raise UserError(
             f"this GPU has {there / GIB:.0f} GiB, and how trials run was decided on one of {decided / GIB:.0f} GiB "
             "(`execution/*.json` in the results), so nothing was trained on it. Name a kind of GPU in the config's "
-            "`resources` (`gpu_model` or `constraint`), let CUDA_VISIBLE_DEVICES show this machine's larger ones alone, "
+            "`resources` (`gpu_model` or `constraint`), let CUDA_VISIBLE_DEVICES show only this machine's large ones, "
             "or delete these files, and it is decided anew where the next run begins"
         )
 
