@@ -2,6 +2,7 @@
 # check   formats, types, tests     schema  the config's schema and reference
 # slurm   studies through a SLURM cluster that is started here (root only)   nightly  the tests that CI has no time for
 # faults  85 seeded faults on a running study, 51 of them signals that end a process; FAULTS=7-9 takes these seeds
+# kubernetes  a dry run with that profile
 # emulated  the tests for GPUs on CUDA devices that the CPU emulates (needs g++); on a real one: pytest tests/gpu
 # `make run PROFILE=slurm` submits jobs instead of running them: see workflow/profiles/README.md
 PYTHON ?= python3
@@ -19,7 +20,7 @@ STAMP := $(VENV)/.installed
 PROFILE ?=
 EXTRA := $(VENV)/.installed-
 
-.PHONY: run test check slurm emulated nightly faults format schema
+.PHONY: run test check slurm kubernetes emulated nightly faults format schema
 .DEFAULT_GOAL := run
 .SECONDARY:  # or make would remove the stamps of extras
 
@@ -43,6 +44,9 @@ check: $(STAMP)
 
 slurm: extra-slurm
 	@$(BIN)/pytest -m '$(SLURM)' tests/slurm
+
+kubernetes: extra-kubernetes
+	@$(BIN)/pytest tests/workflow/test_kubernetes.py
 
 emulated: $(STAMP)
 	@EMULATED_GPUS=4 PYTHONPATH=$(CURDIR)/tests/gpu/emulation $(BIN)/pytest --numprocesses $(WORKERS) $(EMULATED)
