@@ -25,15 +25,19 @@ PANELS = {
     "own of transfer_runs": "our fine-tuning runs",
     "lies of steplaw": "Step Law, proxies that lie",
 }
-LINES: Mapping[str, tuple[str, str, str]] = {
-    "understudy_two_fidelity": ("understudy", style.BLUE, "o"),
-    "botorch_multitask_scaled": ("BoTorch, multi-task GP, rescaled", style.VERMILLION, "s"),
-    "optuna_tpe_warm_scaled": ("Optuna TPE, warm, rescaled", style.GREEN, "^"),
-    "smac_forest_warm": ("SMAC3, warm", style.PURPLE, "D"),
-    "syne_tune_box": ("Syne Tune, bounding box", style.ORANGE, "v"),
-    "optuna_tpe": ("Optuna TPE, cold", style.GREY, "x"),
-    "random": ("random search", style.INK, "+"),
+# Label, colour and marker. Where the rescaled trials are the plain ones, a method was run with these alone.
+LINES: Mapping[tuple[str, ...], tuple[str, str, str]] = {
+    ("understudy_two_fidelity",): ("understudy", style.BLUE, "o"),
+    ("rule",): ("a published rule", style.INK, ""),
+    ("ranked",): ("the proxy's ranked list", style.GREY, "."),
+    ("botorch_multitask_scaled", "botorch_multitask"): ("BoTorch, multi-task GP, rescaled", style.VERMILLION, "s"),
+    ("optuna_tpe_warm_scaled",): ("Optuna TPE, warm, rescaled", style.GREEN, "^"),
+    ("smac_forest_warm",): ("SMAC3, warm", style.PURPLE, "D"),
+    ("smac_gp",): ("SMAC3's GP, cold", style.ORANGE, "v"),
+    ("optuna_tpe",): ("Optuna TPE, cold", style.GREY, "x"),
+    ("random",): ("random search", style.INK, "+"),
 }
+ELSEWHERE = {"own of transfer_runs": {"rule"}}  # moved so far away that its figures say nothing of it
 LINEAR_BELOW = 0.01  # percent
 TOP = 10.0  # percent; first runs above it are off the axes
 
@@ -51,7 +55,10 @@ def drawn(sets: Mapping[str, Mapping[str, Any]]) -> Figure:
     figure = style.new_figure(9.6, 3.2)
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for place, (name, title) in zip(axes, panels.items(), strict=True):
-        _panel(place, sets[name]["regret"])
+        _panel(
+            place,
+            {method: each for method, each in sets[name]["regret"].items() if method not in ELSEWHERE.get(name, ())},
+        )
         place.set_title(title, loc="left")
     axes[0].set_ylabel("mean regret (% of the best loss)")
     handles = {label: handle for each in axes for handle, label in zip(*each.get_legend_handles_labels(), strict=True)}
@@ -61,14 +68,15 @@ def drawn(sets: Mapping[str, Mapping[str, Any]]) -> Figure:
 
 
 def _panel(axes: Axes, regret: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
-    for name, (label, colour, marker) in LINES.items():
-        if name not in regret:
+    for names, (label, colour, marker) in LINES.items():
+        name = next((each for each in names if each in regret), None)
+        if name is None:
             continue
         runs, values = [int(k) for k in regret[name]], [each["mean"] for each in regret[name].values()]
         ours = name.startswith("understudy")
         axes.plot(
             runs, values, color=colour, marker=marker, ms=5 if ours else 4, lw=2.4 if ours else 1.2, label=label,
-            zorder=4 if ours else 3,
+            zorder=4 if ours else 3, ls="-" if marker else "--",
         )  # fmt: skip
     axes.set_xscale("log", base=2)
     axes.set_yscale("symlog", linthresh=LINEAR_BELOW)
