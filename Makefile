@@ -1,6 +1,6 @@
 # run     the default study         test    the tests
 # check   formats, types, tests     schema  the config's schema and reference
-# slurm   studies through a SLURM cluster that is started here (root only)   nightly  the tests that CI has no time for
+# slurm   studies through a SLURM cluster that is started here (root only)   nightly  all that CI has no time for
 # faults  85 seeded faults on a running study, 51 of them signals that end a process; FAULTS=7-9 takes these seeds
 # kubernetes  a dry run with that profile
 # emulated  the tests for GPUs on CUDA devices that the CPU emulates (needs g++); on a real one: pytest tests/gpu
@@ -53,7 +53,8 @@ emulated: $(STAMP)
 
 nightly: $(STAMP)
 	@$(BIN)/pytest -m 'nightly and not slurm'
-	@$(MAKE) --no-print-directory emulated
+	@$(MAKE) --no-print-directory emulated faults
+	@[ "$$(id -u)" != 0 ] || $(MAKE) --no-print-directory slurm
 
 extra-%: $(EXTRA)%
 	@:

@@ -65,7 +65,7 @@ def alone(root: Path) -> dict[str, Case]:
     return cases
 
 
-@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.long)])
+@pytest.fixture(scope="module", params=[2, 4])
 def trained(request: pytest.FixtureRequest, root: Path) -> tuple[int, dict[str, Case], dict[str, Any]]:
     """So many processes' trials, and what came of them."""
     number: int = request.param
