@@ -97,3 +97,17 @@ def test_the_tails_and_ranks_on_the_page_were_measured() -> None:
             wanted = values.pop("understudy_two_fidelity"), min(values.values())
             for text, value in zip(cell.split(", "), wanted, strict=True):
                 assert text == f"{value:.{len(text.partition('.')[2])}f}", (name, figure, k)
+
+
+def test_the_table_of_a_window_of_4_was_measured() -> None:
+    ((header, *rows),) = (table for table in tables() if table[0][:2] == ["window of 4", "method"])
+    assert len(rows) == 30
+    for name, method, *cells in rows:
+        found = MEASURED[f"{SETS[f'{name},']}, window 4"]
+        assert found["window"] == 4
+        for k, cell in zip(header[2:], cells, strict=True):
+            told = cell.strip("*")
+            assert told == f"{found['regret'][method.strip('*')][k]['mean']:.{len(told.partition('.')[2])}f}", (
+                method,
+                k,
+            )
