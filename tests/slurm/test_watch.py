@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from understudy.cluster_watch import GONE_LOOKS, GONE_SECONDS, STAYING_SECONDS, Watch, queued
+from understudy.cluster_watch import GONE_SECONDS, STAYING_SECONDS, Watch, known, queued
 
 from .cluster import Cluster, why_not
 from .test_study import PACK, PLUGIN, study_in
@@ -23,6 +23,7 @@ PARTITIONS = (
     "PartitionName=scavenge Nodes=ALL PriorityTier=1 PreemptMode=CANCEL DefMemPerCPU=500",
     "PartitionName=urgent Nodes=ALL PriorityTier=10 DefMemPerCPU=500",
     "PartitionName=short Nodes=ALL PriorityTier=1 MaxTime=1 DefMemPerCPU=500",
+    "PartitionName=hidden Nodes=ALL PriorityTier=1 Hidden=YES DefMemPerCPU=500",
 )
 
 
@@ -40,10 +41,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
 
 
 def submit(cluster: Cluster, *options: str) -> str:
-    return cluster.call("sbatch", "--parsable", "--output=/dev/null", "--mem=100", *options).strip()
+    return cluster.call("sbatch", "--parsable", "--job-name=run", "--output=/dev/null", "--mem=100", *options).strip()
 
 
-def test_what_becomes_of_jobs_is_seen(cluster: Cluster) -> None:
+def test_what_becomes_of_jobs_is_seen(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     lasting = submit(cluster, "--partition=scavenge", "--requeue", "--comment=lasting", "--wrap=sleep 600")
     cluster.wait_for_job("lasting")
     urgent = submit(cluster, "--partition=urgent", "--comment=urgent", "--wrap=sleep 600")
@@ -51,14 +52,20 @@ def test_what_becomes_of_jobs_is_seen(cluster: Cluster) -> None:
     too_long = submit(cluster, "--partition=short", "--time=10", "--comment=too long", "--wrap=true")
     waiting = submit(cluster, "--comment=waiting", "--wrap=true")
     cluster.wait_for_lack("waiting")
+    hidden = submit(cluster, "--partition=hidden", "--comment=hidden", "--wrap=true")
+    array = submit(cluster, "--array=1-2", "--comment=array", "--wrap=true")
+    others = submit(cluster, "--job-name=other", "--comment=other", "--wrap=true")
     forgotten = "4711"
+    monkeypatch.setenv("SQUEUE_PARTITION", "urgent")
 
     said: list[str] = []
-    watch, ids = Watch(said.append), [lasting, urgent, too_long, waiting, forgotten]
-    assert queued()[lasting].state == "PREEMPTED"  # whatever `--requeue` says
-    found = [watch.look(ids, queued(), now) for now in (0.0, STAYING_SECONDS, GONE_SECONDS - 1, GONE_SECONDS)]
-    assert len(found) >= GONE_LOOKS
+    watch, ours = Watch(said.append), [lasting, urgent, too_long, waiting, hidden, f"{array}_1", f"{array}_2"]
+    assert set(queued("run")) == set(ours)
+    assert queued("run")[lasting].state == "PREEMPTED"  # whatever `--requeue` says
+    looks = (0.0, STAYING_SECONDS, GONE_SECONDS - 1, GONE_SECONDS)
+    found = [watch.look([*ours, forgotten], queued("run"), now) for now in looks]
     assert [set(lost) for lost in found] == [set(), {lasting}, {lasting}, {lasting, forgotten}]
+    assert [known(id) for id in (forgotten, others, hidden, f"{array}_2")] == [False, True, True, True]
     (line,) = said
     assert line.startswith(f"SLURM job {too_long} (too long) can't begin as it is: PartitionTimeLimit.")
 

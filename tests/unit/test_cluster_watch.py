@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,27 +14,27 @@ import pytest
 
 from understudy import cluster_watch
 from understudy.cluster import ClusterError
-from understudy.cluster_watch import GONE_SECONDS, STAYING_SECONDS, Queued, Watch, watch_jobs
+from understudy.cluster_watch import GONE_LOOKS, GONE_SECONDS, STAYING_SECONDS, Queued, Watch, known, queued, watch_jobs
 
 RUNS, PREEMPTED = Queued("RUNNING", "None", "a"), Queued("PREEMPTED", "None", "a")
 
 
 @pytest.mark.parametrize("state", ["PREEMPTED", "NODE_FAIL"])
-def test_a_job_that_is_put_back_is_waited_for_and_one_that_is_not_is_lost(state: str) -> None:
+def test_a_job_that_is_put_back_is_waited_for_and_one_that_is_not_is_found(state: str) -> None:
     watch, stays = Watch(print), {"1": Queued(state, "None", "a")}
     assert watch.look(["1"], stays, 0) == {}
     assert watch.look(["1"], {"1": Queued("PENDING", "BeginTime", "a")}, STAYING_SECONDS) == {}
     assert watch.look(["1"], stays, 2 * STAYING_SECONDS) == {}, "it was put back between"
     assert watch.look(["1"], stays, 3 * STAYING_SECONDS - 1) == {}
-    assert state in watch.look(["1"], stays, 3 * STAYING_SECONDS)["1"]
+    assert watch.look(["1"], stays, 3 * STAYING_SECONDS) == stays
 
 
-def test_a_job_that_the_queue_forgot_is_lost_after_several_looks() -> None:
+def test_a_job_that_is_not_listed_is_found_after_several_looks() -> None:
     watch = Watch(print)
-    assert watch.look(["1", "2_7"], {"1": RUNS, "2": RUNS}, 0) == {}, "of an array's task the whole will do"
+    assert watch.look(["1"], {"1": RUNS}, 0) == {}
     assert watch.look(["1"], {}, 1) == {}
     assert watch.look(["1"], {}, 10 * GONE_SECONDS) == {}, "two looks, however far apart"
-    assert "gone from the queue" in watch.look(["1"], {}, 10 * GONE_SECONDS + 1)["1"]
+    assert watch.look(["1"], {}, 10 * GONE_SECONDS + 1) == {"1": None}
 
 
 @pytest.mark.parametrize(
@@ -42,6 +45,7 @@ def test_a_job_that_the_queue_forgot_is_lost_after_several_looks() -> None:
         ("AssocMaxMemPerJob", True),
         ("MaxMemPerLimit", True),
         ("JobHeldAdmin", True),
+        ("JobHoldMaxRequeue", True),
         ("launch_failed_requeued_held", True),
         ("Priority", False),
         ("Resources", False),
@@ -59,37 +63,99 @@ def test_a_reason_that_time_does_not_cure_is_told_once(reason: str, hopeless: bo
     assert all(f"SLURM job 1 (rule_a) can't begin as it is: {reason}." in line for line in said)
 
 
-def test_the_plugin_waits_no_longer_for_what_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    failed: list[tuple[str, str]] = []
-    answers: list[Any] = [{"1": PREEMPTED, "2": RUNS}, ClusterError("slow"), {"1": PREEMPTED, "2": RUNS}]
-    clock = iter((0.0, STAYING_SECONDS))
+class Executor:
+    """As much of the plugin as is used. Its polls keep all jobs but those that are said to be through or forgotten."""
 
-    async def check_active_jobs(active_jobs: list[Any]) -> Any:
+    def __init__(self) -> None:
+        self.run_uuid = "a"
+        self.through: set[str] = set()
+        self.forgotten: set[str] = set()
+        self.succeeded: list[str] = []
+        self.failed: list[tuple[str, str]] = []
+        self.next_seconds_between_status_checks: int | None = 100
+
+    async def check_active_jobs(self, active_jobs: list[Any]) -> AsyncIterator[Any]:
         for job in active_jobs:
-            yield job
+            if job.external_jobid in self.through:
+                self.report_job_success(job)
+            elif job.external_jobid not in self.forgotten:
+                yield job
 
-    def queued() -> Any:
-        answer = answers.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+    def report_job_success(self, job: Any) -> None:
+        self.succeeded.append(job.external_jobid)
 
-    executor = SimpleNamespace(
-        run_uuid="a",
-        check_active_jobs=check_active_jobs,
-        report_job_error=lambda job, msg: failed.append((job.external_jobid, msg)),
+    def report_job_error(self, job: Any, msg: str, aux_logs: list[str]) -> None:
+        assert aux_logs == ["/log"]
+        self.failed.append((job.external_jobid, msg))
+
+
+def job_of(id: str, *made: Path, **resources: Any) -> Any:
+    return SimpleNamespace(
+        external_jobid=id, aux={"slurm_logfile": "/log"}, job=SimpleNamespace(output=made, resources=resources)
     )
-    monkeypatch.setattr(cluster_watch, "queued", queued)
-    monkeypatch.setattr(cluster_watch, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+
+
+@pytest.fixture
+def polls(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Let an executor look at its jobs, at a time, with a queue or an error in its place: those it still waits for."""
+
+    def poll(executor: Executor, jobs: list[Any], now: float, queue: dict[str, Queued] | Exception) -> list[str]:
+        def answer(name: str) -> dict[str, Queued]:
+            assert name == "a"
+            if isinstance(queue, Exception):
+                raise queue
+            return queue
+
+        async def active() -> list[str]:
+            return [job.external_jobid async for job in executor.check_active_jobs(jobs)]
+
+        monkeypatch.setattr(cluster_watch, "queued", answer)
+        monkeypatch.setattr(cluster_watch, "time", SimpleNamespace(monotonic=lambda: now, time=lambda: 0))
+        return asyncio.run(active())
+
+    return poll
+
+
+def test_the_plugin_waits_no_longer_for_what_is_lost(polls: Any) -> None:
+    executor, jobs = Executor(), [job_of("1"), job_of("2")]
     watch_jobs(executor, print)
-    jobs = [SimpleNamespace(external_jobid=id) for id in "12"]
+    queue = {"1": PREEMPTED, "2": RUNS}
+    assert polls(executor, jobs, 0.0, queue) == ["1", "2"]
+    assert polls(executor, jobs, STAYING_SECONDS, ClusterError("slow")) == ["1", "2"]
+    assert executor.next_seconds_between_status_checks == 100
+    assert polls(executor, jobs, STAYING_SECONDS, queue) == ["2"]
+    assert executor.failed == [("1", "SLURM-job '1' is PREEMPTED, and SLURM doesn't put it back into the queue. ")]
+    assert executor.next_seconds_between_status_checks is None
 
-    async def active() -> list[str]:
-        return [job.external_jobid async for job in executor.check_active_jobs(jobs)]
 
-    left = [asyncio.run(active()) for _ in range(3)]
-    assert left == [["1", "2"], ["1", "2"], ["2"]]
-    assert [id for id, _ in failed] == ["1"]
+def test_a_job_that_is_gone_counts_by_what_it_left(polls: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, made = tmp_path / "before", tmp_path / "made"
+    before.touch()
+    os.utime(before, (0, time.time() - 60))
+    executor = Executor()
+    watch_jobs(executor, print)
+    made.touch()
+    jobs = [
+        job_of("1", made),
+        job_of("2", made, tmp_path / "not made"),
+        job_of("3", made, before),
+        job_of("hidden"),
+        job_of("elsewhere", cluster="other"),
+    ]
+    monkeypatch.setattr(cluster_watch, "known", lambda id: id == "hidden")
+    left = [polls(executor, jobs, now, {}) for now in (0.0, 1.0, GONE_SECONDS)]
+    assert left[:2] == [["1", "2", "3", "hidden", "elsewhere"]] * (GONE_LOOKS - 1)
+    assert left[2] == ["hidden", "elsewhere"]
+    assert executor.succeeded == ["1"]
+    assert [id for id, _ in executor.failed] == ["2", "3"]
+
+
+def test_jobs_that_the_plugin_forgets_while_slurm_does_not_answer_are_kept(polls: Any) -> None:
+    executor, jobs = Executor(), [job_of("1"), job_of("2"), job_of("3")]
+    watch_jobs(executor, print)
+    executor.forgotten, executor.through = {"1", "2"}, {"3"}
+    assert polls(executor, jobs, 0.0, ClusterError("slow")) == ["1", "2"]
+    assert executor.succeeded == ["3"]
 
 
 def test_other_executors_are_left_alone() -> None:
@@ -98,8 +164,39 @@ def test_other_executors_are_left_alone() -> None:
     assert executor.check_active_jobs is None
 
 
-def test_the_queue_is_read_as_squeue_prints_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "squeue").write_text("#!/bin/sh\necho '7|PENDING|Priority|rule_a_wildcards_b|c'\necho slow\n")
-    (tmp_path / "squeue").chmod(0o755)
+@pytest.fixture
+def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder before all others in which commands are looked for."""
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    assert cluster_watch.queued() == {"7": Queued("PENDING", "Priority", "rule_a_wildcards_b|c")}
+    return tmp_path
+
+
+def write(command: Path, text: str) -> None:
+    command.write_text(f"#!/bin/sh\n{text}\n")
+    command.chmod(0o755)
+
+
+def test_the_queue_is_read_as_squeue_prints_it(commands: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SQUEUE_PARTITION", "other")
+    write(commands / "squeue", "echo '7_1|PENDING|Priority|rule_a_wildcards_b|c'\necho slow$SQUEUE_PARTITION >&2")
+    assert queued("x") == {"7_1": Queued("PENDING", "Priority", "rule_a_wildcards_b|c")}
+    write(commands / "squeue", '[ -z "$SQUEUE_PARTITION" ] || exit 1')
+    assert queued("x") == {}
+
+
+def test_only_slurm_itself_says_that_it_knows_a_job_no_longer(commands: Path) -> None:
+    write(commands / "scontrol", "true")
+    assert known("7")
+    write(commands / "scontrol", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
+    assert not known("7")
+    write(commands / "scontrol", "echo 'Unable to contact slurm controller' >&2; exit 1")
+    with pytest.raises(ClusterError):
+        known("7")
+    (commands / "scontrol").chmod(0o644)
+    (commands / "scontrol").write_bytes(b"")
+
+
+def test_a_command_that_is_not_there_is_no_other_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ClusterError, match="squeue"):
+        queued("x")

@@ -148,12 +148,20 @@ def _named(jobs: Sequence[QueuedJob]) -> str:
     return ", ".join(f"{job.id} ({job.comment})" for job in jobs[:5]) + (", …" if len(jobs) > 5 else "")
 
 
-def call(command: list[str]) -> str:
-    """What a command of SLURM prints. Raises `ClusterError` where it fails, or doesn't answer."""
+def call(command: list[str], without: str | None = None) -> str:
+    """What a command of SLURM prints. Raises `ClusterError` where it fails, or doesn't answer.
+
+    It doesn't see variables of the environment whose names begin with `without`.
+    """
+    environment = {name: value for name, value in os.environ.items() if without is None or not name.startswith(without)}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=QUERY_SECONDS)
+        done = subprocess.run(
+            command, env=environment, capture_output=True, encoding="utf-8", errors="replace", timeout=QUERY_SECONDS
+        )
     except subprocess.TimeoutExpired as error:
         raise ClusterError(_silent(command, f"no answer in {QUERY_SECONDS:.0f} s")) from error
+    except OSError as error:
+        raise ClusterError(_silent(command, str(error))) from error
     if done.returncode != 0:
         raise ClusterError(_silent(command, done.stderr.strip()))
     return done.stdout

@@ -1,30 +1,32 @@
 """Jobs for which SLURM's plugin would wait without an end: those that were pre-empted for good, lost, or can't begin.
 
 The plugin leaves a pre-empted job to SLURM, which puts it back into the queue only where the partition's `PreemptMode`
-says so, and takes a job that SLURM has forgotten for one that isn't known yet. Both are failures here, after which
-Snakemake submits a job again (`retries`): a trial goes on from its checkpoint, and one that had ended comes out of the
-store.
+says so; it takes a job that SLURM has forgotten for one that isn't known yet; and where SLURM doesn't answer for a
+moment it forgets its jobs itself. The first two are failures here, after which Snakemake submits a job again
+(`retries`), and a trial goes on from its checkpoint or comes out of the store.
 """
 
 from __future__ import annotations
 
 import asyncio
-import getpass
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from understudy.cluster import ClusterError, call
+from understudy.cluster import NOT_BEGUN, ClusterError, call
 
-GONE_SECONDS = 180.0  # for so long, and at so many looks, before a job counts as lost
+GONE_SECONDS = 180.0  # for so long, and at so many looks, a job isn't listed before SLURM is asked whether it knows it
 GONE_LOOKS = 3
+UNKNOWN = "Invalid job id"  # what SLURM says then
 STAYING = ("PREEMPTED", "NODE_FAIL")  # what a job passes through on its way back into the queue, or stays in
 STAYING_SECONDS = 120.0  # a job that is put back is pending again within seconds
+ELSEWHERE = ("cluster", "clusters", "slurm_cluster")  # resources by which the plugin submits to another cluster
 # of SLURM's reasons why a job waits those that time doesn't cure, by parts of their names
 HOPELESS = (
     *("PartitionTimeLimit", "PartitionNodeLimit", "PartitionConfig", "BadConstraints", "Invalid", "NotAllowed"),
-    *("PerJob", "MaxMemPerLimit", "MaxWall", "Held", "held"),
+    *("PerJob", "MaxMemPerLimit", "MaxWall", "Held", "held", "JobHold"),
 )
 
 
@@ -42,15 +44,15 @@ class Watch:
     """What was seen of a run's jobs so far. `say` is told once of each reason why some can't begin."""
 
     say: Callable[[str], None]
-    _since: dict[str, float] = field(default_factory=dict)  # since when a job is gone, or in such a state
+    _since: dict[str, float] = field(default_factory=dict)  # since when a job isn't listed, or in such a state
     _looks: dict[str, int] = field(default_factory=dict)
     _told: set[str] = field(default_factory=set)
 
-    def look(self, ids: Collection[str], queue: Mapping[str, Queued], now: float) -> dict[str, str]:
-        """Of jobs that the run waits for those that are lost, with what SLURM says of them. `now` in seconds."""
-        lost = {}
+    def look(self, ids: Collection[str], queue: Mapping[str, Queued], now: float) -> dict[str, Queued | None]:
+        """Of jobs that the run waits for those that stay in a last state, or aren't listed (None). `now` in seconds."""
+        found: dict[str, Queued | None] = {}
         for id in ids:
-            job = queue.get(id) or queue.get(id.partition("_")[0])
+            job = queue.get(id)
             if job is not None and job.state not in STAYING:
                 self._since.pop(id, None)
                 self._looks.pop(id, None)
@@ -58,50 +60,124 @@ class Watch:
                 continue
             waited = now - self._since.setdefault(id, now)
             self._looks[id] = self._looks.get(id, 0) + 1
-            if job is not None and waited >= STAYING_SECONDS:
-                lost[id] = f"SLURM-job '{id}' is {job.state}, and SLURM doesn't put it back into the queue."
-            elif job is None and waited >= GONE_SECONDS and self._looks[id] >= GONE_LOOKS:
-                lost[id] = f"SLURM-job '{id}' is gone from the queue, and nothing says how it ended."
-        return lost
+            if job is None and waited >= GONE_SECONDS and self._looks[id] >= GONE_LOOKS:
+                found[id] = None
+            elif job is not None and waited >= STAYING_SECONDS:
+                found[id] = job
+        return found
 
     def _tell(self, id: str, job: Queued) -> None:
-        hopeless = job.state == "PENDING" and any(part in job.reason for part in HOPELESS)
+        hopeless = job.state in NOT_BEGUN and any(part in job.reason for part in HOPELESS)
         if hopeless and job.reason not in self._told:
             self._told.add(job.reason)
             self.say(
                 f"SLURM job {id} ({job.comment}) can't begin as it is: {job.reason}. `scontrol show job {id}` says "
-                "what it asks for; what it should ask for, and at most, stands in the config's `resources` (`mem_mb`, "
-                "`runtime`, `max_mem_mb`, `max_runtime`). It waits until you cancel it or the limit changes"
+                "what it asks for; the config's `resources` say what jobs are to ask for, and at most (`max_runtime`, "
+                f"`max_mem_mb`). A held one goes on after `scontrol release {id}`"
             )
 
 
-def watch_jobs(executor: Any, say: Callable[[str], None]) -> None:
-    """Let the SLURM plugin report jobs as failed that it would wait for without an end.
+class WatchedPlugin:
+    """Stands in front of a SLURM executor's polls, and ends what it would wait for without an end."""
 
-    Other executors are left alone.
-    """
-    if not hasattr(executor, "run_uuid"):
-        return
-    check, watch = executor.check_active_jobs, Watch(say)
+    def __init__(self, executor: Any, say: Callable[[str], None]) -> None:
+        self._executor, self._watch = executor, Watch(say)
+        self._began = time.time() - 1  # files' times are coarse
+        self._check = executor.check_active_jobs
+        self._reported: set[str] = set()
+        executor.check_active_jobs = self.check_active_jobs
+        for name in ("report_job_success", "report_job_error"):
+            setattr(executor, name, self._noting(getattr(executor, name)))
 
-    async def check_active_jobs(active_jobs: list[Any]) -> AsyncIterator[Any]:
-        lost: dict[str, str] = {}
-        try:
-            queue = await asyncio.to_thread(queued)
-            lost = watch.look([job.external_jobid for job in active_jobs], queue, time.monotonic())
-        except ClusterError:  # SLURM doesn't answer for the moment: nothing is known of any job
-            pass
-        for job in active_jobs:
-            if job.external_jobid in lost:
-                executor.report_job_error(job, msg=lost[job.external_jobid])
-        async for job in check([job for job in active_jobs if job.external_jobid not in lost]):
+    async def check_active_jobs(self, active_jobs: Sequence[Any]) -> AsyncIterator[Any]:
+        """The jobs that are still to be waited for, as the plugin yields them."""
+        self._reported.clear()
+        if lost := await asyncio.to_thread(self._lost, active_jobs):
+            for job, state in lost:
+                self._end(job, state)
+        rest = [job for job in active_jobs if job.external_jobid not in self._reported]
+        kept = set()
+        async for job in self._check(rest):
+            kept.add(job.external_jobid)
             yield job
+        for job in rest:
+            if job.external_jobid not in kept | self._reported:
+                yield job
+        if lost:
+            self._executor.next_seconds_between_status_checks = None  # soon again
 
-    executor.check_active_jobs = check_active_jobs
+    def _noting(self, report: Callable[..., None]) -> Callable[..., None]:
+        def noted(job: Any, *arguments: Any, **named: Any) -> None:
+            self._reported.add(job.external_jobid)
+            report(job, *arguments, **named)
+
+        return noted
+
+    def _lost(self, active_jobs: Sequence[Any]) -> list[tuple[Any, str | None]]:
+        """Jobs with the state in which SLURM leaves them; None where it knows them no longer."""
+        jobs = {job.external_jobid: job for job in active_jobs if not _elsewhere(job)}
+        if not jobs:
+            return []
+        try:
+            found = self._watch.look(jobs, queued(self._executor.run_uuid), time.monotonic())
+            return [
+                (jobs[id], None if job is None else job.state)
+                for id, job in found.items()
+                if job is not None or not known(id)
+            ]
+        except ClusterError:  # it doesn't answer for the moment: nothing is known of any job
+            return []
+
+    def _end(self, job: Any, state: str | None) -> None:
+        """Report a lost job: as failed, unless it has left all that it was to make."""
+        if state is None and _has_made(job, self._began):
+            self._executor.report_job_success(job)
+            return
+        what = "has been forgotten by SLURM, which doesn't say how it ended"
+        if state is not None:
+            what = f"is {state}, and SLURM doesn't put it back into the queue"
+        log = job.aux and job.aux.get("slurm_logfile")
+        self._executor.report_job_error(
+            job, msg=f"SLURM-job '{job.external_jobid}' {what}. ", aux_logs=[str(log)] if log else []
+        )
 
 
-def queued() -> dict[str, Queued]:
-    """The user's jobs that SLURM knows, also those that have ended, by id. Raises `ClusterError`."""
-    listed = call(["squeue", "--noheader", "--states=all", "--user", getpass.getuser(), "--format", "%i|%T|%r|%k"])
+def watch_jobs(executor: Any, say: Callable[[str], None]) -> None:
+    """Let the SLURM plugin wait for no job without an end. Other executors are left alone."""
+    if hasattr(executor, "run_uuid"):
+        WatchedPlugin(executor, say)
+
+
+def queued(name: str) -> dict[str, Queued]:
+    """The jobs of this name that SLURM knows, also those that have ended, by id. Raises `ClusterError`.
+
+    Tasks of an array count one by one. The caller's shell may have defaults for squeue that leave some out.
+    """
+    options = ["--noheader", "--all", "--array", "--states=all", "--name", name, "--format", "%i|%T|%r|%k"]
+    listed = call(["squeue", *options], without="SQUEUE_")
     rows = (line.strip().split("|", 3) for line in listed.splitlines() if line.count("|") >= 3)
     return {id: Queued(state, reason, comment) for id, state, reason, comment in rows}
+
+
+def known(id: str) -> bool:
+    """Whether SLURM still knows a job. Raises `ClusterError` where it says neither."""
+    try:
+        call(["scontrol", "show", "job", id])
+    except ClusterError as error:
+        if UNKNOWN in str(error):
+            return False
+        raise
+    return True
+
+
+def _elsewhere(job: Any) -> bool:
+    return any(job.job.resources.get(name) for name in ELSEWHERE)
+
+
+def _has_made(job: Any, since: float) -> bool:
+    """Whether all that a job makes is there, and of this run: files are written whole or not at all."""
+    made = [Path(str(path)) for path in job.job.output]
+    try:
+        return bool(made) and all(path.stat().st_mtime >= since for path in made)
+    except OSError:
+        return False
