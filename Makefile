@@ -46,6 +46,7 @@ slurm: extra-slurm
 	@$(BIN)/pytest -m '$(SLURM)' tests/slurm
 
 kubernetes: extra-kubernetes
+	@$(BIN)/python -c 'import snakemake_executor_plugin_kubernetes, snakemake_storage_plugin_fs'
 	@$(BIN)/pytest tests/workflow/test_kubernetes.py
 
 emulated: $(STAMP)

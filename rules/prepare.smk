@@ -78,6 +78,8 @@ rule prepare_execution:
     resources:
         **limits_by_role(but=("mem_mb", "runtime", "cpus_per_task")),
         **resources.look_limits(STUDY),
+    params:
+        progress=PATHS.progress,
     shell:
         "exec python -m understudy prepare-execution --settings {input.settings:q} --model {input.model:q}"
-        " --manifest {input.manifest:q} --output {output:q} --log {log:q}"
+        " --manifest {input.manifest:q} --progress {params.progress:q} --output {output:q} --log {log:q}"

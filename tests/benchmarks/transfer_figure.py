@@ -25,7 +25,8 @@ PANELS = {
     "own of transfer_runs": "our fine-tuning runs",
     "lies of steplaw": "Step Law, proxies that lie",
 }
-# Label, colour and marker. Where the rescaled trials are the plain ones, a method was run with these alone.
+# Label, colour and marker. The multi-task GP was run on our own table with plain trials alone, which are the rescaled
+# ones there once they are moved to its configurations.
 LINES: Mapping[tuple[str, ...], tuple[str, str, str]] = {
     ("understudy_two_fidelity",): ("understudy", style.BLUE, "o"),
     ("rule",): ("a published rule", style.INK, ""),

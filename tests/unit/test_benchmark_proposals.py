@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import finished_runs
 import proposals
 
@@ -26,6 +28,7 @@ def test_a_small_run_times_every_sampler() -> None:
         assert row["command"] > 0.2  # a process was started
 
 
+@pytest.mark.nightly
 def test_the_whole_command_takes_at_most_five_seconds(tmp_path: Path) -> None:
     """Of a processor, imports included, with 1,000 proxy trials and 100 finished ones."""
     options = argparse.Namespace(proxy_trials=1000, target_trials=100)

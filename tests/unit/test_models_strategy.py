@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,10 @@ def test_what_is_given_is_kept_and_said_not_to_fit() -> None:
     (note,) = [note for note in made.notes if note.startswith("target: may not fit; estimated")]
     assert "`gradient_checkpointing: true`" in note
     assert not any("may not fit" in note for note in chosen(EIGHT, strategy="ddp").notes)
+    assert "`strategy: fsdp` over several `processes`" in note
     (note,) = [n for n in chosen(SEVENTY, strategy="fsdp", cpu_offload=False, method="full").notes if "may not" in n]
+    assert "`cpu_offload: true`" in note
+    assert "strategy" not in note
     assert how(chosen(SMALL, strategy="fsdp")) == ("fsdp", False)
     assert how(chosen(SMALL, strategy="fsdp", cpu_offload=True)) == ("fsdp", True)
     offloaded = chosen(llama(40, 8192, 60), method="full", strategy="fsdp")
@@ -170,7 +174,7 @@ def test_what_was_estimated_shows_on_the_terminal(tmp_path: Path, monkeypatch: p
     files = {"settings": section, "model": SEVENTY, "manifest": manifest}
     for name, content in files.items():
         write_json(tmp_path / f"{name}.json", content)
-    given = {name: tmp_path / f"{name}.json" for name in [*files, "output"]}
+    given = {name: tmp_path / f"{name}.json" for name in [*files, "output", "progress"]}
     prepare_execution.run(argparse.Namespace(**given))
     made = read_model(given["output"], Execution)
     told = said.getvalue().splitlines()
@@ -178,6 +182,8 @@ def test_what_was_estimated_shows_on_the_terminal(tmp_path: Path, monkeypatch: p
         note for note in made.notes if note.startswith(("target.strategy", "target.cpu_offload", "target: "))
     ]
     assert "target.strategy: fsdp, estimated: of 64 GiB usable" in told[0]
+    noted = [json.loads(line) for line in given["progress"].read_text().splitlines()]
+    assert [line["text"] for line in noted] == told, "for a main process whose jobs run elsewhere"
 
 
 def test_on_cpus_auto_is_whole_copies() -> None:

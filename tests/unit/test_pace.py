@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import io
 import json
 import random
 import time
@@ -258,3 +259,20 @@ def test_idle_cores_are_told_where_the_window_could_be_wider() -> None:
     assert abreast.narrow(study(), Room(64)) == []
     (line,) = abreast.narrow(study(target__window=1), Room(64))
     assert line.startswith("64 cores, but `target.window` (1) lets one target trial at a time run, where 64 would fit")
+
+
+def test_notes_and_trials_of_jobs_elsewhere_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job's terminal is the scheduler's log, which nobody reads."""
+    path, here, there = tmp_path / "progress.jsonl", io.StringIO(), io.StringIO()
+    monkeypatch.setattr(progress, "FOLLOW_SECONDS", 0.01)
+    monkeypatch.setattr(progress, "_terminal", there)
+    progress.start(path, {"target": 3}, 1)
+    progress.note(path, "an earlier run's note")
+    monkeypatch.setattr(progress, "_terminal", here)
+    progress.follow(path)
+    monkeypatch.setattr(progress, "tell", lambda _: None)
+    progress.note(path, "target: may not fit")
+    deadline = time.monotonic() + 20
+    while "\n" not in here.getvalue() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert here.getvalue() == "target: may not fit\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,10 +10,14 @@ from typing import Any
 import pytest
 import torch
 
+import training_study
 from training_study import make_job, make_spec, target_words
 from understudy.artifacts import Proposal
 from understudy.cli import main
+from understudy.errors import UserError
 from understudy.models.hardware import GIB
+from understudy.train import launch
+from understudy.train.launch import train_alone
 from understudy.train.memory import is_out_of_memory, reason, require_like
 
 ERRORS: list[tuple[BaseException, bool]] = [
@@ -59,6 +64,14 @@ def test_a_trial_is_not_trained_on_a_gpu_that_is_smaller_than_what_it_was_laid_o
     assert not list(job.store.glob("*/*.json"))
     assert trained(24 * GIB) == 0
     assert (tmp_path / "result.json").exists()
+
+
+def test_several_processes_say_it_as_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "run_rank", training_study.run_rank_on_a_small_gpu)
+    job = replace(make_job(tmp_path, processes=2), gpu_bytes=80 * GIB)
+    with pytest.raises(UserError, match=r"^this GPU has 24 GiB, and how trials run was decided on one of 80 GiB"):
+        train_alone(make_spec("t0003", stage="target"), job)
+    assert not list(job.store.glob("*/*.json"))
 
 
 @pytest.mark.usefixtures("gpu_of_24")

@@ -6,6 +6,7 @@ import os
 import random
 import resource
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import polars as pl
@@ -205,6 +206,13 @@ def target_words(root: Path, job: Job, proposal: Proposal | None, **settings: An
     words = ["train-target", "--output", str(root / "result.json"), "--store", str(job.store)]
     words += ["--train", str(job.train), "--validation", str(job.validation), "--progress", str(job.progress)]
     return words + [word for name in {**files, "proposal": 0} for word in (f"--{name}", str(root / f"{name}.json"))]
+
+
+def run_rank_on_a_small_gpu(spec: TrialSpec, job: Job) -> Any:
+    """As `launch.run_rank`, but torch has a GPU of 24 GiB."""
+    torch.cuda.current_device = lambda: 0
+    torch.cuda.get_device_properties = lambda _: SimpleNamespace(total_memory=24 * 2**30)
+    return launch.run_rank(spec, job)
 
 
 def run_rank_short_of_memory(spec: TrialSpec, job: Job, moment: str = "train") -> TrialRecord:

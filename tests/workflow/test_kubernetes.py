@@ -28,6 +28,7 @@ def test_a_dry_run_has_a_pod_for_every_trial(tmp_path: Path) -> None:
         stderr=subprocess.STDOUT,
         text=True,
         check=False,
+        timeout=120,
     )
     assert done.returncode == 0, done.stdout
     assert "the whole study: " in done.stdout

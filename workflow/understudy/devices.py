@@ -88,9 +88,9 @@ def visible(*, by_torch: bool = True) -> list[str]:
     """UUIDs of the GPUs that this process may use, in the order of CUDA_VISIBLE_DEVICES where it is set.
 
     Its UUIDs may be cut short, as CUDA has it, and its indices are in PCI order, which is CUDA's own where all GPUs of
-    a machine are of one kind. Where they aren't, CUDA counts the fastest first, and torch is asked which they are; so
-    it is where nvidia-smi lists nothing, as in a container that has CUDA alone. That takes seconds; without `by_torch`
-    the number is right. Of a GPU that is split (MIG) the instances count, one by one.
+    a machine are of one kind. Where they aren't, CUDA counts the fastest first, and torch is asked which they are,
+    unless SLURM gave the numbers; so it is where nvidia-smi lists nothing, as in a container that has CUDA alone. That
+    takes seconds; without `by_torch` the number is right. Of a GPU that is split (MIG) the instances count, one by one.
     """
     listed = _told("nvidia-smi", "-L") if shutil.which("nvidia-smi") else ""
     if "UUID" not in listed:
@@ -107,8 +107,8 @@ def visible(*, by_torch: bool = True) -> list[str]:
     wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
     if wanted is None:
         return every
-    by_speed = len(models) > 1 and os.environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID"
-    if by_speed and by_torch and re.search(r"(^|,)\s*\d", wanted):
+    in_slots = os.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID" or "SLURM_JOB_ID" in os.environ
+    if len(models) > 1 and not in_slots and by_torch and re.search(r"(^|,)\s*\d", wanted):
         found = [name for name in _told(sys.executable, "-c", ASK_TORCH).split() if name in every]
         if found:  # but for instances, which torch names otherwise
             return found

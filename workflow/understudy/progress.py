@@ -122,8 +122,17 @@ def finished(path: Path, record: TrialRecord, reused: bool, held: float = 0.0) -
     print(_reader(path).read().line(record.spec.stage), file=_terminal, flush=True)
 
 
+def note(path: Path, text: str) -> None:
+    """Print a sentence as `tell` does, and let a main process show it whose jobs run elsewhere."""
+    tell(text)
+    _append(path, {"event": "note", "time": time.time(), "text": text})
+
+
 def follow(path: Path) -> None:
-    """Show every trial that finishes from now on, for a main process whose jobs run elsewhere; in the background."""
+    """Show every trial that finishes from now on, and every note, for a main process whose jobs run elsewhere.
+
+    In the background.
+    """
     begun = path.stat().st_size if path.exists() else 0
 
     def watch() -> None:
@@ -135,17 +144,19 @@ def follow(path: Path) -> None:
                 fresh = handle.read()
             whole = fresh[: fresh.rfind(b"\n") + 1]
             shown += len(whole)
-            for stage in dict.fromkeys(_stages(whole)):
+            for text in _found(whole, "text"):
+                print(text, file=_terminal, flush=True)
+            for stage in dict.fromkeys(_found(whole, "stage")):
                 print(state(path).line(stage), file=_terminal, flush=True)
 
     threading.Thread(target=watch, name="follow-progress", daemon=True).start()
 
 
-def _stages(text: bytes) -> Iterator[str]:
-    """The stage of each finished trial in some lines of the log."""
+def _found(text: bytes, name: str) -> Iterator[str]:
+    """A field of those lines of the log that have it: trials have a `stage`, notes a `text`."""
     for line in text.splitlines():
         with suppress(json.JSONDecodeError, KeyError, TypeError):
-            yield json.loads(line)["stage"]
+            yield json.loads(line)[name]
 
 
 @dataclass

@@ -45,7 +45,7 @@ GPU_FLOPS = 2e13  # per GPU and second: an older one, or a short batch on a new 
 TIME_MARGIN = 2.0
 STARTUP_MINUTES = 15  # loading weights from a shared file system, and the workflow's own start
 LEAST_MINUTES = 30
-MOST_TIMES = 4  # the first attempt's estimate: what runs out of time again and again needs no more memory
+MOST_TIMES = 4  # the first attempt's estimate, of time and memory: who runs out of either again has to say how much
 
 CPU_ROWS = 32  # of a forward pass, as `prepare-execution` takes them on CPUs
 PACK_TOKENS = 2048  # likewise
@@ -242,7 +242,7 @@ def require_scheduler(study: StudyConfig, allocated: str | None) -> None:
 
 
 def _sizes(settings: ModelSettings, card: Path) -> Callable[[], ModelSize]:
-    """The size of a base model as it is known at each call; read again only as long as it isn't."""
+    """The size of a base model: what is known now, or at a later call where nothing is now."""
     known = [model_size(settings, card)]
 
     def size() -> ModelSize:

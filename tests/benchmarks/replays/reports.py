@@ -1,4 +1,7 @@
-"""What the tables say, kept in one file: each set's `report`, to six digits, under the set's and its table's name."""
+"""What the tables say, kept in one file: each set's `report`, to six digits.
+
+It stands under the name of the set, of its table, and of a window that isn't 1.
+"""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--settings", type=Path, required=True, help="the slice `execution` of the config")
     parser.add_argument("--model", type=Path, required=True, help="model.json of the role")
     parser.add_argument("--manifest", type=Path, required=True, help="the data's manifest")
+    parser.add_argument("--progress", type=Path, required=True, help="progress.jsonl")
     parser.add_argument("--output", type=Path, required=True, help="where the execution goes, one file per role")
 
 
@@ -31,6 +32,6 @@ def run(arguments: argparse.Namespace) -> None:
     write_json(arguments.output, execution)
     for note in execution.notes or ("nothing was left to decide",):
         if note.startswith(SAID):  # what doesn't fit is to show before the proxy is paid for
-            progress.tell(note)
+            progress.note(arguments.progress, note)
         else:
             print(note)

@@ -132,9 +132,14 @@ def _decide(stage: TargetExecution, needs: Needs, hardware: Hardware) -> tuple[S
 def _advice(stage: TargetExecution, offload: bool) -> str:
     """What takes less memory, the cheapest first."""
     ways = [] if stage.gradient_checkpointing else ["`gradient_checkpointing: true`"]
-    ways.append("more `processes`")
-    if stage.torch_compile:
-        ways.append("without `torch_compile` it would be sharded")
+    if stage.strategy == "ddp":
+        ways.append("`strategy: fsdp` over several `processes`")
+    else:
+        ways.append("more `processes`")
+        if stage.torch_compile:
+            ways.append("without `torch_compile` it would be sharded")
+        elif stage.cpu_offload is False:
+            ways.append("`cpu_offload: true`")
     text = "what helps: " + ", ".join([*ways, "`models.target.quantization: nf4` with LoRA"])
     return f"{text}; with shards in the host's memory steps are slow" if offload else text
 

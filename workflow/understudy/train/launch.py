@@ -18,7 +18,7 @@ from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 from understudy import devices, disk, interruption, process, watchdog
-from understudy.errors import UnderstudyError
+from understudy.errors import UnderstudyError, UserError
 from understudy.interruption import InterruptionError
 from understudy.store import Store
 from understudy.train.trial import Job, train_trial
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 LONGEST_WAIT = timedelta(days=1)  # for the others in a sum; the watchdog, which knows what is slow, acts earlier
 SHUTDOWN_SECONDS = 5  # after which a rank that doesn't end by itself is killed
 PASS_ON_SECONDS = 0.5
+GIVEN = f"{UserError.__name__}: "  # how torch tells of such an error in a rank
 
 
 class RankError(UnderstudyError):
@@ -119,6 +120,8 @@ def _after_failure(error: ChildFailedError, spec: TrialSpec, job: Job, meeting: 
         return found
     rank, failure = error.get_first_failure()
     reason = _hung(job) if failure.exitcode == watchdog.EXIT_CODE else _message(failure.message)
+    if reason.startswith(GIVEN):
+        raise UserError(reason.removeprefix(GIVEN)) from error
     raise RankError(
         f"process {rank} of {job.inputs.execution.world_size} of trial {spec.id} ended with exit code "
         f"{failure.exitcode}: {reason}; nothing was recorded, run the workflow again to go on from the checkpoint, if "

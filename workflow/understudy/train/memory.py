@@ -57,9 +57,9 @@ def require_like(decided: int | None) -> None:
     if there < ALIKE * decided:
         raise UserError(
             f"this GPU has {there / GIB:.0f} GiB, and how trials run was decided on one of {decided / GIB:.0f} GiB "
-            "(`execution/*.json` in the results), so nothing was trained on it. Name a kind of GPU in the config's "
-            "`resources` (`gpu_model` or `constraint`), let CUDA_VISIBLE_DEVICES show only this machine's large ones, "
-            "or delete these files, and it is decided anew where the next run begins"
+            "(`execution/*.json` in the results), so nothing was trained on it. On a cluster name a kind of GPU in the "
+            "config's `resources` (`gpu_model` or `constraint`), here let CUDA_VISIBLE_DEVICES show only the large "
+            "ones; or delete these files: it is decided anew, and trials that come out different are trained again"
         )
 
 
