@@ -302,7 +302,7 @@ class StageResources(Section):
     max_mem_mb: int | None = Field(
         default=None,
         ge=1,
-        description="the most that any attempt asks for: what a node has, in MB; a given `mem_mb` if absent",
+        description="the most in any attempt: what a node has, in MB; if absent a given `mem_mb`, or four times the estimate",
     )
     runtime: int | Literal["auto"] = Field(
         default="auto", description="time limit of a job in minutes; `auto` estimates it likewise"
@@ -310,7 +310,7 @@ class StageResources(Section):
     max_runtime: int | None = Field(
         default=None,
         ge=1,
-        description="the most that any attempt asks for: the partition's limit; a given `runtime` if absent",
+        description="the most in any attempt: the partition's limit; if absent a given `runtime`, or four times the estimate",
     )
     gpu_model: str | None = Field(
         default=None,
