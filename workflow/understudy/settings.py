@@ -302,7 +302,7 @@ class StageResources(Section):
     max_mem_mb: int | None = Field(
         default=None,
         ge=1,
-        description="the most in any attempt: what a node has, in MB; if absent a given `mem_mb`, or four times the estimate",
+        description="the most of any attempt, in MB: what a node has; if absent `mem_mb`, or 4 times the estimate",
     )
     runtime: int | Literal["auto"] = Field(
         default="auto", description="time limit of a job in minutes; `auto` estimates it likewise"
@@ -310,7 +310,7 @@ class StageResources(Section):
     max_runtime: int | None = Field(
         default=None,
         ge=1,
-        description="the most in any attempt: the partition's limit; if absent a given `runtime`, or four times the estimate",
+        description="the most of any attempt: the partition's limit; if absent `runtime`, or 4 times the estimate",
     )
     gpu_model: str | None = Field(
         default=None,
