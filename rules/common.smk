@@ -179,7 +179,7 @@ def begin_run():
         cluster.mark_jobs(
             workflow.scheduler._executor, PATHS, own_logs=not getattr(workflow.executor_settings, "logdir", None)
         )
-        cluster_watch.watch_jobs(workflow.scheduler._executor, logger.warning)
+        cluster_watch.watch_jobs(workflow.scheduler._executor, PATHS, logger.warning)
         chatter.tell_failures(logger)
         progress.follow(PATHS.progress)
         notes = [*resources.unasked(STUDY), *cluster.unwarned(workflow.scheduler._executor, jobs)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +14,7 @@ import pytest
 from understudy import cluster_watch
 from understudy.cluster import ClusterError
 from understudy.cluster_watch import GONE_LOOKS, GONE_SECONDS, STAYING_SECONDS, Queued, Watch, known, queued, watch_jobs
+from understudy.paths import StudyPaths
 
 RUNS, PREEMPTED = Queued("RUNNING", "None", "a"), Queued("PREEMPTED", "None", "a")
 
@@ -110,15 +110,23 @@ def polls(monkeypatch: pytest.MonkeyPatch) -> Any:
             return [job.external_jobid async for job in executor.check_active_jobs(jobs)]
 
         monkeypatch.setattr(cluster_watch, "queued", answer)
-        monkeypatch.setattr(cluster_watch, "time", SimpleNamespace(monotonic=lambda: now, time=lambda: 0))
+        monkeypatch.setattr(cluster_watch, "time", SimpleNamespace(monotonic=lambda: now))
         return asyncio.run(active())
 
     return poll
 
 
-def test_the_plugin_waits_no_longer_for_what_is_lost(polls: Any) -> None:
+@pytest.fixture
+def paths(tmp_path: Path) -> StudyPaths:
+    """Of a study whose run on SLURM has just been noted."""
+    made = StudyPaths(tmp_path)
+    made.cluster_runs.touch()
+    return made
+
+
+def test_the_plugin_waits_no_longer_for_what_is_lost(polls: Any, paths: StudyPaths) -> None:
     executor, jobs = Executor(), [job_of("1"), job_of("2")]
-    watch_jobs(executor, print)
+    watch_jobs(executor, paths, print)
     queue = {"1": PREEMPTED, "2": RUNS}
     assert polls(executor, jobs, 0.0, queue) == ["1", "2"]
     assert polls(executor, jobs, STAYING_SECONDS, ClusterError("slow")) == ["1", "2"]
@@ -128,12 +136,14 @@ def test_the_plugin_waits_no_longer_for_what_is_lost(polls: Any) -> None:
     assert executor.next_seconds_between_status_checks is None
 
 
-def test_a_job_that_is_gone_counts_by_what_it_left(polls: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_that_is_gone_counts_by_what_it_left(
+    polls: Any, paths: StudyPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before, made = tmp_path / "before", tmp_path / "made"
     before.touch()
-    os.utime(before, (0, time.time() - 60))
+    os.utime(before, (0, paths.cluster_runs.stat().st_mtime - 60))
     executor = Executor()
-    watch_jobs(executor, print)
+    watch_jobs(executor, paths, print)
     made.touch()
     jobs = [
         job_of("1", made),
@@ -150,17 +160,17 @@ def test_a_job_that_is_gone_counts_by_what_it_left(polls: Any, tmp_path: Path, m
     assert [id for id, _ in executor.failed] == ["2", "3"]
 
 
-def test_jobs_that_the_plugin_forgets_while_slurm_does_not_answer_are_kept(polls: Any) -> None:
+def test_jobs_that_the_plugin_forgets_while_slurm_does_not_answer_are_kept(polls: Any, paths: StudyPaths) -> None:
     executor, jobs = Executor(), [job_of("1"), job_of("2"), job_of("3")]
-    watch_jobs(executor, print)
+    watch_jobs(executor, paths, print)
     executor.forgotten, executor.through = {"1", "2"}, {"3"}
     assert polls(executor, jobs, 0.0, ClusterError("slow")) == ["1", "2"]
     assert executor.succeeded == ["3"]
 
 
-def test_other_executors_are_left_alone() -> None:
+def test_other_executors_are_left_alone(paths: StudyPaths) -> None:
     executor = SimpleNamespace(check_active_jobs=None)
-    watch_jobs(executor, print)
+    watch_jobs(executor, paths, print)
     assert executor.check_active_jobs is None
 
 

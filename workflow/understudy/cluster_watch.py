@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from understudy.cluster import NOT_BEGUN, ClusterError, call
+from understudy.paths import StudyPaths
 
 GONE_SECONDS = 180.0  # for so long, and at so many looks, a job isn't listed before SLURM is asked whether it knows it
 GONE_LOOKS = 3
@@ -78,11 +79,13 @@ class Watch:
 
 
 class WatchedPlugin:
-    """Stands in front of a SLURM executor's polls, and ends what it would wait for without an end."""
+    """Stands in front of a SLURM executor's polls, and ends what it would wait for without an end.
 
-    def __init__(self, executor: Any, say: Callable[[str], None]) -> None:
-        self._executor, self._watch = executor, Watch(say)
-        self._began = time.time() - 1  # files' times are coarse
+    `began` is a time of change of this run's beginning, by the clock that files' times have.
+    """
+
+    def __init__(self, executor: Any, began: float, say: Callable[[str], None]) -> None:
+        self._executor, self._began, self._watch = executor, began, Watch(say)
         self._check = executor.check_active_jobs
         self._reported: set[str] = set()
         executor.check_active_jobs = self.check_active_jobs
@@ -142,10 +145,10 @@ class WatchedPlugin:
         )
 
 
-def watch_jobs(executor: Any, say: Callable[[str], None]) -> None:
-    """Let the SLURM plugin wait for no job without an end. Other executors are left alone."""
+def watch_jobs(executor: Any, paths: StudyPaths, say: Callable[[str], None]) -> None:
+    """Let the SLURM plugin wait for no job without an end, once the run is noted. Other executors are left alone."""
     if hasattr(executor, "run_uuid"):
-        WatchedPlugin(executor, say)
+        WatchedPlugin(executor, paths.cluster_runs.stat().st_mtime, say)
 
 
 def queued(name: str) -> dict[str, Queued]:
