@@ -160,6 +160,7 @@ def begin_run():
             require_gpus(job.resources.get("gpu", 0) for job in jobs)
         if any(job.resources.get("nodes", 1) > 1 for job in jobs):
             require_nodes()
+        cluster.show_all_jobs()
         cluster.clear(PATHS, STUDY.resources.left_behind, logger.warning)
     except UnderstudyError as error:
         raise WorkflowError(str(error)) from None

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from understudy.cluster import show_all_jobs
 from understudy.cluster_watch import GONE_SECONDS, STAYING_SECONDS, Watch, known, queued
 
 from .cluster import Cluster, why_not
@@ -57,6 +58,8 @@ def test_what_becomes_of_jobs_is_seen(cluster: Cluster, monkeypatch: pytest.Monk
     others = submit(cluster, "--job-name=other", "--comment=other", "--wrap=true")
     forgotten = "4711"
     monkeypatch.setenv("SQUEUE_PARTITION", "urgent")
+    monkeypatch.setenv("SQUEUE_ALL", "")  # to be as it was after
+    show_all_jobs()
 
     said: list[str] = []
     watch, ours = Watch(said.append), [lasting, urgent, too_long, waiting, hidden, f"{array}_1", f"{array}_2"]

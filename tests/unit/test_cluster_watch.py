@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from understudy import cluster_watch
-from understudy.cluster import ClusterError
+from understudy.cluster import ClusterError, show_all_jobs
 from understudy.cluster_watch import GONE_LOOKS, GONE_SECONDS, STAYING_SECONDS, Queued, Watch, known, queued, watch_jobs
 from understudy.paths import StudyPaths
 
@@ -151,13 +151,28 @@ def test_a_job_that_is_gone_counts_by_what_it_left(
         job_of("3", made, before),
         job_of("hidden"),
         job_of("elsewhere", cluster="other"),
+        job_of("extra", slurm_extra="'-M other'"),
     ]
     monkeypatch.setattr(cluster_watch, "known", lambda id: id == "hidden")
     left = [polls(executor, jobs, now, {}) for now in (0.0, 1.0, GONE_SECONDS)]
-    assert left[:2] == [["1", "2", "3", "hidden", "elsewhere"]] * (GONE_LOOKS - 1)
-    assert left[2] == ["hidden", "elsewhere"]
+    assert left[:2] == [["1", "2", "3", "hidden", "elsewhere", "extra"]] * (GONE_LOOKS - 1)
+    assert left[2] == ["hidden", "elsewhere", "extra"]
     assert executor.succeeded == ["1"]
     assert [id for id, _ in executor.failed] == ["2", "3"]
+
+
+def test_what_slurm_says_of_one_job_hides_nothing_of_another(
+    polls: Any, paths: StudyPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsure(id: str) -> bool:
+        raise ClusterError(id)
+
+    monkeypatch.setattr(cluster_watch, "known", unsure)
+    executor, jobs = Executor(), [job_of("gone"), job_of("1")]
+    watch_jobs(executor, paths, print)
+    left = [polls(executor, jobs, now, {"1": PREEMPTED}) for now in (0.0, 1.0, GONE_SECONDS)]
+    assert left[2] == ["gone"]
+    assert [id for id, _ in executor.failed] == ["1"]
 
 
 def test_jobs_that_the_plugin_forgets_while_slurm_does_not_answer_are_kept(polls: Any, paths: StudyPaths) -> None:
@@ -186,12 +201,15 @@ def write(command: Path, text: str) -> None:
     command.chmod(0o755)
 
 
-def test_the_queue_is_read_as_squeue_prints_it(commands: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SQUEUE_PARTITION", "other")
-    write(commands / "squeue", "echo '7_1|PENDING|Priority|rule_a_wildcards_b|c'\necho slow$SQUEUE_PARTITION >&2")
+def test_the_queue_is_read_as_squeue_prints_it(commands: Path) -> None:
+    write(commands / "squeue", "echo '7_1|PENDING|Priority|rule_a_wildcards_b|c'\necho slow")
     assert queued("x") == {"7_1": Queued("PENDING", "Priority", "rule_a_wildcards_b|c")}
-    write(commands / "squeue", '[ -z "$SQUEUE_PARTITION" ] || exit 1')
-    assert queued("x") == {}
+
+
+def test_what_a_shell_hides_of_the_queue_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", {"SQUEUE_PARTITION": "other", "PATH": "/"})
+    show_all_jobs()
+    assert os.environ == {"PATH": "/", "SQUEUE_ALL": "1"}
 
 
 def test_only_slurm_itself_says_that_it_knows_a_job_no_longer(commands: Path) -> None:
@@ -202,8 +220,8 @@ def test_only_slurm_itself_says_that_it_knows_a_job_no_longer(commands: Path) ->
     write(commands / "scontrol", "echo 'Unable to contact slurm controller' >&2; exit 1")
     with pytest.raises(ClusterError):
         known("7")
-    (commands / "scontrol").chmod(0o644)
-    (commands / "scontrol").write_bytes(b"")
+    write(commands / "scontrol", "echo 'Job 7_1 not found'; exit 1")
+    assert not known("7_1")
 
 
 def test_a_command_that_is_not_there_is_no_other_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,7 +72,7 @@ def test_two_nodes_learn_what_one_process_learns(slurm: Path) -> None:
 @pytest.mark.long
 def test_a_node_that_fails_ends_the_trial_with_one_message(slurm: Path, capfd: pytest.CaptureFixture[str]) -> None:
     job = make_job(slurm / "two", "nf4", nodes=2)
-    with pytest.raises(RankError, match=r"on 2 nodes ended with srun's exit code 1; .* nothing was recorded"):
+    with pytest.raises(RankError, match=r"on 2 nodes ended with srun's exit code 2; .* nothing was recorded"):
         train_alone(SPEC.model_copy(update={"method": "full"}), job)  # found out by the ranks
     assert "understudy, node" in capfd.readouterr().err
 

@@ -148,22 +148,26 @@ def _named(jobs: Sequence[QueuedJob]) -> str:
     return ", ".join(f"{job.id} ({job.comment})" for job in jobs[:5]) + (", …" if len(jobs) > 5 else "")
 
 
-def call(command: list[str], without: str | None = None) -> str:
-    """What a command of SLURM prints. Raises `ClusterError` where it fails, or doesn't answer.
+def show_all_jobs() -> None:
+    """Let squeue hide none of a study's jobs from this process and its children, the plugin's calls among them.
 
-    It doesn't see variables of the environment whose names begin with `without`.
+    It hides those of hidden partitions, and what a shell's own defaults (`SQUEUE_PARTITION` and the like) leave out.
     """
-    environment = {name: value for name, value in os.environ.items() if without is None or not name.startswith(without)}
+    for name in [name for name in os.environ if name.startswith("SQUEUE_")]:
+        del os.environ[name]
+    os.environ["SQUEUE_ALL"] = "1"
+
+
+def call(command: list[str]) -> str:
+    """What a command of SLURM prints. Raises `ClusterError` where it fails, or doesn't answer."""
     try:
-        done = subprocess.run(
-            command, env=environment, capture_output=True, encoding="utf-8", errors="replace", timeout=QUERY_SECONDS
-        )
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=QUERY_SECONDS)
     except subprocess.TimeoutExpired as error:
         raise ClusterError(_silent(command, f"no answer in {QUERY_SECONDS:.0f} s")) from error
     except OSError as error:
         raise ClusterError(_silent(command, str(error))) from error
     if done.returncode != 0:
-        raise ClusterError(_silent(command, done.stderr.strip()))
+        raise ClusterError(_silent(command, done.stderr.strip() or done.stdout.strip()))
     return done.stdout
 
 

@@ -9,8 +9,11 @@ moment it forgets its jobs itself. The first two are failures here, after which 
 from __future__ import annotations
 
 import asyncio
+import os
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -121,15 +124,12 @@ class WatchedPlugin:
         jobs = {job.external_jobid: job for job in active_jobs if not _elsewhere(job)}
         if not jobs:
             return []
-        try:
+        lost: list[tuple[Any, str | None]] = []
+        with suppress(ClusterError):  # it doesn't answer for the moment: nothing is known of the other jobs
             found = self._watch.look(jobs, queued(self._executor.run_uuid), time.monotonic())
-            return [
-                (jobs[id], None if job is None else job.state)
-                for id, job in found.items()
-                if job is not None or not known(id)
-            ]
-        except ClusterError:  # it doesn't answer for the moment: nothing is known of any job
-            return []
+            lost += [(jobs[id], job.state) for id, job in found.items() if job is not None]
+            lost += [(jobs[id], None) for id, job in found.items() if job is None and not known(id)]
+        return lost
 
     def _end(self, job: Any, state: str | None) -> None:
         """Report a lost job: as failed, unless it has left all that it was to make."""
@@ -154,10 +154,10 @@ def watch_jobs(executor: Any, paths: StudyPaths, say: Callable[[str], None]) -> 
 def queued(name: str) -> dict[str, Queued]:
     """The jobs of this name that SLURM knows, also those that have ended, by id. Raises `ClusterError`.
 
-    Tasks of an array count one by one. The caller's shell may have defaults for squeue that leave some out.
+    Tasks of an array count one by one.
     """
-    options = ["--noheader", "--all", "--array", "--states=all", "--name", name, "--format", "%i|%T|%r|%k"]
-    listed = call(["squeue", *options], without="SQUEUE_")
+    options = ["--noheader", "--array", "--states=all", "--name", name, "--format", "%i|%T|%r|%k"]
+    listed = call(["squeue", *options])
     rows = (line.strip().split("|", 3) for line in listed.splitlines() if line.count("|") >= 3)
     return {id: Queued(state, reason, comment) for id, state, reason, comment in rows}
 
@@ -165,16 +165,22 @@ def queued(name: str) -> dict[str, Queued]:
 def known(id: str) -> bool:
     """Whether SLURM still knows a job. Raises `ClusterError` where it says neither."""
     try:
-        call(["scontrol", "show", "job", id])
+        call(["scontrol", "--all", "show", "job", id])
     except ClusterError as error:
-        if UNKNOWN in str(error):
+        if UNKNOWN in str(error) or f"Job {id} not found" in str(error):  # the latter of a task of an array
             return False
         raise
     return True
 
 
 def _elsewhere(job: Any) -> bool:
-    return any(job.job.resources.get(name) for name in ELSEWHERE)
+    """Whether it was submitted to another cluster, whose jobs aren't listed here."""
+    asked = job.job.resources
+    return (
+        "SBATCH_CLUSTERS" in os.environ
+        or any(asked.get(name) for name in ELSEWHERE)
+        or re.search(r"(^|[\s'\"])-M", str(asked.get("slurm_extra") or "")) is not None
+    )
 
 
 def _has_made(job: Any, since: float) -> bool:

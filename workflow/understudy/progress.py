@@ -155,8 +155,10 @@ def follow(path: Path) -> None:
 def _found(text: bytes, name: str) -> Iterator[str]:
     """A field of those lines of the log that have it: trials have a `stage`, notes a `text`."""
     for line in text.splitlines():
-        with suppress(json.JSONDecodeError, KeyError, TypeError):
-            yield json.loads(line)[name]
+        with suppress(ValueError, KeyError, TypeError):  # cut off by a kill, or altered
+            found = json.loads(line)[name]
+            if isinstance(found, str):
+                yield found
 
 
 @dataclass

@@ -37,6 +37,8 @@ def detect(device: Device) -> Hardware:
     host = Hardware(host_bytes=host_bytes(), cores=cores(), own_job=_job_of_its_own())
     if device == "cpu":
         return host
+    if "SLURM_JOB_ID" in os.environ:  # whose numbers of GPUs are those of their slots, as `devices.visible` has it
+        os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     import torch
 
     if not torch.cuda.is_available():

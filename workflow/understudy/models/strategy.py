@@ -133,13 +133,15 @@ def _advice(stage: TargetExecution, offload: bool) -> str:
     """What takes less memory, the cheapest first."""
     ways = [] if stage.gradient_checkpointing else ["`gradient_checkpointing: true`"]
     if stage.strategy == "ddp":
-        ways.append("`strategy: fsdp` over several `processes`")
+        ways.append(
+            "`strategy: fsdp` over several `processes`" + (", without `torch_compile`" if stage.torch_compile else "")
+        )
     else:
         ways.append("more `processes`")
         if stage.torch_compile:
             ways.append("without `torch_compile` it would be sharded")
         elif stage.cpu_offload is False:
-            ways.append("`cpu_offload: true`")
+            ways.append("`cpu_offload: true`" if stage.strategy == "fsdp" else "`cpu_offload: auto`")
     text = "what helps: " + ", ".join([*ways, "`models.target.quantization: nf4` with LoRA"])
     return f"{text}; with shards in the host's memory steps are slow" if offload else text
 

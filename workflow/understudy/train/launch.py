@@ -18,7 +18,7 @@ from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 from understudy import devices, disk, interruption, process, watchdog
-from understudy.errors import UnderstudyError, UserError
+from understudy.errors import ConfigError, DataError, ModelError, UnderstudyError, UserError
 from understudy.interruption import InterruptionError
 from understudy.store import Store
 from understudy.train.trial import Job, train_trial
@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 LONGEST_WAIT = timedelta(days=1)  # for the others in a sum; the watchdog, which knows what is slow, acts earlier
 SHUTDOWN_SECONDS = 5  # after which a rank that doesn't end by itself is killed
 PASS_ON_SECONDS = 0.5
-GIVEN = f"{UserError.__name__}: "  # how torch tells of such an error in a rank
+GIVEN = tuple(
+    f"{kind.__name__}: " for kind in (UserError, ConfigError, DataError, ModelError)
+)  # as torch tells of them
 
 
 class RankError(UnderstudyError):
@@ -119,9 +121,10 @@ def _after_failure(error: ChildFailedError, spec: TrialSpec, job: Job, meeting: 
             raise RankError(f"memory ran out on node {meeting.node}; the store has the record") from error
         return found
     rank, failure = error.get_first_failure()
-    reason = _hung(job) if failure.exitcode == watchdog.EXIT_CODE else _message(failure.message)
-    if reason.startswith(GIVEN):
-        raise UserError(reason.removeprefix(GIVEN)) from error
+    told = _told(failure.message)
+    if told.startswith(GIVEN):
+        raise UserError(told.partition(": ")[2]) from error
+    reason = _hung(job) if failure.exitcode == watchdog.EXIT_CODE else told.splitlines()[-1]
     raise RankError(
         f"process {rank} of {job.inputs.execution.world_size} of trial {spec.id} ended with exit code "
         f"{failure.exitcode}: {reason}; nothing was recorded, run the workflow again to go on from the checkpoint, if "
@@ -217,7 +220,7 @@ def _hung(job: Job) -> str:
     return f"no progress for {job.running.watchdog_minutes:g} minutes (`execution.watchdog_minutes`)"
 
 
-def _message(reported: Any) -> str:
-    """The last line of what a rank left behind."""
+def _told(reported: Any) -> str:
+    """What a rank left behind: its error, or what torch makes of a signal."""
     text = reported["message"] if isinstance(reported, dict) else str(reported)
-    return str(text).strip().splitlines()[-1]
+    return str(text).strip() or "without a word"
