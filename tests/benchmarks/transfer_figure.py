@@ -56,10 +56,8 @@ def drawn(sets: Mapping[str, Mapping[str, Any]]) -> Figure:
     figure = style.new_figure(9.6, 3.2)
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for place, (name, title) in zip(axes, panels.items(), strict=True):
-        _panel(
-            place,
-            {method: each for method, each in sets[name]["regret"].items() if method not in ELSEWHERE.get(name, ())},
-        )
+        regret, without = sets[name]["regret"], ELSEWHERE.get(name, ())
+        _panel(place, {method: each for method, each in regret.items() if method not in without})
         place.set_title(title, loc="left")
     axes[0].set_ylabel("mean regret (% of the best loss)")
     handles = {label: handle for each in axes for handle, label in zip(*each.get_legend_handles_labels(), strict=True)}

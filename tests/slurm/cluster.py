@@ -14,10 +14,12 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
+
+import pytest
 
 Found = TypeVar("Found")
 
@@ -243,6 +245,18 @@ class Cluster:
             wrapper = self.folder / "bin" / name
             wrapper.write_text(f'#!/bin/sh\nSLURM_CONF={config} exec {shutil.which(name, path=SEARCHED)} "$@"\n')
             wrapper.chmod(0o755)
+
+
+@contextlib.contextmanager
+def spoken_to(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A cluster from its start to its end, to which this process talks as well."""
+    try:
+        cluster.start()
+        for name in ("SLURM_CONF", "PATH"):
+            monkeypatch.setenv(name, cluster.environment[name])
+        yield
+    finally:
+        cluster.stop()
 
 
 def _free_ports(count: int) -> list[int]:

@@ -10,7 +10,7 @@ import pytest
 from understudy.cluster import clear, mark
 from understudy.paths import StudyPaths
 
-from .cluster import Cluster, why_not
+from .cluster import Cluster, spoken_to, why_not
 
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
 
@@ -19,13 +19,8 @@ pytestmark = [pytest.mark.slurm, pytest.mark.skipif(why_not() is not None, reaso
 def cluster(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """One node; this process talks to it, too."""
     made = Cluster(tmp_path_factory.mktemp("slurm"), nodes=1)
-    try:
-        made.start()
-        for name in ("SLURM_CONF", "PATH"):
-            monkeypatch.setenv(name, made.environment[name])
+    with spoken_to(made, monkeypatch):
         yield made
-    finally:
-        made.stop()
 
 
 def test_what_runs_is_waited_for_and_what_has_not_begun_is_cancelled(cluster: Cluster, tmp_path: Path) -> None:

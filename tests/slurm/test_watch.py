@@ -12,7 +12,7 @@ import pytest
 from understudy.cluster import show_all_jobs
 from understudy.cluster_watch import GONE_SECONDS, STAYING_SECONDS, Watch, known, queued
 
-from .cluster import Cluster, why_not
+from .cluster import Cluster, spoken_to, why_not
 from .test_study import PACK, PLUGIN, study_in
 from .work import hold, output, started
 
@@ -32,13 +32,8 @@ PARTITIONS = (
 def cluster(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """One node of one core; this process talks to it, too."""
     made = Cluster(tmp_path_factory.mktemp("slurm"), nodes=1, cores=1, more=PARTITIONS)
-    try:
-        made.start()
-        for name in ("SLURM_CONF", "PATH"):
-            monkeypatch.setenv(name, made.environment[name])
+    with spoken_to(made, monkeypatch):
         yield made
-    finally:
-        made.stop()
 
 
 def submit(cluster: Cluster, *options: str) -> str:

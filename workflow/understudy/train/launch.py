@@ -30,9 +30,8 @@ if TYPE_CHECKING:
 LONGEST_WAIT = timedelta(days=1)  # for the others in a sum; the watchdog, which knows what is slow, acts earlier
 SHUTDOWN_SECONDS = 5  # after which a rank that doesn't end by itself is killed
 PASS_ON_SECONDS = 0.5
-GIVEN = tuple(
-    f"{kind.__name__}: " for kind in (UserError, ConfigError, DataError, ModelError)
-)  # as torch tells of them
+# how what torch tells of a rank begins where the user gave something that can't be used
+GIVEN = tuple(f"{kind.__name__}: " for kind in (UserError, ConfigError, DataError, ModelError))
 
 
 class RankError(UnderstudyError):
