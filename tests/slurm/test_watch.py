@@ -6,11 +6,13 @@ import re
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from understudy.cluster import show_all_jobs
-from understudy.cluster_watch import GONE_SECONDS, STAYING_SECONDS, Watch, known, queued
+from understudy.cluster_watch import GONE_SECONDS, STAYING_SECONDS, Watch, known, queued, watch_jobs
+from understudy.paths import StudyPaths
 
 from .cluster import Cluster, spoken_to, why_not
 from .test_study import PACK, PLUGIN, study_in
@@ -66,6 +68,21 @@ def test_what_becomes_of_jobs_is_seen(cluster: Cluster, monkeypatch: pytest.Monk
     assert [known(id) for id in (forgotten, others, hidden, f"{array}_2")] == [False, True, True, True]
     (line,) = said
     assert line.startswith(f"SLURM job {too_long} (too long) can't begin as it is: PartitionTimeLimit.")
+
+
+def test_jobs_that_a_poll_holds_are_cancelled_with_the_others(cluster: Cluster, tmp_path: Path) -> None:
+    """At Ctrl-C the plugin's list is empty where a poll is on its way."""
+    paths = StudyPaths(tmp_path)
+    paths.cluster_runs.touch()
+    unused = dict.fromkeys(("check_active_jobs", "report_job_success", "report_job_error"))
+    executor = SimpleNamespace(run_uuid="run", cancel_jobs=list, **unused)  # whose list is empty
+    watch_jobs(executor, paths, print)
+    for name in ("run", "another"):
+        submit(cluster, f"--job-name={name}", f"--comment={name}", "--wrap=sleep 600")
+    cluster.wait_for_job("run")
+    executor.cancel_jobs([])
+    cluster.wait_for_job("another")  # there is one core
+    assert {job.state for job in queued("run").values()} <= {"CANCELLED", "COMPLETING"}
 
 
 @pytest.mark.nightly

@@ -72,7 +72,13 @@ class Executor:
         self.forgotten: set[str] = set()
         self.succeeded: list[str] = []
         self.failed: list[tuple[str, str]] = []
+        self.cancelled: list[str] = []
         self.next_seconds_between_status_checks: int | None = 100
+
+    def cancel_jobs(self, active_jobs: list[Any]) -> None:
+        self.cancelled += [job.external_jobid for job in active_jobs]
+        if any(job.external_jobid == "other" for job in active_jobs):
+            raise ValueError("scancel failed")
 
     async def check_active_jobs(self, active_jobs: list[Any]) -> AsyncIterator[Any]:
         for job in active_jobs:
@@ -186,7 +192,7 @@ def test_jobs_that_the_plugin_forgets_while_slurm_does_not_answer_are_kept(polls
 def test_other_executors_are_left_alone(paths: StudyPaths) -> None:
     executor = SimpleNamespace(check_active_jobs=None)
     watch_jobs(executor, paths, print)
-    assert executor.check_active_jobs is None
+    assert vars(executor) == {"check_active_jobs": None}
 
 
 @pytest.fixture
@@ -222,6 +228,21 @@ def test_only_slurm_itself_says_that_it_knows_a_job_no_longer(commands: Path) ->
         known("7")
     write(commands / "scontrol", "echo 'Job 7_1 not found'; exit 1")
     assert not known("7_1")
+
+
+def test_jobs_that_a_poll_holds_are_cancelled_with_the_others(paths: StudyPaths, commands: Path) -> None:
+    executor, said, log = Executor(), list[str](), commands / "log"
+    watch_jobs(executor, paths, said.append)
+    write(commands / "scancel", f"echo $@ >> {log}")
+    executor.cancel_jobs([job_of("1")])
+    with pytest.raises(ValueError, match="scancel failed"):
+        executor.cancel_jobs([job_of("other")])
+    assert executor.cancelled == ["1", "other"]
+    assert log.read_text() == 2 * "--name a\n"
+    assert said == []
+    write(commands / "scancel", "exit 1")
+    executor.cancel_jobs([])
+    assert [line.split(":")[0] for line in said] == ["SLURM doesn't answer"]
 
 
 def test_a_command_that_is_not_there_is_no_other_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,6 +78,9 @@ def test_what_does_not_fit_is_said_with_what_helps() -> None:
     assert "`gradient_checkpointing: true`" in note
     made = chosen(SEVENTY, poor, "full", gradient_checkpointing=True)
     assert "`gradient_checkpointing" not in " ".join(made.notes)
+    assert "`models.target.quantization: nf4` with LoRA" in " ".join(made.notes)
+    (note,) = [n for n in chosen(llama(400, 16384, 126, "nf4"), poor).notes if "may not fit" in n]
+    assert note == "target: may not fit; what helps: `gradient_checkpointing: true`, more `processes`"
     rich = dataclasses.replace(poor, host_bytes=4096 * GIB)
     assert how(chosen(SEVENTY, rich, "full")) == ("fsdp", True)
     assert how(chosen(SEVENTY, rich, "full", cpu_offload=False)) == ("fsdp", False)

@@ -3,7 +3,8 @@
 The plugin leaves a pre-empted job to SLURM, which puts it back into the queue only where the partition's `PreemptMode`
 says so; it takes a job that SLURM has forgotten for one that isn't known yet; and where SLURM doesn't answer for a
 moment it forgets its jobs itself. The first two are failures here, after which Snakemake submits a job again
-(`retries`), and a trial goes on from its checkpoint or comes out of the store.
+(`retries`), and a trial goes on from its checkpoint or comes out of the store. And a run that is interrupted during a
+poll would leave its jobs behind: the plugin cancels those on its list, from which the poll has taken them.
 """
 
 from __future__ import annotations
@@ -82,16 +83,16 @@ class Watch:
 
 
 class WatchedPlugin:
-    """Stands in front of a SLURM executor's polls, and ends what it would wait for without an end.
+    """Stands in front of a SLURM executor's polls, and ends what it would wait for without an end, or leave behind.
 
     `began` is a time of change of this run's beginning, by the clock that files' times have.
     """
 
     def __init__(self, executor: Any, began: float, say: Callable[[str], None]) -> None:
         self._executor, self._began, self._watch = executor, began, Watch(say)
-        self._check = executor.check_active_jobs
+        self._check, self._cancel = executor.check_active_jobs, executor.cancel_jobs
         self._reported: set[str] = set()
-        executor.check_active_jobs = self.check_active_jobs
+        executor.check_active_jobs, executor.cancel_jobs = self.check_active_jobs, self.cancel_jobs
         for name in ("report_job_success", "report_job_error"):
             setattr(executor, name, self._noting(getattr(executor, name)))
 
@@ -111,6 +112,16 @@ class WatchedPlugin:
                 yield job
         if lost:
             self._executor.next_seconds_between_status_checks = None  # soon again
+
+    def cancel_jobs(self, active_jobs: Sequence[Any]) -> None:
+        """Cancel the run's jobs: those on the plugin's list, and those that a poll holds."""
+        try:
+            self._cancel(active_jobs)
+        finally:
+            try:
+                call(["scancel", "--name", self._executor.run_uuid])
+            except ClusterError:
+                self._watch.say("SLURM doesn't answer: jobs of this run may go on; the study's next start finds them")
 
     def _noting(self, report: Callable[..., None]) -> Callable[..., None]:
         def noted(job: Any, *arguments: Any, **named: Any) -> None:

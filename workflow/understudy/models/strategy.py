@@ -46,7 +46,7 @@ def choose(
         return Strategy("ddp" if stage.strategy == "auto" else stage.strategy, stage.cpu_offload is True), []
     needs = Needs.of(stage, card, max_length, method, dtype)
     if stage.strategy == "auto":
-        return _decide(stage, needs, hardware)
+        return _decide(stage, card, needs, hardware)
     offload = stage.cpu_offload is True
     notes: list[str] = []
     if stage.strategy == "fsdp" and stage.cpu_offload == "auto":
@@ -55,7 +55,7 @@ def choose(
     taken = needs.taken(stage.strategy, offload)
     if not offload and taken + needs.row > _usable(hardware):
         said = "" if notes else f"{needs.say(hardware)}; "
-        notes.append(f"target: may not fit; {said}{_advice(stage, offload)}")
+        notes.append(f"target: may not fit; {said}{_advice(stage, card, offload)}")
     return Strategy(stage.strategy, offload, taken), notes
 
 
@@ -110,7 +110,7 @@ class Needs:
         return text
 
 
-def _decide(stage: TargetExecution, needs: Needs, hardware: Hardware) -> tuple[Strategy, list[str]]:
+def _decide(stage: TargetExecution, card: ModelCard, needs: Needs, hardware: Hardware) -> tuple[Strategy, list[str]]:
     usable = _usable(hardware)
     fits_whole = needs.whole + needs.copies + needs.row <= usable
     fits_sharded = not stage.torch_compile and needs.sharded + needs.row <= usable
@@ -125,11 +125,11 @@ def _decide(stage: TargetExecution, needs: Needs, hardware: Hardware) -> tuple[S
     if sharded:
         notes.append(f"target.cpu_offload: {str(offload).lower()}, {in_gib(needs.host)} of a node's memory with it")
     if not fits_whole and not fits_sharded:
-        notes.append(f"target: may not fit; {_advice(stage, offload)}")
+        notes.append(f"target: may not fit; {_advice(stage, card, offload)}")
     return Strategy(found.name, offload, needs.taken(found.name, offload)), notes
 
 
-def _advice(stage: TargetExecution, offload: bool) -> str:
+def _advice(stage: TargetExecution, card: ModelCard, offload: bool) -> str:
     """What takes less memory, the cheapest first."""
     ways = [] if stage.gradient_checkpointing else ["`gradient_checkpointing: true`"]
     if stage.strategy == "ddp":
@@ -142,7 +142,9 @@ def _advice(stage: TargetExecution, offload: bool) -> str:
             ways.append("without `torch_compile` it would be sharded")
         elif stage.cpu_offload is False:
             ways.append("`cpu_offload: true`" if stage.strategy == "fsdp" else "`cpu_offload: auto`")
-    text = "what helps: " + ", ".join([*ways, "`models.target.quantization: nf4` with LoRA"])
+    if card.quantization != "nf4":
+        ways.append("`models.target.quantization: nf4` with LoRA")
+    text = "what helps: " + ", ".join(ways)
     return f"{text}; with shards in the host's memory steps are slow" if offload else text
 
 
