@@ -86,5 +86,5 @@ def _fitting(study: StudyConfig, role: Role, room: Room) -> int:
     if room.gpus is not None:
         limits.append(room.gpus // how.processes)
     if room.jobs is None and isinstance(how, TargetExecution) and how.nodes > 1:
-        limits.append(1)  # see `trial_cores` in rules/common.smk
+        limits.append(1)  # see `trial_cores` in rules/jobs.smk
     return max(1, min(limits, default=1))
