@@ -22,7 +22,6 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import pairwise, product
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,7 +31,7 @@ from replays.ours import Understudy
 from replays.replay import PROXY_TRIALS, TRIALS, Run, View, replay
 from replays.simple import finite
 from replays.statistics import regrets
-from replays.tasks import Problem, problem
+from replays.tasks import Problem
 from understudy.errors import UserError
 from understudy.search.distributions import distribution, to_optuna
 from understudy.search.propose import without_gain
@@ -69,15 +68,7 @@ def main() -> None:
     """Replay, judge, print."""
     options = arguments(sys.argv[1:])
     try:
-        tables = transfer.read(options)
-        sets = {
-            name: [problem(table, task) for task in tasks]
-            for table in tables
-            for name, tasks in transfer.chosen_sets(table, options).items()
-            if tasks
-        }
-        if not sets:
-            raise UserError(f"the half for {options.half} has no task; choose another --half or --sets")
+        sets = transfer.problem_sets(options)
     except UserError as error:
         raise SystemExit(str(error)) from None
     found: dict[str, dict[str, Any]] = {}
@@ -225,13 +216,8 @@ def print_tables(rules: Mapping[str, tuple[float, float]], chances: Mapping[str,
 def arguments(given: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    transfer.add_tasks(parser)
     add = parser.add_argument
-    add("--steplaw", type=Path, help="the Step Law table, a CSV file")
-    add("--table", type=Path, nargs="*", default=[], help="tables of fine-tuning runs")
-    add("--config", type=Path, default=transfer.ROOT / "config" / "config.yaml", help="the study that --table is of")
-    add("--price", type=float, default=0.1, help="a proxy run's cost in target runs, where a table has no FLOPs")
-    add("--sets", nargs="+", help="of tasks; default all")
-    add("--half", choices=("tuning", "reporting", "both"), default="reporting", help="whose targets")
     add("--seeds", type=int, default=5)
     add("--gain", type=float, default=DEFAULT.gain, help="what would be worth a run, as a share of the best loss")
     add("--window", type=int, default=1, help="a proposal sees the results of all but so many less one before it")

@@ -171,6 +171,20 @@ def chosen_sets(table: Table, options: argparse.Namespace) -> dict[str, list[Tas
     return chosen
 
 
+def problem_sets(options: argparse.Namespace) -> dict[str, list[Problem]]:
+    """The problems of all sets of all tables that were asked for. Raises `UserError` where there are none."""
+    tables = read(options)
+    sets = {
+        label(tables, table, name): [problem(table, task) for task in tasks]
+        for table in tables
+        for name, tasks in chosen_sets(table, options).items()
+        if tasks
+    }
+    if not sets:
+        raise UserError(f"the half for {options.half} has no task; choose another --half or --sets")
+    return sets
+
+
 def results(
     problems: Sequence[Problem],
     entries: Sequence[Entry],
@@ -207,18 +221,24 @@ def spent(problem: Problem, entry: Entry, terms: Terms) -> float:
     return proxy + problem.truncated_price * entry.truncated
 
 
-def arguments(given: Sequence[str]) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_tasks(parser: argparse.ArgumentParser) -> None:
+    """The options that say which tasks are replayed."""
     add = parser.add_argument
     add("--steplaw", type=Path, help="the Step Law table, a CSV file")
     add("--table", type=Path, nargs="*", default=[], help="tables of fine-tuning runs, Parquet or CSV")
     add("--config", type=Path, default=ROOT / "config" / "config.yaml", help="the study that --table has runs of")
     add("--price", type=float, default=0.1, help="a proxy run's cost in target runs, where a table has no FLOPs")
-    add("--tasks", type=Path, default=HERE / "transfer_tasks.json", help="the list of tasks")
-    add("--write-tasks", action="store_true", help="write these tables' tasks down and end")
     add("--sets", nargs="+", help="of tasks: matched, cheap, lies, own, own_lies; default all")
     add("--half", choices=("tuning", "reporting", "both"), default="reporting", help="whose targets")
+
+
+def arguments(given: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_tasks(parser)
+    add = parser.add_argument
+    add("--tasks", type=Path, default=HERE / "transfer_tasks.json", help="the list of tasks")
+    add("--write-tasks", action="store_true", help="write these tables' tasks down and end")
     add("--methods", nargs="+", choices=list(ENTRIES), default=list(ENTRIES), metavar="METHOD", help="default all")
     add("--lead", default="understudy_two_fidelity", help="the method that is compared with its peers")
     add("--seeds", type=int, default=25)
