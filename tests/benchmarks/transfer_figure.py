@@ -25,13 +25,13 @@ PANELS = {
     "own of transfer_runs": "our fine-tuning runs",
     "lies of steplaw": "Step Law, proxies that lie",
 }
-# Label, colour and marker. The multi-task GP was run on our own table with plain trials alone, which are the rescaled
-# ones there once they are moved to its configurations.
+# Label, colour and marker. Of several methods the first that a set has; on our own table plain trials are the rescaled
+# ones once they are moved to its configurations.
 LINES: Mapping[tuple[str, ...], tuple[str, str, str]] = {
     ("understudy_two_fidelity",): ("understudy", style.BLUE, "o"),
     ("rule",): ("a published rule", style.INK, ""),
     ("ranked",): ("the proxy's ranked list", style.GREY, "."),
-    ("botorch_multitask_scaled", "botorch_multitask"): ("BoTorch, multi-task GP, rescaled", style.VERMILLION, "s"),
+    ("botorch_multitask_scaled", "botorch_multitask"): ("BoTorch, multi-task GP", style.VERMILLION, "s"),
     ("optuna_tpe_warm_scaled",): ("Optuna TPE, warm, rescaled", style.GREEN, "^"),
     ("smac_forest_warm",): ("SMAC3, warm", style.PURPLE, "D"),
     ("smac_gp",): ("SMAC3's GP, cold", style.ORANGE, "v"),

@@ -54,6 +54,4 @@ def test_a_quick_run_ends_with_json(file: Path) -> None:
     assert list(sets) == ["matched", "lies, shuffled"]
     assert true.startswith("| matched | 1 | ")
     assert lie.startswith("| lies, shuffled | 1 | ")
-    assert set(sets["matched"]["trust"]) == {"0", "3", "4", "6", "8", "12"}, (
-        "the default's sees 1, the last 14"
-    )
+    assert set(sets["matched"]["trust"]) == {"0", "3", "4", "6", "8", "12"}, "the default's sees 1, the last 14"
