@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import signal
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 from understudy.cluster import show_all_jobs
 from understudy.cluster_watch import GONE_SECONDS, STAYING_SECONDS, Watch, known, queued, watch_jobs
 from understudy.paths import StudyPaths
+from workflow.conftest import wait_until
 
 from .cluster import Cluster, spoken_to, why_not
 from .test_study import PACK, PLUGIN, study_in
@@ -103,3 +106,25 @@ def test_a_study_goes_on_from_the_checkpoint_of_a_job_that_was_preempted_for_goo
     assert "PREEMPTED, and SLURM doesn't put it back into the queue" in output(study)
     log = (study.results / "logs" / "train_pack" / f"{PACK}.log").read_text()
     assert re.search(r"^goes on after step [1-9]", log, re.MULTILINE)
+
+
+@pytest.mark.nightly
+@pytest.mark.skipif(find_spec(PLUGIN) is None, reason="the extra `slurm` isn't installed")
+@pytest.mark.parametrize("polled", [False, True])
+def test_ctrl_c_leaves_no_job_of_a_study_in_the_queue(cluster: Cluster, tmp_path: Path, polled: bool) -> None:
+    """Also while the plugin asks SLURM for the states of its jobs, which is slow here."""
+    study, slow = study_in(tmp_path, tmp_path / "cache", many=True, execution={"device": "cpu"}), tmp_path / "slow"
+    squeue, asked = shutil.which("squeue", path=cluster.environment["PATH"]), tmp_path / "asked"
+    slow.mkdir()
+    (slow / "squeue").write_text(f'#!/bin/sh\n{squeue} "$@"\necho $@ >> {asked}\nsleep {8 if polled else 0}\n')
+    (slow / "squeue").chmod(0o755)
+    path = f"{slow}:{cluster.environment['PATH']}"
+    with started(study, cluster, PATH=path) as run:
+        cluster.wait_for_job(f"rule_train_pack_wildcards_{PACK}", seconds=300)
+        if polled:
+            asked.unlink(missing_ok=True)
+            wait_until(lambda: asked.exists() and "--format=%i|%T --states" in asked.read_text(), seconds=120)
+        run.send_signal(signal.SIGINT)
+        assert run.wait(120) != 0
+        assert "Interrupted." in output(study)
+    assert [job for job in cluster.jobs() if job.state in ("PENDING", "RUNNING")] == []

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -73,6 +75,8 @@ class Executor:
         self.succeeded: list[str] = []
         self.failed: list[tuple[str, str]] = []
         self.cancelled: list[str] = []
+        self._submitted_job_clusters: set[str] = set()
+        self._job_submission_executor: ThreadPoolExecutor | None = None
         self.next_seconds_between_status_checks: int | None = 100
 
     def cancel_jobs(self, active_jobs: list[Any]) -> None:
@@ -213,7 +217,7 @@ def test_the_queue_is_read_as_squeue_prints_it(commands: Path) -> None:
 
 
 def test_what_a_shell_hides_of_the_queue_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "environ", {"SQUEUE_PARTITION": "other", "PATH": "/"})
+    monkeypatch.setattr(os, "environ", {"SQUEUE_PARTITION": "other", "SCANCEL_STATE": "PENDING", "PATH": "/"})
     show_all_jobs()
     assert os.environ == {"PATH": "/", "SQUEUE_ALL": "1"}
 
@@ -237,12 +241,42 @@ def test_jobs_that_a_poll_holds_are_cancelled_with_the_others(paths: StudyPaths,
     executor.cancel_jobs([job_of("1")])
     with pytest.raises(ValueError, match="scancel failed"):
         executor.cancel_jobs([job_of("other")])
-    assert executor.cancelled == ["1", "other"]
-    assert log.read_text() == 2 * "--name a\n"
-    assert said == []
-    write(commands / "scancel", "exit 1")
+    executor._submitted_job_clusters = {"b"}
     executor.cancel_jobs([])
-    assert [line.split(":")[0] for line in said] == ["SLURM doesn't answer"]
+    assert executor.cancelled == ["1", "other"]
+    assert log.read_text() == "--name a\n--name a\n--name a --clusters=all\n"
+    assert said == []
+    write(commands / "scancel", "echo busy >&2; exit 1")
+    executor.cancel_jobs([])
+    assert said == [
+        "SLURM doesn't answer (`scancel`: busy), so jobs of this run may go on; the study's next start finds them"
+    ]
+
+
+def test_at_the_end_nothing_more_is_submitted_or_reported(polls: Any, paths: StudyPaths, commands: Path) -> None:
+    executor, log = Executor(), commands / "log"
+    watch_jobs(executor, paths, print)
+    write(commands / "scancel", f"cat {log} > {log}.then")
+    go, submitted = threading.Event(), list[str]()
+
+    def submit(id: str) -> None:
+        go.wait(10)
+        submitted.append(id)
+        log.write_text(id)
+
+    with ThreadPoolExecutor(1) as executor._job_submission_executor:
+        for id in "12":
+            executor._job_submission_executor.submit(submit, id)
+        threading.Timer(0.2, go.set).start()
+        executor.cancel_jobs([])
+    assert submitted == ["1"], "the second waited for the first, which was under way"
+    assert Path(f"{log}.then").read_text() == "1", "it is cancelled with the others"
+
+    executor.through = {"1"}
+    for queue in ({"1": RUNS, "2": PREEMPTED}, ClusterError("slow")):
+        assert polls(executor, [job_of("1"), job_of("2")], STAYING_SECONDS, queue) == []
+    assert executor.succeeded == []
+    assert executor.failed == []
 
 
 def test_a_command_that_is_not_there_is_no_other_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ POLL_SECONDS = 2.0
 CANCEL_SECONDS = 300.0  # after which a job that doesn't end is reported: SLURM's KillWait is 30 s by default
 REMIND_SECONDS = 600.0  # between two lines on what is being waited for
 QUERY_SECONDS = 60.0
+UNKNOWN_JOBS = "it can't be known whether an earlier run of this study left jobs behind; start again when it does"
 NOT_BEGUN = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT")
 ENDED = (
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED"),
@@ -149,30 +150,28 @@ def _named(jobs: Sequence[QueuedJob]) -> str:
 
 
 def show_all_jobs() -> None:
-    """Let squeue hide none of a study's jobs from this process and its children, the plugin's calls among them.
+    """Let squeue and scancel pass over none of a study's jobs, here and in children, the plugin's calls among them.
 
-    It hides those of hidden partitions, and what a shell's own defaults (`SQUEUE_PARTITION` and the like) leave out.
+    squeue hides those of hidden partitions, and both leave out what a shell's own defaults say (`SQUEUE_PARTITION`,
+    `SCANCEL_STATE` and the like).
     """
-    for name in [name for name in os.environ if name.startswith("SQUEUE_")]:
+    for name in [name for name in os.environ if name.startswith(("SQUEUE_", "SCANCEL_"))]:
         del os.environ[name]
     os.environ["SQUEUE_ALL"] = "1"
 
 
-def call(command: list[str]) -> str:
-    """What a command of SLURM prints. Raises `ClusterError` where it fails, or doesn't answer."""
+def call(command: list[str], so: str = UNKNOWN_JOBS) -> str:
+    """What a command of SLURM prints. Raises `ClusterError` where it fails, or doesn't answer, with what follows."""
     try:
         done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=QUERY_SECONDS)
     except subprocess.TimeoutExpired as error:
-        raise ClusterError(_silent(command, f"no answer in {QUERY_SECONDS:.0f} s")) from error
+        raise ClusterError(_silent(command, f"no answer in {QUERY_SECONDS:.0f} s", so)) from error
     except OSError as error:
-        raise ClusterError(_silent(command, str(error))) from error
+        raise ClusterError(_silent(command, str(error), so)) from error
     if done.returncode != 0:
-        raise ClusterError(_silent(command, done.stderr.strip() or done.stdout.strip()))
+        raise ClusterError(_silent(command, done.stderr.strip() or done.stdout.strip(), so))
     return done.stdout
 
 
-def _silent(command: list[str], why: str) -> str:
-    return (
-        f"SLURM doesn't answer (`{command[0]}`: {why}), so it can't be known whether an earlier run of this study left "
-        "jobs behind; start again when it does"
-    )
+def _silent(command: list[str], why: str, so: str) -> str:
+    return f"SLURM doesn't answer (`{command[0]}`: {why}), so {so}"

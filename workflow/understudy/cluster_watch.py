@@ -4,7 +4,8 @@ The plugin leaves a pre-empted job to SLURM, which puts it back into the queue o
 says so; it takes a job that SLURM has forgotten for one that isn't known yet; and where SLURM doesn't answer for a
 moment it forgets its jobs itself. The first two are failures here, after which Snakemake submits a job again
 (`retries`), and a trial goes on from its checkpoint or comes out of the store. And a run that is interrupted during a
-poll would leave its jobs behind: the plugin cancels those on its list, from which the poll has taken them.
+poll, or while jobs wait to be submitted, would leave jobs behind: the plugin cancels those on its list alone, and a
+poll takes them from there for as long as it lasts.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from understudy.paths import StudyPaths
 
 GONE_SECONDS = 180.0  # for so long, and at so many looks, a job isn't listed before SLURM is asked whether it knows it
 GONE_LOOKS = 3
+LEFT = "jobs of this run may go on; the study's next start finds them"
 UNKNOWN = "Invalid job id"  # what SLURM says then
 STAYING = ("PREEMPTED", "NODE_FAIL")  # what a job passes through on its way back into the queue, or stays in
 STAYING_SECONDS = 120.0  # a job that is put back is pending again within seconds
@@ -92,6 +94,7 @@ class WatchedPlugin:
         self._executor, self._began, self._watch = executor, began, Watch(say)
         self._check, self._cancel = executor.check_active_jobs, executor.cancel_jobs
         self._reported: set[str] = set()
+        self._cancelled = False
         executor.check_active_jobs, executor.cancel_jobs = self.check_active_jobs, self.cancel_jobs
         for name in ("report_job_success", "report_job_error"):
             setattr(executor, name, self._noting(getattr(executor, name)))
@@ -102,6 +105,8 @@ class WatchedPlugin:
         if lost := await asyncio.to_thread(self._lost, active_jobs):
             for job, state in lost:
                 self._end(job, state)
+        if self._cancelled:
+            return
         rest = [job for job in active_jobs if job.external_jobid not in self._reported]
         kept = set()
         async for job in self._check(rest):
@@ -114,19 +119,24 @@ class WatchedPlugin:
             self._executor.next_seconds_between_status_checks = None  # soon again
 
     def cancel_jobs(self, active_jobs: Sequence[Any]) -> None:
-        """Cancel the run's jobs: those on the plugin's list, and those that a poll holds."""
+        """Cancel the run's jobs: those on the plugin's list, those that a poll holds, and those not submitted yet."""
+        self._cancelled = True
+        if submissions := getattr(self._executor, "_job_submission_executor", None):
+            submissions.shutdown(wait=True, cancel_futures=True)
         try:
             self._cancel(active_jobs)
         finally:
+            everywhere = ["--clusters=all"] if getattr(self._executor, "_submitted_job_clusters", None) else []
             try:
-                call(["scancel", "--name", self._executor.run_uuid])
-            except ClusterError:
-                self._watch.say("SLURM doesn't answer: jobs of this run may go on; the study's next start finds them")
+                call(["scancel", "--name", self._executor.run_uuid, *everywhere], so=LEFT)
+            except ClusterError as error:
+                self._watch.say(str(error))
 
     def _noting(self, report: Callable[..., None]) -> Callable[..., None]:
         def noted(job: Any, *arguments: Any, **named: Any) -> None:
             self._reported.add(job.external_jobid)
-            report(job, *arguments, **named)
+            if not self._cancelled:  # what a poll finds then is no news
+                report(job, *arguments, **named)
 
         return noted
 
