@@ -94,8 +94,9 @@ def trusts(problem: Problem, seeds: int, window: int) -> list[tuple[float, dict[
         replay(problem, method, seed, TRIALS, window, PROXY_TRIALS)
         same = [losses[tuple(trial.configuration[name] for name in problem.names)] for trial in method.proxy]
         ranks = spearmanr(finite([trial.loss for trial in method.proxy]), finite(same)).statistic
-        noted = {len(visible(number, window)): trust for number, trust in enumerate(method.trusts())}
-        found.append((float(ranks), {seen: trust for seen, trust in noted.items() if trust is not None}))
+        told = enumerate(method.trusts())
+        noted = {len(visible(number, window)): trust for number, trust in told if trust is not None}
+        found.append((float(ranks), noted))
     return found
 
 
