@@ -18,10 +18,8 @@ import json
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import pairwise, product
-from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -32,7 +30,6 @@ from replays.replay import PROXY_TRIALS, TRIALS, Run, View, replay
 from replays.simple import finite
 from replays.statistics import regrets
 from replays.tasks import Problem
-from understudy.errors import UserError
 from understudy.search.distributions import distribution, to_optuna
 from understudy.search.propose import without_gain
 from understudy.search.quiet import quiet_optuna
@@ -67,12 +64,8 @@ class Noting(Understudy):
 def main() -> None:
     """Replay, judge, print."""
     options = arguments(sys.argv[1:])
-    try:
-        sets = transfer.problem_sets(options)
-    except UserError as error:
-        raise SystemExit(str(error)) from None
     found: dict[str, dict[str, Any]] = {}
-    for name, problems in sets.items():
+    for name, problems in transfer.problem_sets(options).items():
         found[name] = judged(problems, options)
         print(f"\n{name}: {len(problems)} tasks, {options.seeds} seeds")
         print_tables(**found[name])
@@ -83,11 +76,7 @@ def judged(problems: Sequence[Problem], options: argparse.Namespace) -> dict[str
     """Every rule's mean number of runs, and mean regret, over tasks and seeds; and what became of the chances."""
     settings = [pair for pair in product(options.patience, options.chance) if pair[0] > 0 or pair[1] < 1]
     work = partial(stops, seeds=options.seeds, gain=options.gain, window=options.window, settings=settings)
-    if options.jobs == 1:
-        each = [work(one) for one in problems]
-    else:
-        with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
-            each = list(pool.map(work, problems))
+    each = transfer.over(problems, work, options.jobs)
     rows = [row for rows, _ in each for row in rows]
     rules = {rule: np.mean([row[rule] for row in rows], axis=0).tolist() for rule in rows[0]}
     return {"rules": rules, "chances": kept([pair for _, pairs in each for pair in pairs])}

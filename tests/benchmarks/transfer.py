@@ -24,9 +24,11 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from replays import reports
 from replays.jobs import Job, Terms, job, run_all
@@ -43,6 +45,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 REPLAYS = HERE / "transfer_replays.parquet"
 QUICK_SEEDS = 2
+T = TypeVar("T")
 
 
 def main() -> None:
@@ -172,8 +175,11 @@ def chosen_sets(table: Table, options: argparse.Namespace) -> dict[str, list[Tas
 
 
 def problem_sets(options: argparse.Namespace) -> dict[str, list[Problem]]:
-    """The problems of all sets of all tables that were asked for. Raises `UserError` where there are none."""
-    tables = read(options)
+    """The problems of all sets of all tables that were asked for. Ends with a message where there are none."""
+    try:
+        tables = read(options)
+    except UserError as error:
+        raise SystemExit(str(error)) from None
     sets = {
         label(tables, table, name): [problem(table, task) for task in tasks]
         for table in tables
@@ -181,8 +187,16 @@ def problem_sets(options: argparse.Namespace) -> dict[str, list[Problem]]:
         if tasks
     }
     if not sets:
-        raise UserError(f"the half for {options.half} has no task; choose another --half or --sets")
+        raise SystemExit(f"the half for {options.half} has no task; choose another --half or --sets")
     return sets
+
+
+def over(problems: Sequence[Problem], work: Callable[[Problem], T], jobs: int) -> list[T]:
+    """What `work` makes of each problem, in their order, by so many processes."""
+    if jobs == 1:
+        return [work(one) for one in problems]
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        return list(pool.map(work, problems))
 
 
 def results(

@@ -17,9 +17,7 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -30,7 +28,6 @@ from replays.ours import Understudy
 from replays.replay import PROXY_TRIALS, TRIALS, Seen, View, replay
 from replays.simple import finite
 from replays.tasks import Problem
-from understudy.errors import UserError
 from understudy.search.window import visible
 
 RESULTS = (0, 1, 3, 4, 6, 8, 12, 15)  # how many a proposal sees
@@ -56,23 +53,17 @@ class Noting(Understudy):
 def main() -> None:
     """Replay, count, print."""
     options = arguments(sys.argv[1:])
-    try:
-        sets = transfer.problem_sets(options)
-    except UserError as error:
-        raise SystemExit(str(error)) from None
     work = partial(trusts, seeds=options.seeds, window=options.window)
     found = {}
-    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
-        for name, problems in sets.items():
-            each = list(pool.map(work, problems)) if options.jobs > 1 else list(map(work, problems))
-            for kind, places in by_kind(problems).items():
-                row = f"{name}, {kind}" if kind else name
-                replays = [replayed for place in places for replayed in each[place]]
-                found[row] = {
-                    "tasks": len(places),
-                    "agreement": float(np.median([ranks for ranks, _ in replays])),
-                    "trust": summed([noted for _, noted in replays]),
-                }
+    for name, problems in transfer.problem_sets(options).items():
+        each = transfer.over(problems, work, options.jobs)
+        for kind, places in by_kind(problems).items():
+            replays = [replayed for place in places for replayed in each[place]]
+            found[f"{name}, {kind}" if kind else name] = {
+                "tasks": len(places),
+                "agreement": float(np.median([ranks for ranks, _ in replays])),
+                "trust": summed([noted for _, noted in replays]),
+            }
     print_table(found, options.seeds)
     print(json.dumps({"options": vars(options), "sets": found}, default=str))
 
