@@ -7,13 +7,14 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from understudy import devices, progress
+from understudy import devices, progress, turns
 from understudy.errors import UserError
 from understudy.trial import ResolvedExecution
 
@@ -58,6 +59,22 @@ def trial(processes: int, machine: dict[str, str]) -> Iterator[subprocess.Popen[
         process.communicate()
 
 
+def end(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.wait()
+
+
+def waiting(locks: Path) -> list[Path]:
+    return list(locks.glob("waiting-*"))
+
+
+def wait_for(there: Callable[[], bool]) -> None:
+    until = time.monotonic() + 60
+    while not there():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
 def leased(process: subprocess.Popen[str]) -> str:
     assert process.stdout is not None
     return process.stdout.readline().strip()
@@ -70,6 +87,49 @@ def test_no_two_trials_share_a_gpu_and_a_killed_one_gives_its_own_back(machine: 
         with trial(1, machine) as third:
             first.kill()
             assert leased(third) in taken[0].split(",")
+
+
+def test_a_trial_that_needs_several_has_its_turn_before_those_that_come_after(machine: dict[str, str]) -> None:
+    """Whatever becomes free is kept for it. What it doesn't wish for isn't, nor is anything once it was killed."""
+    others = {**machine, "CUDA_VISIBLE_DEVICES": "GPU-a,GPU-b"}
+    locks = Path(machine["LOCKS"])
+    with trial(1, others) as first, trial(1, others) as second:
+        taken = [leased(first), leased(second)]
+        with trial(2, others) as large:
+            wait_for(lambda: len(waiting(locks)) == 1)
+            with trial(1, others) as late, trial(1, machine) as elsewhere:
+                assert leased(elsewhere) == "GPU-c"
+                wait_for(lambda: len(waiting(locks)) == 2)
+                end(first)
+                time.sleep(3 * devices.WAIT_SECONDS)
+                assert len(waiting(locks)) == 2  # one is free, and nobody takes it
+                end(second)
+                assert leased(large) == "GPU-a,GPU-b"
+                end(large)
+                assert leased(late) in taken
+                with trial(2, others) as killed:
+                    wait_for(lambda: len(waiting(locks)) == 1)
+                    end(killed)
+                    with trial(1, others) as last:
+                        assert leased(last) in taken
+    assert not waiting(locks)
+
+
+def test_who_is_stopped_while_it_waits_holds_up_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(turns.time, "monotonic", lambda: now[0])
+    wishes = [turns.Wish((f"GPU-{name}",), 1) for name in "abc"]
+    with (
+        turns.place(tmp_path, wishes[0]) as a,
+        turns.place(tmp_path, wishes[1]) as b,
+        turns.place(tmp_path, wishes[2]) as c,
+    ):
+        assert [a.look(), b.look(), c.look()] == [[], wishes[:1], wishes[:2]]
+        now[0] += turns.SILENT_SECONDS
+        assert [b.look(), c.look()] == [[], wishes[1:2]]
+        assert a.look() == []  # it has woken up, and has its place again
+        assert b.look() == wishes[:1]
+    assert not list(tmp_path.iterdir())
 
 
 def test_users_with_temporary_folders_and_masks_of_their_own_share_the_locks(
@@ -92,7 +152,8 @@ def test_only_locks_that_were_taken_stay_open(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(devices, "_held", held := [])
     with (tmp_path / "GPU-a").open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        assert devices._try(["GPU-a", "GPU-b"], 1) == ["GPU-b"]  # a file left open would be a warning, and so an error
+        wish = turns.Wish(("GPU-a", "GPU-b", "GPU-c"), 1)
+        assert devices._wait_for(wish) == ["GPU-b"]  # a file left open would be a warning, and so an error
     (lock,) = held
     assert Path(lock.name) == tmp_path / "GPU-b"
     lock.close()
@@ -126,7 +187,8 @@ def test_a_longer_wait_is_said_once(
         devices.lease(execution)
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-a,GPU-b"
         words = (
-            "understudy: a trial waits for 2 free GPUs; of the 2 that are visible here other processes hold too many"
+            "understudy: a trial waits for 2 free GPUs; of the 2 that are visible here other processes hold too many, "
+            "or came first"
         )
         assert capfd.readouterr().err.count(words) == said
         while devices._held:

@@ -2,6 +2,9 @@
 
 A lease is an exclusive lock on a file per device, named by its UUID, so that it holds across studies, users and those
 containers of one machine that share `FOLDER`, and dies with its holder. Snakemake's `gpu` resource only counts.
+
+Who has to wait is in a queue, and what those ahead want is left to them: else a trial that needs several GPUs would
+hardly ever find them free at the same time among trials that need one.
 """
 
 from __future__ import annotations
@@ -13,11 +16,11 @@ import shutil
 import subprocess
 import sys
 import time
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
-from understudy import progress
+from understudy import progress, turns
 from understudy.errors import UserError
 from understudy.trial import ResolvedExecution
 
@@ -55,17 +58,7 @@ def lease(execution: ResolvedExecution) -> None:
         raise UserError(
             f"the trial needs {needed}; visible here: {len(devices)}; lower `processes` or ask the scheduler for more"
         )
-    silent_until: float | None = time.monotonic() + SAY_SECONDS
-    while not (leased := _try(devices, execution.processes)):
-        if silent_until is not None and time.monotonic() > silent_until:
-            silent_until = None  # once
-            wanted = "a free GPU" if execution.processes == 1 else f"{execution.processes} free GPUs"
-            progress.tell(
-                f"understudy: a trial waits for {wanted}; of the {len(devices)} that are visible here other processes "
-                f"hold too many (locks in {FOLDER})"
-            )
-        time.sleep(WAIT_SECONDS)
-    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(leased)
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(_wait_for(turns.Wish(tuple(devices), execution.processes)))
     if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the older name
         settings = ["expandable_segments:True"]  # shapes differ in every pass
         if execution.cpu_offload:
@@ -131,26 +124,50 @@ def _whole(name: str, every: list[str]) -> str:
     return fitting[0] if len(fitting) == 1 else name
 
 
-def _try(devices: list[str], count: int) -> list[str]:
-    """Lock `count` free devices, or none. One process at a time looks, so that two can't hold half each."""
-    with _opened("looking") as looking, ExitStack() as stack:
+def _wait_for(wish: turns.Wish) -> list[str]:
+    """Lock the devices as soon as they are free and nobody who came first wishes for them."""
+    silent_until: float | None = time.monotonic() + SAY_SECONDS
+    with turns.place(FOLDER, wish) as place:
+        while not (leased := _try(place)):
+            if silent_until is not None and time.monotonic() > silent_until:
+                silent_until = None  # once
+                wanted = "a free GPU" if wish.count == 1 else f"{wish.count} free GPUs"
+                progress.tell(
+                    f"understudy: a trial waits for {wanted}; of the {len(wish.devices)} that are visible here other "
+                    f"processes hold too many, or came first (locks in {FOLDER})"
+                )
+            time.sleep(WAIT_SECONDS)
+    return leased
+
+
+def _try(place: turns.Place) -> list[str]:
+    """Lock all devices that are wished for, or none. One process at a time looks, so that two can't hold half each."""
+    with _opened("looking") as looking:
         fcntl.flock(looking, fcntl.LOCK_EX)
-        leased: list[str] = []
-        for device in devices:
-            handle = _opened(device.replace("/", "_"))
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+        queue = [*place.look(), place.wish]
+        names = {name for wish in queue for name in wish.devices}
+        locked = {name: handle for name in names if (handle := _lock(name)) is not None}
+        free, allotted = set(locked), list[str]()
+        for wish in queue:  # the last one is this process's
+            allotted = [name for name in wish.devices if name in free][: wish.count]
+            free -= {*allotted}
+        leased = allotted if len(allotted) == place.wish.count else []
+        for name, handle in locked.items():
+            if name not in leased:
                 handle.close()
-                continue
-            stack.enter_context(handle)
-            leased.append(device)
-            _held.append(handle)
-            if len(leased) == count:
-                stack.pop_all()
-                return leased
-        _held.clear()
-    return []
+        _held.extend(locked[name] for name in leased)
+    return leased
+
+
+def _lock(device: str) -> TextIO | None:
+    """The lock of a device that is free."""
+    handle = _opened(device.replace("/", "_"))
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        handle.close()
+        return None
+    return handle
 
 
 def _opened(name: str) -> TextIO:
