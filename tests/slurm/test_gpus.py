@@ -12,22 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from training_study import make_job, make_spec
-from understudy.artifacts import Proposal
-from understudy.files import write_json
-from understudy.paths import StudyPaths
-from understudy.sections import RunningSection, TrainingSection
-from workflow.conftest import Study, tiny, wait_until
+from training_study import make_spec
+from workflow.conftest import Study, wait_until
 
 from .cluster import Cluster, Job, kill, why_not
-from .work import environment, ranks, started
+from .work import TRIAL, environment, only_the_trial, ranks, ready_to_train, started
 
 PLUGIN = "snakemake_executor_plugin_slurm"
-TRIAL = "rule_train_target_wildcards_0000"
 
 pytestmark = [
     pytest.mark.slurm,
-    pytest.mark.nightly,
     pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
     pytest.mark.skipif(find_spec(PLUGIN) is None, reason="the extra `slurm` isn't installed"),
 ]
@@ -48,26 +42,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         made.stop()
 
 
-def ready_to_train(folder: Path, nodes: int) -> Study:
-    """A study with all that its first target trial needs: two GPUs per node."""
-    execution = {"device": "cuda", "target": {"processes": 2, "nodes": nodes}}
-    study = Study(folder, tiny(execution=execution, resources={"target": {"gpu_model": "fake", "mem_mb": 3000}}))
-    job = make_job(folder / "made", device="cuda", processes=2, nodes=nodes, packing=None)
-    paths = StudyPaths(study.results)
-    write_json(paths.settings("training"), TrainingSection(training=job.inputs.training))
-    write_json(paths.settings("running"), RunningSection(running=job.running))
-    write_json(paths.manifest, job.inputs.data)
-    write_json(paths.model("target"), job.inputs.model)
-    for split, path in (("train", job.train), ("validation", job.validation)):
-        path.rename(paths.data(split))
-    proposal = Proposal(
-        number=0, spec=make_spec("t0000", stage="target"), kind="start", sampler="x", visible=(), pending=()
-    )
-    write_json(paths.execution("target"), {"role": "target", "resolved": job.inputs.execution.model_dump(mode="json")})
-    write_json(paths.proposal(0), proposal)
-    return study
-
-
 def leased(study: Study, cluster: Cluster, job: Job) -> dict[str, set[str]]:
     """The GPUs that the processes of a running trial see, by their node."""
     names, found = cluster.names(job), {}
@@ -82,14 +56,14 @@ def leased(study: Study, cluster: Cluster, job: Job) -> dict[str, set[str]]:
     return found
 
 
-@pytest.mark.parametrize("nodes", [1, 2])
+@pytest.mark.parametrize("nodes", [1, pytest.param(2, marks=pytest.mark.nightly)])
 def test_a_trial_gets_its_gpus_on_every_node(cluster: Cluster, tmp_path: Path, nodes: int) -> None:
     """Also where nodes have less left than they could have between them."""
-    study = ready_to_train(tmp_path / "study", nodes)
+    resources = {"gpu_model": "fake", "mem_mb": 3000}
+    study = ready_to_train(tmp_path / "study", make_spec(), resources, device="cuda", processes=2, nodes=nodes)
     taking = ["sbatch", "--parsable", "--nodes=2", "--mem=100", "--output=/dev/null", "--wrap=sleep 600"]
     _, freed = (cluster.call(*taking, f"--gres=gpu:{count}").strip() for count in (1, 2))
-    trial = ["--allowed-rules", "train_target", "--retries", "0", "--", "results/target/trials/0000/result.json"]
-    with started(study, cluster, *trial, TMPDIR=str(tmp_path)) as process:
+    with started(study, cluster, *only_the_trial(retries=0), TMPDIR=str(tmp_path)) as process:
         cluster.wait_for_lack(TRIAL)
         cluster.call("scancel", freed)
         job = cluster.wait_for_job(TRIAL)
@@ -101,6 +75,7 @@ def test_a_trial_gets_its_gpus_on_every_node(cluster: Cluster, tmp_path: Path, n
     cluster.clear()
 
 
+@pytest.mark.nightly
 def test_gpus_of_a_job_are_those_of_its_node(cluster: Cluster) -> None:
     """The cluster's own check: what a job asks for is what it sees."""
     command = ["srun", "--gpus=fake:2", "--mem=100", sys.executable, "-c"]

@@ -7,12 +7,55 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from workflow.conftest import ROOT, Study, wait_until
+from training_study import make_job
+from understudy.artifacts import Proposal
+from understudy.files import write_json
+from understudy.paths import StudyPaths
+from understudy.sections import RunningSection, TrainingSection
+from understudy.trial import TrialSpec
+from workflow.conftest import ROOT, Study, tiny, wait_until
 
 from .cluster import Cluster, kill
 
 PROFILE = ROOT / "workflow" / "profiles" / "slurm"
+TRIAL = "rule_train_target_wildcards_0000"  # of the study that is ready to train
+
+
+def ready_to_train(
+    folder: Path, spec: TrialSpec, resources: dict[str, Any], device: str, minutes: float = 5, **target: int
+) -> Study:
+    """A study with all that its first target trial needs; `minutes` pass between its checkpoints."""
+    running = {"device": device, "checkpoint_minutes": minutes}
+    study = Study(folder, tiny(execution={**running, "target": target}, resources={"target": resources}))
+    job = make_job(folder / "made", device=device, packing=None, **target)
+    paths = StudyPaths(study.results)
+    write_json(paths.settings("training"), TrainingSection(training=job.inputs.training))
+    write_json(
+        paths.settings("running"),
+        RunningSection(running=job.running.model_copy(update={"checkpoint_minutes": minutes})),
+    )
+    write_json(paths.manifest, job.inputs.data)
+    write_json(paths.model("target"), job.inputs.model)
+    for split, path in (("train", job.train), ("validation", job.validation)):
+        path.rename(paths.data(split))
+    proposal = Proposal(number=0, spec=spec, kind="start", sampler="x", visible=(), pending=())
+    write_json(paths.execution("target"), {"role": "target", "resolved": job.inputs.execution.model_dump(mode="json")})
+    write_json(paths.proposal(0), proposal)
+    return study
+
+
+def only_the_trial(retries: int) -> list[str]:
+    """Snakemake's options for it."""
+    return [
+        "--allowed-rules",
+        "train_target",
+        "--retries",
+        str(retries),
+        "--",
+        "results/target/trials/0000/result.json",
+    ]
 
 
 @contextmanager
