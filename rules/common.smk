@@ -37,7 +37,7 @@ TRIAL_LIMITS = resources.trial_limits(STUDY, PATHS.model("target"))
 
 # Rules call `exec python -m understudy …`: this interpreter, or that of a conda environment activated in front of it.
 # `exec` makes the command a child of this process, so that it sees at once when this process is gone.
-process.lead_children(workflow.basedir)
+process.lead_children(workflow.basedir, bool(workflow.deployment_settings.deployment_method))
 
 if workflow.is_main_process:
     hardware.note_job()

@@ -126,7 +126,11 @@ def begin_run():
         progress.follow(PATHS.progress)
         notes = [*resources.unasked(STUDY), *cluster.unwarned(workflow.scheduler._executor, jobs)]
     else:
-        notes = [*resources.crowded(STUDY, room.cores), *abreast.narrow(STUDY, room)]
+        notes = [
+            *resources.throttled(room.cores, hardware.cores()),
+            *resources.crowded(STUDY, room.cores),
+            *abreast.narrow(STUDY, room),
+        ]
     for line in [*notes, *abreast.idle(STUDY)]:
         logger.warning(line)
 

@@ -58,3 +58,24 @@ def test_every_command_ends_with_the_workflow_that_called_it(ended: int, tmp_pat
     command += ["--results", str(waiting), "--output", str(tmp_path / "winner.json")]
     shell = {**os.environ, process.STARTED_BY: str(ended)}
     assert subprocess.run(command, env=shell, timeout=60, check=False).returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("given", "other", "expected"),
+    [
+        (None, False, "/package"),
+        ("/modules:/package:", False, "/package:/modules"),  # a cluster's module that has torch
+        ("/modules", True, "/package"),
+    ],
+)
+def test_commands_find_the_package_and_what_this_interpreter_finds(
+    given: str | None, other: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("PATH", "PYTHONPATH", process.STARTED_BY):
+        monkeypatch.setenv(name, os.environ.get(name, ""))  # so that it is put back
+    if given is None:
+        monkeypatch.delenv("PYTHONPATH")
+    else:
+        monkeypatch.setenv("PYTHONPATH", given)
+    process.lead_children("/package", other)
+    assert os.environ["PYTHONPATH"] == expected

@@ -291,6 +291,12 @@ def test_a_trial_that_is_larger_than_the_run_is_told_and_others_are_not() -> Non
     assert "`execution.target` keeps 4 cores busy" in line
 
 
+def test_more_cores_than_a_container_has_are_told() -> None:
+    assert resources.throttled(4, 4) == resources.throttled(2, 64) == []
+    (line,) = resources.throttled(64, 2)
+    assert line.startswith("this run counts on 64 cores, but has 2")
+
+
 def test_the_graph_is_known_without_torch() -> None:
     code = "import understudy.resources, understudy.cluster, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -100,8 +100,13 @@ def set_threads(count: int) -> None:
     torch.set_num_threads(count)
 
 
-def lead_children(package_folder: str) -> None:
-    """Let child processes find this interpreter as `python`, the package whether it is installed or not, and us."""
+def lead_children(package_folder: str, other_interpreter: bool = False) -> None:
+    """Let child processes find this interpreter as `python`, the package whether it is installed or not, and us.
+
+    What PYTHONPATH has beside is this interpreter's, and goes where they have another one.
+    """
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    os.environ["PYTHONPATH"] = package_folder
+    beside = [] if other_interpreter else os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    others = [folder for folder in beside if folder not in ("", package_folder)]
+    os.environ["PYTHONPATH"] = os.pathsep.join([package_folder, *others])
     os.environ[STARTED_BY] = str(os.getpid())

@@ -218,6 +218,19 @@ def crowded(study: StudyConfig, cores: int) -> list[str]:
     return lines
 
 
+def throttled(cores: int, there: int) -> list[str]:
+    """What to say where a run counts on more cores than `there` are, as `hardware.cores` tells: one line at most.
+
+    Snakemake's `--cores all` knows nothing of a container's quota.
+    """
+    if there >= cores:
+        return []
+    return [
+        f"this run counts on {cores} cores, but has {there}, by what its processes may run on or its container's "
+        f"quota: jobs side by side would slow each other down. `--cores {there}` is as fast"
+    ]
+
+
 def unasked(study: StudyConfig) -> list[str]:
     """What to say where a scheduler would be asked for no GPU though the config doesn't say that none is wanted."""
     if study.execution.device != "auto":
