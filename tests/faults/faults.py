@@ -26,7 +26,7 @@ OTHERS = (
     "damage copy",  # a result that a rule declares, whose truth is in the store
     "small files",  # RLIMIT_FSIZE of a command
     "damage plan",  # specs, proposals, regions, starts, selection, winner
-    "clock",  # times of change are hours off, in the past and in the future
+    "clock",  # it jumps by hours, to and fro; then times of change are off, in the past and in the future
     "read-only",  # the results folder, when the study is started again; needs a mount
     "damage table",  # a parquet file
     "second run",  # another snakemake on the same study

@@ -20,6 +20,7 @@ from .faults import Fault
 END_SECONDS = 900.0  # for a run to end by itself, on a slow machine
 GONE_SECONDS = 120.0  # for its processes to end after it
 POLL_SECONDS = 0.05
+JUMPING = Path(__file__).parent / "jumping"  # what lets a study's wall clock jump
 COMMAND = re.compile(r"Command '.*?(understudy \S+) .*'")
 COMPLAINT = re.compile(r"understudy|Error in (local)?rule |.*died with <Signals")
 
@@ -37,8 +38,10 @@ class Running:
 
     def __post_init__(self) -> None:
         command = self.study.command()
+        path = os.pathsep.join([str(JUMPING), *filter(None, [os.environ.get("PYTHONPATH")])])
         self.process = subprocess.Popen(
             command,
+            env={**os.environ, "PYTHONPATH": path, "CLOCK_OFFSET": str(self.clock)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -47,6 +50,11 @@ class Running:
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
+
+    @property
+    def clock(self) -> Path:
+        """The file that says by how many seconds the clock of the study's processes is off."""
+        return self.study.folder / "clock"
 
     def _read(self) -> None:
         assert self.process.stdout is not None

@@ -87,9 +87,21 @@ def damage(run: Running, fault: Fault) -> Blow | None:
 
 
 def clock(run: Running, fault: Fault) -> Blow | None:
-    """Times of change are two hours off, at most."""
-    run.cut_power()
+    """The clock jumps to and fro while commands run, and times of change are off after; both by two hours at most."""
     results, chosen = run.study.results, fault.random
+    begun = set(victims.commands(run.study))
+    if not begun:
+        return None
+    try:
+        for _ in range(2):
+            run.clock.write_text(str(chosen.randint(-7200, 7200)))
+            while not run.ended and begun & set(victims.commands(run.study)):
+                time.sleep(POLL_SECONDS)
+            begun = set(victims.commands(run.study))
+        assert not run.ended or run.process.returncode == 0 or ADVICE.search(run.text), run.text
+        run.cut_power()
+    finally:
+        run.clock.unlink()
     files = [path for path in sorted(results.rglob("*")) if path.is_file() and "store" not in path.parts]
     for path in chosen.sample(files, len(files) // 2):
         moment = time.time() + chosen.uniform(-7200, 7200)
