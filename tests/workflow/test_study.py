@@ -117,6 +117,18 @@ def test_a_killed_study_goes_on_where_it_was_also_on_one_core_and_in_a_folder_wi
     assert study.tables() == finished.tables()
 
 
+def test_a_second_run_of_a_study_is_refused(tmp_path: Path) -> None:
+    study = Study(tmp_path, tiny(models__target__pretrain__steps=100_000))
+    process = study.start("results/models/target/model.json")
+    wait_until((study.results / "logs" / "prepare_model" / "target.log").exists, 60)
+    second = study.run()
+    assert second.returncode == 1
+    assert "another run of this study is under way" in second.stdout
+    assert "Traceback" not in second.stdout
+    assert process.poll() is None
+    kill_group(process)
+
+
 def test_ctrl_c_while_a_model_is_prepared_is_said_in_a_few_words(tmp_path: Path) -> None:
     study = Study(tmp_path, tiny(models__target__pretrain__steps=100_000))
     process = study.start("results/models/target/model.json")
