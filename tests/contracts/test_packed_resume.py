@@ -16,7 +16,7 @@ from packed_study import without_cost
 from training_study import make_job, make_spec
 from understudy.store import Store
 from understudy.train.pack import train_pack
-from understudy.train.packed import checkpoint, pack, passes, train
+from understudy.train.packed import checkpoint, pack, passes, train, trials
 from understudy.train.trial import Job
 from understudy.trial import Halving, Pack, PackResults
 
@@ -166,7 +166,7 @@ def test_two_threads(tmp_path: Path) -> None:
 
 
 def test_products_of_all_trials_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """As on GPUs, where all adapters are as large as the largest, which may have ended."""
+    """As on GPUs, where all adapters are as large as the largest, which may have ended; they are saved as they are."""
     monkeypatch.setattr(train, "_at_once", lambda _: True)
     largest_first = tuple(
         make_spec(f"r{rank:04d}", lora_r=rank, num_train_epochs=epochs, lora_dropout=0.1)
@@ -174,8 +174,20 @@ def test_products_of_all_trials_at_once(monkeypatch: pytest.MonkeyPatch, tmp_pat
     )
     plan = Pack(id="random-000", specs=largest_first)
     whole = train_pack(plan, job_of(tmp_path / "whole"))
+    shares: dict[str, float] = {}
+    original = trials.Trial.state
+
+    def measured(trial: Any, weights: Any) -> dict[str, Any]:
+        state = original(trial, weights)
+        if weights is not None:
+            shares[trial.spec.id] = len(state["weights"][0]) / trial.layout.size
+        return state
+
+    monkeypatch.setattr(trials.Trial, "state", measured)
     results, before, _ = interrupted_and_resumed(plan, job_of(tmp_path / "cut"), 8, lambda count: count == 5)
     assert without_cost(results) == without_cost(whole)
+    assert shares["r0003"] == pytest.approx(3 / 16, rel=0.1)
+    assert shares["r0005"] == pytest.approx(5 / 16, rel=0.1)
     assert "r0016" in before[2]
     assert "r0016" not in before[5]
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from waiting import never_waiting
 
 from packed_study import make_pack, train_packed, varied
 from training_study import make_job, make_spec, tiny_llama
+from understudy.train import determinism
 from understudy.train.launch import train_alone
 from understudy.train.pack import train_pack
 from understudy.train.packed.base import read_base
@@ -21,6 +24,16 @@ pytestmark = [
 ]
 
 
+@pytest.fixture
+def as_trained() -> Iterator[None]:
+    """Kernels as a command takes them, which sum in a fixed order."""
+    before = torch.are_deterministic_algorithms_enabled()
+    determinism.require(on_gpu=True)
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+@pytest.mark.usefixtures("as_trained")
 def test_a_gpu_finds_what_a_cpu_finds() -> None:
     on_cpu = train_packed(varied(), read_base(tiny_llama(), dense=True))
     on_gpu = train_packed(varied(), read_base(tiny_llama().cuda(), dense=True), batched=True)
@@ -28,17 +41,15 @@ def test_a_gpu_finds_what_a_cpu_finds() -> None:
         assert on_gpu[id].losses == pytest.approx(expected.losses, rel=1e-3)
 
 
+@pytest.mark.usefixtures("as_trained")
 def test_the_device_never_waits_within_a_step() -> None:
     specs = varied(lora_dropout=0.1)
     pack = make_pack(specs, read_base(tiny_llama().cuda(), dense=True), {}, batched=True)
     with torch.no_grad():
         pack._round()  # allocates, and loads kernels
         chosen = choose(list(pack.active.values()), pack.tokens)
-        torch.cuda.set_sync_debug_mode("error")
-        try:
+        with never_waiting():
             pack._step(chosen)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4", "int8"])

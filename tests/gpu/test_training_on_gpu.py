@@ -10,13 +10,20 @@ from typing import Any
 
 import pytest
 import torch
+from waiting import never_waiting
 
 import interruptions
 from interruptions import Plan, always_saved, steps_of
 from rank_study import curve
-from training_study import make_job, make_spec, target_words
+from training_study import PAD, execution, make_job, make_spec, random_examples, target_words, tiny_llama
 from understudy.artifacts import Proposal
+from understudy.settings import TrainingSettings
+from understudy.train.adapters import trainable
+from understudy.train.batches import completion_tokens
+from understudy.train.history import History
 from understudy.train.launch import train_alone
+from understudy.train.loop import Examples, _Training
+from understudy.train.ranks import Ranks
 from understudy.trial import TrialRecord, TrialSpec
 
 pytestmark = [
@@ -61,6 +68,22 @@ def test_a_gpu_learns_what_a_cpu_learns(method: str, how: dict[str, Any], tmp_pa
     on_gpu = trained(tmp_path / "gpu", method, **how)
     assert curve(on_gpu) == pytest.approx(curve(on_cpu), rel=1e-3)
     assert on_gpu.result.cost.gpu_seconds > 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("padding_free", [False, True])
+def test_the_host_never_waits_within_a_pass(dtype: Any, padding_free: bool) -> None:
+    """It waits for a step's loss alone, so that passes follow each other without a gap."""
+    spec, history, ranks = make_spec(batch_size=8), History(), Ranks()
+    examples = Examples(random_examples(16), random_examples(2), PAD)
+    how = execution(device="cuda", dtype=dtype, padding_free=padding_free, micro_batch_size=3)
+    with trainable(tiny_llama().cuda(), spec, how) as model:
+        training = _Training(model, spec, examples, how, TrainingSettings(), ranks, history, (), None)
+        model.train()
+        batch = examples.train[:8]
+        training._backward(batch, completion_tokens(batch))  # loads kernels
+        with never_waiting():
+            training._backward(batch, completion_tokens(batch))
 
 
 @pytest.mark.parametrize(

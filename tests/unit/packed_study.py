@@ -123,7 +123,8 @@ def make_pack(
 
     def begin(spec: TrialSpec) -> Trial:
         layout = common or fresh.layout(spec)
-        return Trial(spec, layout, corpus, evaluations, orders, partial(fresh.weights, spec, layout))
+        own = fresh.layout(spec) if batched else None
+        return Trial(spec, layout, corpus, evaluations, orders, partial(fresh.weights, spec, layout), own)
 
     def ended(trial: Trial, status: Status, message: str | None, values: Tensor | None) -> None:
         assert trial.spec.id not in outcomes

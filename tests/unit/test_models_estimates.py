@@ -8,15 +8,17 @@ import pytest
 
 from test_models_execution import EIGHT, H100, HALF, ROUND, llama, packing
 from understudy.models.estimates import (
+    GPU_CHUNKS,
     HEAD_BYTES,
     estimate,
     frozen_bytes,
     packed_token_bytes,
+    pass_tokens,
     token_bytes,
     trial_bytes,
 )
 from understudy.models.hardware import GIB
-from understudy.trial import Packing
+from understudy.trial import CPU_PASS_TOKENS, Packing
 
 
 @pytest.mark.parametrize(
@@ -76,8 +78,27 @@ def test_one_mask_for_all_examples_of_a_pass_leaves_room_for_fewer() -> None:
 
 def test_dense_weights_leave_less_room_for_tokens() -> None:
     dense, token = 2 * HALF.parameters, packed_token_bytes(HALF, "bfloat16")
-    others = frozen_bytes(HALF, "bfloat16") + HEAD_BYTES + 4 * trial_bytes(HALF)
+    others = frozen_bytes(HALF, "bfloat16") + GPU_CHUNKS * HEAD_BYTES + 4 * trial_bytes(HALF)
     for spare, tokens in ((1.01, 2**15), (0.5, 2**14)):
         usable = others + 2**15 * token + spare * dense
         machine = dataclasses.replace(H100, memory_bytes=int(usable / 0.8))
         assert packing(HALF, machine, pack_trials=4)[0] == Packing(trials=4, tokens=tokens, dense=True)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "hidden", "layers", "vocabulary", "kind", "expected"),
+    [
+        (494_032_768, 896, 24, 151_936, "NVIDIA H100 80GB HBM3", 8192),  # small and fast: a pass is mostly launches
+        (7_615_616_512, 3584, 28, 152_064, "NVIDIA H100 80GB HBM3", 512),
+        (7_615_616_512, 3584, 28, 152_064, "NVIDIA A100-SXM4-80GB", 128),
+        (494_032_768, 896, 24, 151_936, "NVIDIA Unheard Of", CPU_PASS_TOKENS),
+    ],
+)
+def test_a_pass_is_worth_more_tokens_the_less_a_gpu_needs_for_each(
+    parameters: int, hidden: int, layers: int, vocabulary: int, kind: str, expected: int
+) -> None:
+    sizes = {"parameters": parameters, "hidden_size": hidden, "num_hidden_layers": layers, "vocab_size": vocabulary}
+    card = HALF.model_copy(update=sizes)
+    found, reason = pass_tokens(card, "bfloat16", kind)
+    assert found == expected
+    assert ("isn't known" in reason) == (kind == "NVIDIA Unheard Of")

@@ -17,6 +17,7 @@ from understudy.errors import UserError
 from understudy.models import hardware
 from understudy.models.estimates import (
     CPU_PACK_TOKENS,
+    GPU_CHUNKS,
     HEAD_BYTES,
     estimate,
     frozen_bytes,
@@ -210,14 +211,14 @@ def test_packs_hold_less_where_there_is_less_memory() -> None:
     assert on_host(63.5) == on_host(64)
 
 
-@pytest.mark.parametrize("model", [TINY, HALF, llama(3, 2048, 36, "nf4")])
+@pytest.mark.parametrize("model", [TINY, HALF, llama(1.5, 1536, 28, "nf4")])
 @pytest.mark.parametrize("machine", [H100, V100])
 def test_packs_on_a_gpu_fit_by_their_own_estimate(model: ModelCard, machine: Hardware) -> None:
     found, notes = packing(model, machine, length=512)
     dtype = "bfloat16" if machine.bfloat16 else "float32"
     dense = model.parameters * (2 if machine.bfloat16 else 4) if found.dense else 0
     states, tokens = found.trials * trial_bytes(model), found.tokens * packed_token_bytes(model, dtype)
-    taken = frozen_bytes(model, dtype) + dense + HEAD_BYTES + states + tokens
+    taken = frozen_bytes(model, dtype) + dense + GPU_CHUNKS * HEAD_BYTES + states + tokens
     usable = 0.8 * machine.memory_bytes
     assert taken <= usable
     assert found.tokens == 65_536 or taken + tokens > usable, "twice the tokens would have fitted"
@@ -295,13 +296,14 @@ def test_a_control_groups_limits_count(tmp_path: Path, monkeypatch: pytest.Monke
 def test_the_least_of_all_gpus_counts(
     gpus: list[tuple[int, int]], expected: tuple[int, int, bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    properties = [SimpleNamespace(total_memory=size * GIB, major=major) for size, major in gpus]
+    properties = [SimpleNamespace(total_memory=size * GIB, major=major, name="H100") for size, major in gpus]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(properties))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties[index])
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: not including_emulation)
     found = hardware.detect("auto")
     assert (found.gpus, found.memory_bytes, found.bfloat16) == expected
+    assert found.kind == "H100"
 
 
 def test_without_limits_the_machine_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

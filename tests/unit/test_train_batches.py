@@ -8,12 +8,11 @@ from itertools import islice, product
 import pytest
 import torch
 
-from training_study import random_examples
+from training_study import execution, random_examples
 from understudy.data.encoding import Encoded
 from understudy.steps import evaluation_steps, total_steps
-from understudy.train import batches
-from understudy.train.batches import completion_tokens, data_order, micro_batches
-from understudy.trial import derive_seed
+from understudy.train.batches import batches, completion_tokens, data_order, micro_batches
+from understudy.trial import CPU_PASS_TOKENS, derive_seed
 
 
 def test_order_is_a_fresh_seeded_permutation_per_epoch() -> None:
@@ -28,7 +27,7 @@ def test_order_is_a_fresh_seeded_permutation_per_epoch() -> None:
 
 def test_every_batch_is_full_and_batches_run_across_epochs() -> None:
     examples = random_examples(10)
-    found = list(batches.batches(examples, batch_size=4, steps=5, seed=1))
+    found = list(batches(examples, batch_size=4, steps=5, seed=1))
     assert [len(batch) for batch in found] == [4] * 5
     expected = [examples[index] for index in islice(data_order(10, 1), 20)]
     assert [example for batch in found for example in batch] == expected
@@ -46,22 +45,25 @@ def test_steps(examples: int, epochs: float, batch_size: int, fidelity: float, s
 @pytest.mark.parametrize("rows", [1, 3, 8])
 def test_micro_batches_hold_every_example_once(rows: int, ranks: int) -> None:
     batch = random_examples(17, seed=5)
-    pieces = [piece for rank in range(ranks) for piece in micro_batches(batch, rows, rank, ranks)]
+    pieces = [
+        piece for rank in range(ranks) for piece in micro_batches(batch, execution(micro_batch_size=rows), rank, ranks)
+    ]
     assert sorted(map(id, batch)) == sorted(id(example) for piece in pieces for example in piece)
     assert all(1 <= len(piece) <= rows for piece in pieces)
 
 
 def test_a_rank_without_examples_has_no_micro_batch() -> None:
-    assert micro_batches(random_examples(2), 8, rank=2, ranks=3) == []
+    assert micro_batches(random_examples(2), execution(), rank=2, ranks=3) == []
 
 
+@pytest.mark.parametrize("pass_tokens", [CPU_PASS_TOKENS, 1024])
 @pytest.mark.parametrize("seed", range(5))
-def test_no_cut_costs_less(seed: int) -> None:
+def test_no_cut_costs_less(seed: int, pass_tokens: int) -> None:
     batch = random_examples(9, seed=seed, longest=400)
-    found = cost(micro_batches(batch, 4, 0, 1))
+    found = cost(micro_batches(batch, execution(micro_batch_size=4, pass_tokens=pass_tokens), 0, 1), pass_tokens)
     ordered = sorted(batch, key=lambda example: len(example.input_ids))
     all_cuts = (pieces(ordered, cuts) for cuts in product([False, True], repeat=8))
-    assert found == min(cost(cut) for cut in all_cuts if max(map(len, cut)) <= 4)
+    assert found == min(cost(cut, pass_tokens) for cut in all_cuts if max(map(len, cut)) <= 4)
 
 
 def pieces(ordered: list[Encoded], cuts: tuple[bool, ...]) -> list[list[Encoded]]:
@@ -73,8 +75,8 @@ def pieces(ordered: list[Encoded], cuts: tuple[bool, ...]) -> list[list[Encoded]
     return found
 
 
-def cost(found: list[list[Encoded]]) -> int:
-    return sum(batches.PASS_COST + len(piece) * max(len(row.input_ids) for row in piece) for piece in found)
+def cost(found: list[list[Encoded]], pass_tokens: int) -> int:
+    return sum(pass_tokens + len(piece) * max(len(row.input_ids) for row in piece) for piece in found)
 
 
 def test_completion_tokens_are_those_that_something_predicts() -> None:

@@ -200,10 +200,9 @@ def test_running_out_of_memory_is_a_result_and_the_next_trial_goes_on(tmp_path: 
         from pathlib import Path
         from training_study import limit_memory, make_job, make_spec
         from understudy.files import write_json
-        from understudy.train import batches
         from understudy.train.engine import Engine
-        batches.PASS_COST = 10**9  # so that a batch goes through at once
-        engine = Engine(make_job(Path({str(tmp_path)!r}), micro_batch_size=4096))
+        at_once = dict(micro_batch_size=4096, pass_tokens=10**9)  # a batch's examples
+        engine = Engine(make_job(Path({str(tmp_path)!r}), **at_once))
         engine.train(make_spec("r0000", batch_size=4))  # all that is loaded late is loaded
         limit_memory(400)
         for number, (batch_size, epochs) in enumerate([(2048, 42), (4, 1)], start=1):

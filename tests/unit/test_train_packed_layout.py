@@ -46,3 +46,24 @@ def test_views_of_a_stack_are_those_of_its_rows(layout: Layout) -> None:
         for own, all_rows in zip(layout.views(stacked[row]), together, strict=True):
             assert torch.equal(all_rows.a[row], own.a)
             assert all(torch.equal(b[row], own_b) for b, own_b in zip(all_rows.b, own.b, strict=True))
+
+
+@given(layouts(), st.data())
+def test_what_is_moved_into_a_larger_layout_comes_back(own: Layout, data: st.DataObject) -> None:
+    names = [site.name for group in own.groups for site in group.sites]
+    larger = frozenset(data.draw(st.sets(st.sampled_from(names)))) | own.adapted
+    common = Layout(own.groups, own.rank + data.draw(st.integers(0, 8)), larger)
+    vector = torch.zeros(own.size)
+    for weights in own.views(vector):
+        for matrix in (weights.a, *weights.b):
+            matrix.copy_(torch.rand(matrix.shape) + 1)
+    there = own.moved(vector, common)
+    assert torch.equal(common.moved(there, own), vector)
+    assert int(there.count_nonzero()) == int(vector.count_nonzero())
+    for small, large, group, sites, all_sites in zip(
+        own.views(vector), common.views(there), own.groups, own.sites, common.sites, strict=True
+    ):
+        blocks = large.a.view(len(all_sites), common.rank, group.inputs)
+        for a, b, site in zip(small.a.view(len(sites), own.rank, group.inputs), small.b, sites, strict=True):
+            assert torch.equal(blocks[all_sites.index(site), : own.rank], a)
+            assert torch.equal(large.b[all_sites.index(site)][: own.rank], b)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from torch import distributed
 from transformers import AutoModelForCausalLM
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 import training_study
 from rank_study import Case, curve, make_case, train_cases
@@ -161,6 +163,42 @@ def one_of_one(tmp_path: Path) -> Iterator[None]:
     distributed.destroy_process_group()
 
 
+@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.usefixtures("one_of_one")
+def test_a_sharded_model_runs_its_layers_again_to_go_back(method: str, tmp_path: Path) -> None:
+    """With activation checkpointing, which the numbers don't show."""
+    calls: dict[bool, int] = {}
+    for recomputing in (False, True):
+        how = {**FSDP, "gradient_checkpointing": recomputing}
+        spec, job = make_case(tmp_path / str(recomputing), how=how, method=method)
+        seen: list[int] = []
+        with layers_counted(seen):
+            Engine(job, Ranks()).train(spec)
+        calls[recomputing] = len(seen)
+    with layers_counted(evaluated := list[int]()):
+        spec, job = make_case(tmp_path / "evaluated", how=FSDP, method=method)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop._Training, "_backward", lambda *_: None)
+            Engine(job, Ranks()).train(spec)
+    trained = calls[False] - len(evaluated)
+    assert trained > 0
+    assert calls[True] == calls[False] + trained
+
+
+@contextmanager
+def layers_counted(calls: list[int]) -> Iterator[None]:
+    """Count what the decoder's layers compute, their first computations and later ones."""
+    original = LlamaMLP.forward
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        calls.append(1)
+        return original(*arguments, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LlamaMLP, "forward", counted)
+        yield
+
+
 def asks_to_stop(monkeypatch: pytest.MonkeyPatch, name: str, count: int) -> None:
     """Let a signal come when training calls one of its functions for the `count`-th time."""
     original, seen = getattr(loop, name), itertools.count(1)
@@ -205,7 +243,7 @@ def test_a_sharded_model_goes_on_where_it_was(
 def test_a_sharded_trial_ends_when_memory_runs_out_on_one_rank(tmp_path: Path, monkeypatch: Any) -> None:
     """Only rank 1 runs out of memory; rank 0 waits for it in a collective."""
     monkeypatch.setattr(launch, "run_rank", training_study.run_rank_short_of_memory)
-    job = make_job(tmp_path, processes=2, micro_batch_size=4096, strategy="fsdp")
+    job = make_job(tmp_path, processes=2, micro_batch_size=4096, pass_tokens=10**9, strategy="fsdp")
     result = train_alone(make_spec(batch_size=1024, num_train_epochs=21), job).result
     assert (result.status, result.objective) == ("out_of_memory", None)
     assert result.message is not None

@@ -13,6 +13,7 @@ import hashlib
 import logging
 import os
 import subprocess
+import warnings
 from contextlib import nullcontext
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -99,6 +100,7 @@ class Waits:
     watched = False
 
     def __call__(self, mode: str) -> None:
+        warnings.warn("Synchronization debug mode is a prototype feature", stacklevel=2)  # torch says it once
         count = torch.ops.emulated.take_waits()
         watched, self.watched = self.watched, mode == "error"
         if watched and count:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from understudy.models.hardware import GIB, Hardware
+from understudy.models.peak_flops import peak_flops
 from understudy.settings import ProxyExecution
-from understudy.trial import ModelCard, Packing
+from understudy.trial import CPU_PASS_TOKENS, ModelCard, Packing
 
 LARGEST_MICRO_BATCH = 64
 USABLE_SHARE = 0.8  # of a device's memory: the rest is the context, fragments and what the kernels need meanwhile
@@ -22,9 +23,13 @@ CPU_PACK_TOKENS = 2048
 RANK_BOUND = 64  # an adapter of higher rank is larger than estimated
 BYTES_PER_ADAPTER_PARAMETER = 16  # weight, gradient and AdamW's two moments in float32
 HEAD_BYTES = 12 * 2**24  # a chunk of logits, their probabilities and what the kernels need meanwhile
+GPU_CHUNKS = 4  # as many times that on a GPU
 PROCESS_BYTES = GIB  # Python, torch and the data of a process on the CPU
 DENSE_BYTES = GIB  # the most that a base's dequantized weights may take on the CPU
 DENSE_SHARE = 0.05  # the largest share of a GPU that they may take
+LAUNCH_SECONDS = 1.4e-3  # of a layer's 234 operations, forward and backward with LoRA, at 6 µs; not measured on GPUs
+USED_SHARE = 0.4  # of a GPU's peak, where its work isn't too small; not measured either
+MOST_PASS_TOKENS = 8192
 
 
 def estimate(
@@ -109,11 +114,28 @@ def trial_bytes(card: ModelCard) -> int:
 def packed_token_bytes(card: ModelCard, dtype: str) -> int:
     """What a token of a pack holds between its forward and backward pass.
 
-    Counted from what the packed engine keeps of a layer: 16 tensors of h and four of the feed-forward width, taken as
-    4 h, and the masks of dropout: 36 h; measured on three Llama shapes in float32: 20 to 30 h. The layer that is at
-    work takes as much again. Logits aren't kept.
+    Counted from what the packed engine keeps of a layer: 19 tensors of h and five of the feed-forward width, i h (see
+    `_width`), with the masks of dropout: 36 h at least, in Qwen2's shapes 45 to 48 h; measured on three Llama shapes in
+    float32: 20 to 30 h. The layer that is at work takes as much again. Logits aren't kept.
     """
-    return 36 * (2 if dtype == "bfloat16" else 4) * card.hidden_size * (card.num_hidden_layers + 1)
+    layer = max(36, math.ceil(19 + 5 * _width(card))) * card.hidden_size
+    return layer * (2 if dtype == "bfloat16" else 4) * (card.num_hidden_layers + 1)
+
+
+def pass_tokens(card: ModelCard, dtype: Literal["float32", "bfloat16"], kind: str) -> tuple[int, str]:
+    """Tokens of a solo trial whose work one more pass is worth on a GPU, a power of two, and why.
+
+    For as long as a pass's operations are being launched, at least, the GPU could have been at work: on a fast GPU with
+    a small model that is more tokens than padding makes of a batch.
+    """
+    peak = peak_flops(kind, dtype)
+    if peak is None:
+        return CPU_PASS_TOKENS, f"the default, since the peak of {kind or 'this GPU'} isn't known"
+    seconds = LAUNCH_SECONDS * card.num_hidden_layers
+    worth = seconds * USED_SHARE * peak / (4 * card.computing_parameters)
+    tokens = min(MOST_PASS_TOKENS, _power_of_two(math.sqrt(2) * worth))  # the nearest one
+    launches = f"{seconds * 1000:.0f} ms to launch {card.num_hidden_layers} layers"
+    return tokens, f"estimated: {launches}, in which the GPU does the work of {worth:,.0f} tokens"
 
 
 @dataclass(frozen=True)
@@ -140,7 +162,8 @@ def pack_shape(
     room = _room(stage.threads, device, hardware)
     dense, notes = _dense(card, device, dtype, hardware)
     base = frozen_bytes(card, dtype) + (_dense_bytes(card, device, dtype) if dense else 0)
-    left, token, trial = room.usable - base - HEAD_BYTES, packed_token_bytes(card, dtype), trial_bytes(card)
+    head = HEAD_BYTES * (GPU_CHUNKS if device == "cuda" else 1)
+    left, token, trial = room.usable - base - head, packed_token_bytes(card, dtype), trial_bytes(card)
     known: int | None = stage.pack_tokens if stage.pack_tokens != "auto" else None
     if known is None and device == "cpu":
         known = max(CPU_PACK_TOKENS, max_length)
@@ -183,8 +206,8 @@ def _room(threads: int, device: Literal["cpu", "cuda"], hardware: Hardware) -> _
 
 def _dense(card: ModelCard, device: Literal["cpu", "cuda"], dtype: str, hardware: Hardware) -> tuple[bool, list[str]]:
     """Whether a quantized base is held dequantized as well, so that it isn't dequantized in every pass."""
-    if card.quantization == "none":
-        return False, []
+    if card.quantization == "none" or (device == "cuda" and card.quantization == "int8"):
+        return False, []  # of int8 a GPU takes its own kernel for the way there, and little time for the way back
     size = _dense_bytes(card, device, dtype)
     limit = DENSE_BYTES if device == "cpu" else DENSE_SHARE * hardware.memory_bytes
     dense = size <= limit

@@ -5,15 +5,15 @@ Nothing here depends on how busy the machine is: the same settings on the same k
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
 from understudy.errors import UserError
-from understudy.models.estimates import estimate, pack_shape
+from understudy.models.estimates import estimate, pack_shape, pass_tokens
 from understudy.models.hardware import Hardware
 from understudy.models.strategy import Strategy, choose
 from understudy.settings import ExecutionSettings, Method, ProxyExecution, Role, StageExecution, TargetExecution
-from understudy.trial import Execution, ModelCard, Packing, ResolvedExecution
+from understudy.trial import CPU_PASS_TOKENS, Execution, ModelCard, Packing, ResolvedExecution
 
 CPU_MICRO_BATCH = 32  # at built-in sizes more rows are no faster, and a larger batch than that is rarely searched
 
@@ -74,6 +74,10 @@ def _stage(
         memory, sparing = hardware.memory_bytes, stage.gradient_checkpointing
         rows, reason = estimate(card, max_length, memory, dtype, sparing, strategy.taken, masked)
         notes.append(f"{role}.micro_batch_size: {rows}, {reason}")
+    worth = CPU_PASS_TOKENS
+    if device == "cuda":
+        worth, reason = pass_tokens(card, dtype, hardware.kind)
+        notes.append(f"{role}: a pass of a trial alone counts as {worth} tokens, {reason}")
     return ResolvedExecution(
         device=device,
         threads=stage.threads,
@@ -84,6 +88,7 @@ def _stage(
         packing=_packing(stage, card, max_length, device, dtype, hardware, notes),
         strategy=strategy.name,
         cpu_offload=strategy.cpu_offload,
+        pass_tokens=worth,
         **_of_the_target(stage, notes),
     )
 
@@ -118,11 +123,20 @@ def _of_the_target(stage: StageExecution, notes: list[str]) -> dict[str, Any]:
     }
 
 
+def _has_flash_attention() -> bool:
+    """Whether the second version is installed; the fourth has the same modules and another package's name."""
+    try:
+        version("flash_attn")
+    except PackageNotFoundError:
+        return False
+    return True
+
+
 def _check_attention(stage: TargetExecution, device: str, dtype: str) -> None:
     """Raise `UserError` for FlashAttention where it can't run."""
     if stage.attention != "flash_attention_2":
         return
-    if find_spec("flash_attn") is None:
+    if not _has_flash_attention():
         why, way = "the package `flash-attn` isn't installed", "install it"
     elif device == "cpu" or dtype != "bfloat16":
         why, way = f"it needs a GPU and bfloat16, and trials run on `{device}` in {dtype}", "set `dtype: bfloat16`"

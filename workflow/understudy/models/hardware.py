@@ -21,6 +21,8 @@ STUDY_JOB = "UNDERSTUDY_STUDY_JOB"  # the job of SLURM that the workflow itself 
 class Hardware:
     """The number of GPUs, the smallest one's memory in bytes, whether all know bfloat16; memory and cores beside.
 
+    `kind` is what torch calls the first GPU.
+
     `own_job`: they are what a job of this step's own was given, and other steps ask for more.
     """
 
@@ -30,6 +32,7 @@ class Hardware:
     host_bytes: int = 0
     cores: int = 1
     own_job: bool = False
+    kind: str = ""
 
 
 def detect(device: Device) -> Hardware:
@@ -49,7 +52,7 @@ def detect(device: Device) -> Hardware:
     bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False) and all(
         each.major >= FIRST_WITH_BFLOAT16 for each in properties
     )
-    return replace(host, gpus=count, memory_bytes=memory, bfloat16=bfloat16)
+    return replace(host, gpus=count, memory_bytes=memory, bfloat16=bfloat16, kind=properties[0].name)
 
 
 def host_bytes() -> int:

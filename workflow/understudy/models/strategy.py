@@ -115,7 +115,9 @@ def _decide(stage: TargetExecution, card: ModelCard, needs: Needs, hardware: Har
     fits_whole = needs.whole + needs.copies + needs.row <= usable
     fits_sharded = not stage.torch_compile and needs.sharded + needs.row <= usable
     if fits_whole and needs.processes == 1:
-        return Strategy("ddp", False, needs.taken("ddp", False)), []
+        return Strategy("ddp", False, needs.taken("ddp", False)), [
+            f"target: one process has room, {needs.say(hardware)}"
+        ]
     offload = not fits_whole and not fits_sharded and stage.cpu_offload == "auto" and not stage.torch_compile
     if offload and needs.host > USABLE_SHARE * hardware.host_bytes:
         offload = False  # the host can't hold them either

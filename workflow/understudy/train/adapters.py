@@ -25,7 +25,7 @@ def trainable(base: nn.Module, spec: TrialSpec, execution: ResolvedExecution) ->
     """
     rate = float(spec.hyperparameters["attention_dropout"])
     prepared = fresh_adapter(base, spec) if spec.method == "lora" else nullcontext(_as_a_whole(base, execution))
-    with attention_dropout(base, rate), prepared as model:
+    with attention_dropout(base, rate), prepared as model, _inputs_as_they_are(model, execution):
         if execution.gradient_checkpointing:
             base.activation_checkpointing_enable()  # type: ignore[operator]
         try:
@@ -34,6 +34,21 @@ def trainable(base: nn.Module, spec: TrialSpec, execution: ResolvedExecution) ->
             if execution.gradient_checkpointing:
                 base.activation_checkpointing_disable()  # type: ignore[operator]
                 base.disable_input_require_grads()  # type: ignore[operator]
+
+
+@contextmanager
+def _inputs_as_they_are(model: nn.Module, execution: ResolvedExecution) -> Iterator[None]:
+    """Under autocast peft needn't make each input of an adapter float32: what follows makes it bfloat16 again.
+
+    On CPUs it still does, so that finished trials with dropout, which rounds otherwise then, stay what they are.
+    """
+    if execution.device == "cpu" or execution.dtype == "float32":
+        yield
+        return
+    from peft.helpers import disable_input_dtype_casting
+
+    with disable_input_dtype_casting(model):
+        yield
 
 
 @contextmanager

@@ -14,11 +14,7 @@ import numpy as np
 import torch
 
 from understudy.data.encoding import Encoded
-from understudy.trial import derive_seed
-
-# Tokens whose work one more forward and backward pass is worth. Measured with LoRA on one CPU core: 80 for a model of
-# 4 layers of width 192, 200 for 2 layers of width 64. Not measured on GPUs.
-PASS_COST = 128
+from understudy.trial import ResolvedExecution, derive_seed
 
 
 def data_order(examples: int, seed: int) -> Iterator[int]:
@@ -37,21 +33,20 @@ def batches(
         yield [examples[index] for index in islice(stream, batch_size)]
 
 
-def micro_batches(
-    batch: Sequence[Encoded], rows: int, rank: int, ranks: int, padded: bool = True
-) -> list[list[Encoded]]:
-    """One rank's share of a batch, in pieces of at most `rows` examples of similar length.
+def micro_batches(batch: Sequence[Encoded], execution: ResolvedExecution, rank: int, ranks: int) -> list[list[Encoded]]:
+    """One rank's share of a batch, in pieces of at most `micro_batch_size` examples of similar length.
 
     Sorted by length, the batch is dealt out like cards, so that all ranks get about the same work. A rank gets
     nothing where the batch has fewer examples than there are ranks. The pieces are cut where padding and passes
-    together cost least; not `padded`, that is as few pieces as can be.
+    together cost least; without padding, that is as few pieces as can be.
     """
+    rows, padded = execution.micro_batch_size, not execution.padding_free
     share = sorted(batch, key=lambda example: len(example.input_ids))[rank::ranks]
     cost = np.zeros(len(share) + 1)  # of the best way to cut the first so many examples
     starts = [0]  # where the last piece of that way starts
     for end, example in enumerate(share, start=1):
         begin = np.arange(max(0, end - rows), end)
-        options = cost[begin] + PASS_COST + (end - begin) * (len(example.input_ids) if padded else 0)
+        options = cost[begin] + execution.pass_tokens + (end - begin) * (len(example.input_ids) if padded else 0)
         best = int(options.argmin())
         cost[end] = options[best]
         starts.append(int(begin[best]))
@@ -63,17 +58,17 @@ def micro_batches(
 
 
 def rank_passes(
-    batch: Sequence[Encoded], rows: int, rank: int, ranks: int, as_many: bool, padded: bool = True
+    batch: Sequence[Encoded], execution: ResolvedExecution, rank: int, ranks: int
 ) -> Iterator[tuple[list[Encoded], bool]]:
     """One rank's micro-batches, and whether they count.
 
-    With `as_many`, every rank gets as many as the one that has most: the missing ones are the batch's shortest
-    example, which doesn't count.
+    Where the model is sharded, every rank gets as many as the one that has most: the missing ones are the batch's
+    shortest example, which doesn't count.
     """
-    own = micro_batches(batch, rows, rank, ranks, padded)
+    own = micro_batches(batch, execution, rank, ranks)
     yield from ((piece, True) for piece in own)
-    if as_many:
-        most = max(len(micro_batches(batch, rows, other, ranks, padded)) for other in range(ranks))
+    if execution.strategy == "fsdp":
+        most = max(len(micro_batches(batch, execution, other, ranks)) for other in range(ranks))
         shortest = min(batch, key=lambda example: len(example.input_ids))
         yield from (([shortest], False) for _ in range(most - len(own)))
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from understudy.data.encoding import Encoded
+from understudy.train.upload import to_device
 from understudy.trial import ResolvedExecution
 
 PAD_MULTIPLE = 8  # on GPUs rows become a multiple of this long: the size that tensor cores like
@@ -58,10 +59,11 @@ def collate(
         if not execution.padding_free:
             ids += [pad_token_id] * (length - len(example.input_ids))
     rows = 1 if execution.padding_free else len(examples)
+    input_ids, at, answers = to_device([torch.tensor(each) for each in (ids, positions, targets)], device)
     return MicroBatch(
-        input_ids=torch.tensor(ids).view(rows, -1).to(device, non_blocking=True),
-        positions=torch.tensor(positions).to(device, non_blocking=True),
-        targets=torch.tensor(targets).to(device, non_blocking=True),
+        input_ids=input_ids.view(rows, -1),
+        positions=at,
+        targets=answers,
         counts=tuple(counts),
         tokens=sum(len(example.input_ids) for example in examples),
         apart=_kept_apart(examples, device, execution) if execution.padding_free else {},
@@ -76,10 +78,11 @@ def _kept_apart(examples: Sequence[Encoded], device: torch.device, execution: Re
     """
     lengths = [len(example.input_ids) for example in examples]
     positions = torch.cat([torch.arange(length) for length in lengths])
-    found: dict[str, Any] = {"position_ids": positions.unsqueeze(0).to(device, non_blocking=True)}
+    ends = torch.tensor([0, *accumulate(lengths)])
+    at, bounds = to_device([positions, ends], device)
+    found: dict[str, Any] = {"position_ids": at.unsqueeze(0)}
     if execution.attention == "flash_attention_2":
-        ends = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32).to(device, non_blocking=True)
-        found |= {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends}
+        found |= dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k"), bounds.to(torch.int32))
         found |= {"max_length_q": max(lengths), "max_length_k": max(lengths)}
     return found
 
@@ -91,7 +94,7 @@ def completion_logits(model: nn.Module, batch: MicroBatch, execution: ResolvedEx
     otherwise be most of the work. A model without an output embedding of its own computes all logits first.
     """
     head = _head(model)
-    with autocast(execution), _only_at(head, batch.positions):
+    with autocast(execution), _only_at(head, batch.positions), _told_apart(batch):
         logits: Tensor = model(input_ids=batch.input_ids, use_cache=False, **batch.apart).logits
     kept = logits.flatten(0, 1)
     if head is None:
@@ -123,6 +126,24 @@ def _only_at(head: nn.Module | None, positions: Tensor) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def _told_apart(batch: MicroBatch) -> Iterator[None]:
+    """Tell transformers which token of a row is whose, as it does itself: there it would wait for the GPU's answer."""
+    from transformers import masking_utils
+
+    several = bool(batch.apart) and len(batch.counts) > 1
+
+    def numbered(position_ids: Tensor) -> Tensor | None:
+        return (position_ids == 0).cumsum(-1) - 1 if several else None
+
+    before = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = numbered
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = before
 
 
 def autocast(execution: ResolvedExecution) -> AbstractContextManager[Any]:

@@ -150,11 +150,10 @@ class _Training:
 
     def _backward(self, batch: Sequence[Encoded], counted: int) -> None:
         """This rank's share of the batch's gradients."""
-        gradients, ranks, rows_at_once = self._gradients, self._ranks, self._execution.micro_batch_size
-        as_many, padded = self._execution.strategy == "fsdp", not self._execution.padding_free
+        gradients, ranks = self._gradients, self._ranks
         gradients.clear()
         with telling(gradients.trouble), determinism.telling(gradients.refused if ranks.count > 1 else None):
-            for rows, counts in rank_passes(batch, rows_at_once, ranks.index, ranks.count, as_many, padded):
+            for rows, counts in rank_passes(batch, self._execution, ranks.index, ranks.count):
                 loss = self._summed_loss(rows) / counted
                 if not counts:  # the other ranks need this one's part in their passes, and nothing else of it
                     loss = loss * 0

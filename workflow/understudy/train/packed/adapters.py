@@ -32,6 +32,10 @@ class Weights:
     exp_avg: Tensor
     exp_avg_sq: Tensor
 
+    @property
+    def vectors(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.values, self.exp_avg, self.exp_avg_sq
+
 
 @dataclass(frozen=True)
 class Settled:
@@ -65,7 +69,7 @@ class Stack:
     ) -> None:
         """Let a trial into a slot that has done so many steps."""
         self._steps[slot] = steps
-        for stacked, own in zip(self._states(), (weights.values, weights.exp_avg, weights.exp_avg_sq), strict=True):
+        for stacked, own in zip(self._states(), weights.vectors, strict=True):
             stacked[slot].zero_()
             stacked[slot, : layout.size] = own
         self._gradients[slot].zero_()

@@ -44,7 +44,7 @@ def apply(
     a, bs = _weights(stack, group, spans, x.dtype)
     drawn = _masks(stack, group, x, spans, generators)
     inputs = tuple(masked(tiles, mask) for mask in drawn) if drawn else (tiles,)
-    factors = _factors(stack, spans, x, bool(drawn))
+    factors = _factors(stack, spans, bool(drawn))
     products = [torch.bmm(own, part.transpose(1, 2)) for own, part in zip(_for_each(inputs, bs), a, strict=True)]
     hidden = tuple(product.mul_(factors) for product in products)
     for index, own, b in zip(layers, hidden, bs, strict=True):
@@ -101,8 +101,9 @@ def _weights(stack: Stack, group: int, spans: Spans, dtype: torch.dtype) -> tupl
     return list(a), [b.to(dtype).index_select(0, spans.owners) for b in weights.b]
 
 
-def _factors(stack: Stack, spans: Spans, x: Tensor, dropping: bool) -> Tensor:
-    return stack.factors(dropping).to(x.dtype)[spans.owners].view(-1, 1, 1)
+def _factors(stack: Stack, spans: Spans, dropping: bool) -> Tensor:
+    """In float32 whatever the products are in: rounded, it would be another scale than a solo trial's."""
+    return stack.factors(dropping)[spans.owners].view(-1, 1, 1)
 
 
 def _masks(

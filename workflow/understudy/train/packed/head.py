@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from understudy.models.estimates import GPU_CHUNKS
 from understudy.train.packed.rows import ROUND
 
-CHUNK = 2**24  # logits that are held at once
+CHUNK = 2**24  # logits that are held at once; on GPUs `GPU_CHUNKS` as many, since each chunk reads the head twice
 
 
 def losses_and_gradient(
@@ -29,7 +30,7 @@ def losses_and_gradient(
     smoothing = None if smoothing is None else _rounded(smoothing)
     losses = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
     gradient = torch.empty_like(hidden)
-    for part in _chunks(len(targets), len(weight)):
+    for part in _chunks(len(targets), weight):
         logits = torch.mm(hidden[part], weight.t()).float()
         chosen = targets[part].unsqueeze(1)
         log_probabilities = torch.log_softmax(logits, 1)
@@ -53,7 +54,7 @@ def losses_and_hits(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Te
     count, hidden, targets = len(targets), _rounded(hidden), _rounded(targets)
     losses = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
     hits = torch.empty(len(targets), dtype=torch.bool, device=hidden.device)
-    for part in _chunks(len(targets), len(weight)):
+    for part in _chunks(len(targets), weight):
         logits = torch.mm(hidden[part], weight.t()).float()
         log_probabilities = torch.log_softmax(logits, 1)
         at_target = log_probabilities.gather(1, targets[part].unsqueeze(1)).squeeze(1)
@@ -62,9 +63,10 @@ def losses_and_hits(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Te
     return losses[:count], hits[:count]
 
 
-def _chunks(tokens: int, vocabulary: int) -> Iterator[slice]:
+def _chunks(tokens: int, weight: Tensor) -> Iterator[slice]:
     """The tokens whose logits are held at once, a multiple of `ROUND`."""
-    rows = max(1, CHUNK // vocabulary // ROUND) * ROUND
+    held = CHUNK * (GPU_CHUNKS if weight.device.type == "cuda" else 1)
+    rows = max(1, held // len(weight) // ROUND) * ROUND
     return (slice(start, start + rows) for start in range(0, tokens, rows))
 
 

@@ -76,6 +76,20 @@ class Layout:
 
         return tuple(GroupWeights(view(a), tuple(view(place) for place in b)) for a, b in self._plan[0])
 
+    def moved(self, vector: Tensor, to: Layout) -> Tensor:
+        """The same adapter (size,) in another layout of these groups; what this one lacks is zero there."""
+        found = vector.new_zeros(to.size)
+        rank = min(self.rank, to.rank)
+        pairs = zip(self.views(vector), to.views(found), self.groups, self.sites, to.sites, strict=True)
+        for old, new, group, sites, wanted in pairs:
+            old_a = old.a.view(len(sites), self.rank, group.inputs)
+            new_a = new.a.view(len(wanted), to.rank, group.inputs)
+            for site in {*sites} & {*wanted}:
+                here, there = sites.index(site), wanted.index(site)
+                new_a[there, :rank] = old_a[here, :rank]
+                new.b[there][:rank] = old.b[here][:rank]
+        return found
+
     @cached_property
     def _plan(self) -> tuple[Sequence[tuple[_Place, tuple[_Place, ...]]], int]:
         """(start, height, width) of every matrix, and where the last one ends."""

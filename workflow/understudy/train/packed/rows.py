@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from understudy.data.encoding import Encoded
+from understudy.train.upload import to_device
 
 ROUND = 32  # tokens: elementwise kernels treat the last few numbers of a tensor otherwise than the rest
 BUCKET = 16  # tokens
@@ -129,7 +130,7 @@ class Corpus:
         tiles, owners = _tiles(trials, token_spans, tile)
         answer_tiles, answer_owners = _tiles(trials, answer_spans, tile)
         parts += [owners, answer_owners]
-        on_device = _to_device(parts, self._device.device)
+        on_device = to_device([torch.from_numpy(part) for part in parts], self._device.device)
         return Rows(
             ids=self._device[on_device[0]],
             positions=on_device[1],
@@ -209,11 +210,3 @@ def _attention(lengths: Indices, rounded: Indices, begins: Indices) -> tuple[Ind
         buckets.append(Bucket(start, len(rows), int(length)))
         start += len(rows) * int(length)
     return np.concatenate(slots), np.repeat(first_slots, lengths) + _counted(lengths), tuple(buckets)
-
-
-def _to_device(parts: Sequence[Indices], device: torch.device) -> Sequence[Tensor]:
-    """Several index arrays by way of one copy."""
-    whole = torch.from_numpy(np.concatenate(parts))
-    if device.type == "cuda":
-        whole = whole.pin_memory().to(device, non_blocking=True)
-    return torch.split(whole, [len(part) for part in parts])

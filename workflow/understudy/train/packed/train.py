@@ -62,8 +62,10 @@ def train_together(
     common = fresh.common_layout(company.specs) if batched else None  # the same after an interruption
 
     def begin(spec: TrialSpec) -> Trial:
-        layout = common or fresh.layout(spec)
-        return Trial(spec, layout, corpus, settings.evaluations, orders, partial(fresh.weights, spec, layout))
+        own = fresh.layout(spec)
+        layout = common or own
+        whole = partial(fresh.weights, spec, layout)
+        return Trial(spec, layout, corpus, settings.evaluations, orders, whole, own if common else None)
 
     kept: str | None = None  # the entry in which this process has put the best adapter so far
 

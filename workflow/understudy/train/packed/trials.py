@@ -9,6 +9,7 @@ from itertools import islice
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from understudy.hyperparameters import Value
 from understudy.steps import evaluation_steps, total_steps
@@ -47,6 +48,7 @@ class Trial:
     evaluations: int
     orders: Orders
     begin: Callable[[], Weights]  # what it holds before its first step
+    own: Layout | None = None  # without padding, where `layout` has some: what is saved
     waiting: Weights | None = None  # what it holds while it is in no slot, once it has begun; on the host
     slot: int | None = None
     looked_at: int = 0  # the step after which it was last evaluated
@@ -99,10 +101,14 @@ class Trial:
             self._batch = done, examples, self.corpus.tokens(examples)
         return self._batch
 
+    @staticmethod
+    def _moved(vectors: Sequence[Tensor], layout: Layout | None, to: Layout | None) -> list[Tensor]:
+        return [vector if layout is None or to is None else layout.moved(vector, to) for vector in vectors]
+
     def state(self, weights: Weights | None) -> dict[str, Any]:
         """Plain values and tensors from which `restore` brings it back; `weights` is None before it has begun."""
         return {
-            "weights": None if weights is None else [weights.values, weights.exp_avg, weights.exp_avg_sq],
+            "weights": None if weights is None else self._moved(weights.vectors, self.layout, self.own),
             "looked_at": self.looked_at,
             "rung": self.rung,
             "rung_scores": [found.model_dump() for found in self.rung_scores],
@@ -113,7 +119,8 @@ class Trial:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a state that `state` gave."""
-        self.waiting = None if state["weights"] is None else Weights(*state["weights"])
+        saved = state["weights"]
+        self.waiting = None if saved is None else Weights(*self._moved(saved, self.own, self.layout))
         self.looked_at, self.rung, self.seconds = state["looked_at"], state["rung"], state["seconds"]
         self.rung_scores = [RungScore.model_validate(found) for found in state["rung_scores"]]
         self.since_evaluation = MeanLoss(**state["since_evaluation"])
