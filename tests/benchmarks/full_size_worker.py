@@ -1,7 +1,7 @@
-"""One measurement of `full_size.py`: `python full_size_worker.py {understudy|trainer|trl} {order as JSON}`.
+"""One measurement of `full_size.py`: `python full_size_worker.py {understudy|compiled|trainer|trl} {order as JSON}`.
 
-Prints a line of JSON: tokens per second (padding doesn't count), MFU, peak bytes, mean loss. The base comes from the
-program's own loader for all, so that they train the same weights.
+Prints a line of JSON: tokens per second (padding doesn't count), MFU, peak bytes, mean loss, and of the program's own
+loop the passes of a step. The base comes from the program's own loader for all, so that they train the same weights.
 """
 
 from __future__ import annotations
@@ -20,15 +20,18 @@ import torch
 
 from packs.tasks import EXAMPLES, Shape, Task, random_examples, spec_of
 from understudy.data.encoding import Encoded
+from understudy.models.estimates import pass_tokens
 from understudy.models.loading import load_base
 from understudy.models.peak_flops import peak_flops
-from understudy.settings import TrainingSettings
+from understudy.settings import Quantization, TrainingSettings
 from understudy.train import loop, memory
 from understudy.train.adapters import fresh_adapter, trainable
+from understudy.train.batches import batches, micro_batches
 from understudy.train.engine import prepare_torch
 from understudy.train.history import History
+from understudy.train.layers import compiled
 from understudy.train.ranks import Ranks
-from understudy.trial import ModelCard, ResolvedExecution, TrialSpec
+from understudy.trial import CPU_PASS_TOKENS, ModelCard, ResolvedExecution, TrialSpec
 
 IGNORED = -100  # a label that has no loss
 Contender = Callable[[int], AbstractContextManager[Callable[[], float]]]  # of so many steps, ready to train
@@ -38,6 +41,8 @@ def main() -> None:
     """Train once to warm up, once by the clock, and tell."""
     name, order = sys.argv[1], json.loads(sys.argv[2])
     shape, on_gpu = Shape(**order["shape"]), order["device"] == "cuda"
+    checkpoint = order["checkpoint"]
+    card = card_of(shape, checkpoint, order["base"], parameters(checkpoint))
     flash = name != "trainer" and on_gpu and find_spec("flash_attn") is not None  # the Trainer pads its rows
     execution = ResolvedExecution(
         device=order["device"],
@@ -48,14 +53,16 @@ def main() -> None:
         gradient_checkpointing=False,
         attention="flash_attention_2" if flash else None,
         padding_free=flash,
+        torch_compile=name == "compiled",
+        pass_tokens=pass_tokens(card, "bfloat16", torch.cuda.get_device_name())[0] if on_gpu else CPU_PASS_TOKENS,
     )
-    if name == "understudy":
+    if name in ("understudy", "compiled"):
         prepare_torch(execution)
     else:  # the peers' fastest settings don't ask for deterministic kernels
         torch.set_num_threads(execution.threads)
-    base = load_base(card_of(shape, order), execution, "lora")
+    base = load_base(card, execution, "lora")
     examples = random_examples(shape, ragged=True)
-    contender: Contender = {"understudy": ours, "trainer": theirs, "trl": trl}[name](base, examples, execution)
+    contender: Contender = {"trainer": theirs, "trl": trl}.get(name, ours)(base, examples, execution)
 
     with contender(2) as train:
         train()
@@ -69,30 +76,34 @@ def main() -> None:
         raise ValueError(f"the loss is {loss}")
     tokens = sum(len(example.input_ids) for example in examples.train)
     peak = peak_flops(torch.cuda.get_device_name() if on_gpu else None, execution.dtype)
-    flops = 4 * parameters(order["checkpoint"]) * tokens  # as in `trial.Cost`
+    flops = 4 * card.parameters * tokens  # as in `trial.Cost`
     answer = {
         "rate": tokens / seconds,
         "mfu": flops / (seconds * peak) if peak else None,
         "peak_bytes": memory.peak_bytes(),
         "loss": loss,
     }
+    if name in ("understudy", "compiled"):
+        steps = EXAMPLES // shape.rows
+        every = batches(examples.train, shape.rows, steps, spec_for(steps, shape.rows).seed)
+        answer["passes"] = sum(len(micro_batches(batch, execution, 0, 1)) for batch in every) / steps
     print(json.dumps(answer))
 
 
-def card_of(shape: Shape, order: dict[str, Any]) -> ModelCard:
+def card_of(shape: Shape, checkpoint: str, base: Quantization, parameters: int) -> ModelCard:
     """The checkpoint as `prepare_model` would describe it."""
     return ModelCard(
         role="target",
         source="local",
         name="random",
-        path=order["checkpoint"],
+        path=checkpoint,
         sha256="",
         model_type=shape.architecture,
         hidden_size=shape.hidden,
         num_hidden_layers=shape.layers,
         vocab_size=shape.vocabulary,
-        parameters=1,  # nothing here is estimated from it
-        quantization=order["base"],
+        parameters=parameters,
+        quantization=base,
     )
 
 
@@ -122,7 +133,7 @@ def ours(base: Any, examples: loop.Examples, execution: ResolvedExecution) -> Co
             loop.train(model, spec, examples, execution, TrainingSettings(evaluations=1), Ranks(), history)
             return float(history.metrics["train_loss"])
 
-        with trainable(base, spec, execution) as model:
+        with trainable(base, spec, execution) as model, compiled(model, execution.torch_compile):
             yield train
 
     return ready

@@ -82,7 +82,10 @@ class Pool:
         """The workers of an arrangement."""
         kept = self._handles.setdefault(arrangement.threads, [])
         kept += [Handle(self._device, arrangement.threads) for _ in range(arrangement.processes - len(kept))]
-        return kept[: arrangement.processes]
+        chosen = kept[: arrangement.processes]
+        if idle := [handle for handle in self.all() if handle not in chosen]:
+            ask_all(idle, ("forget",))  # what they hold of a GPU's memory would be missing
+        return chosen
 
     def all(self) -> list[Handle]:
         """Every worker that was started."""

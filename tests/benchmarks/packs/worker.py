@@ -103,7 +103,7 @@ class Worker:
 
     def load(self, shape: Shape, folder: Path, pass_tokens: int | None) -> Packing:
         """Load the checkpoint in NF4; return how `prepare_execution` would let packs on it run."""
-        self._forget()
+        self.forget()
         gc.unfreeze()
         self.base: Any = None
         parameters = sum(path.stat().st_size for path in folder.glob("*.safetensors")) // (
@@ -133,7 +133,7 @@ class Worker:
 
     def prepare(self, task: Task) -> None:
         """Set everything up that isn't timed: the adapters and optimizers of the task's trials."""
-        self._forget()
+        self.forget()
         _start_peak()
         ablation = ABLATIONS[task.ablation] if task.ablation else Ablation("")
         self._open.enter_context(_no_evaluations())
@@ -217,7 +217,7 @@ class Worker:
         if self.execution.device == "cuda":
             torch.cuda.synchronize()
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
         """Let go of the last task."""
         self._open.close()
         self._open = ExitStack()
