@@ -21,6 +21,7 @@ import torch
 from packs.tasks import EXAMPLES, Shape, Task, random_examples, spec_of
 from understudy.data.encoding import Encoded
 from understudy.models.estimates import pass_tokens
+from understudy.models.execution import has_flash_attention
 from understudy.models.loading import load_base
 from understudy.models.peak_flops import peak_flops
 from understudy.settings import Quantization, TrainingSettings
@@ -43,7 +44,7 @@ def main() -> None:
     shape, on_gpu = Shape(**order["shape"]), order["device"] == "cuda"
     checkpoint = order["checkpoint"]
     card = card_of(shape, checkpoint, order["base"], parameters(checkpoint))
-    flash = name != "trainer" and on_gpu and find_spec("flash_attn") is not None  # the Trainer pads its rows
+    flash = name != "trainer" and on_gpu and has_flash_attention()  # the Trainer pads its rows
     execution = ResolvedExecution(
         device=order["device"],
         threads=1,
@@ -54,7 +55,9 @@ def main() -> None:
         attention="flash_attention_2" if flash else None,
         padding_free=flash,
         torch_compile=name == "compiled",
-        pass_tokens=pass_tokens(card, "bfloat16", torch.cuda.get_device_name())[0] if on_gpu else CPU_PASS_TOKENS,
+        pass_tokens=pass_tokens(card, "bfloat16", [torch.cuda.get_device_name()], "lora")[0]
+        if on_gpu
+        else CPU_PASS_TOKENS,
     )
     if name in ("understudy", "compiled"):
         prepare_torch(execution)
@@ -172,7 +175,7 @@ def trl(base: Any, examples: loop.Examples, execution: ResolvedExecution) -> Con
     data = Dataset.from_list(
         [{"input_ids": each.input_ids, "completion_mask": completion_mask(each)} for each in examples.train]
     )
-    packing = find_spec("flash_attn") is not None  # else packed rows would see each other
+    packing = has_flash_attention()  # else packed rows would see each other
 
     @contextmanager
     def ready(steps: int) -> Iterator[Callable[[], float]]:

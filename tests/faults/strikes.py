@@ -22,7 +22,7 @@ from understudy.files import read_json
 
 from . import victims
 from .faults import Fault, alter
-from .running import POLL_SECONDS, Running
+from .running import END_SECONDS, POLL_SECONDS, Running
 
 ADVICE = re.compile(r"delete (\S+) and run the workflow again")
 OTHER_RUN = "another run of this study is under way"
@@ -89,19 +89,25 @@ def damage(run: Running, fault: Fault) -> Blow | None:
 def clock(run: Running, fault: Fault) -> Blow | None:
     """The clock jumps to and fro while commands run, and times of change are off after; both by two hours at most."""
     results, chosen = run.study.results, fault.random
-    begun = set(victims.commands(run.study))
-    if not begun:
-        return None
+    until = time.monotonic() + END_SECONDS
     try:
         for _ in range(2):
+            for path in run.study.folder.glob("clock.*"):
+                path.unlink()
             run.clock.write_text(str(chosen.randint(-7200, 7200)))
-            while not run.ended and begun & set(victims.commands(run.study)):
+            told = set[int]()
+            while not (run.ended or (told and told.isdisjoint(victims.commands(run.study)))):
+                run.look()
+                told = {pid for pid in run.began if run.clock.with_suffix(f".{pid}").exists()}
+                assert time.monotonic() < until, f"it hangs:\n{run.text}"
                 time.sleep(POLL_SECONDS)
-            begun = set(victims.commands(run.study))
         assert not run.ended or run.process.returncode == 0 or ADVICE.search(run.text), run.text
         run.cut_power()
     finally:
-        run.clock.unlink()
+        for path in run.study.folder.glob("clock*"):
+            path.unlink()
+    if not told:
+        return None
     files = [path for path in sorted(results.rglob("*")) if path.is_file() and "store" not in path.parts]
     for path in chosen.sample(files, len(files) // 2):
         moment = time.time() + chosen.uniform(-7200, 7200)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from signal import SIGKILL
 from typing import Any
@@ -17,6 +16,7 @@ from interruptions import Plan, always_saved, steps_of
 from rank_study import curve
 from training_study import PAD, execution, make_job, make_spec, random_examples, target_words, tiny_llama
 from understudy.artifacts import Proposal
+from understudy.models.execution import has_flash_attention
 from understudy.settings import TrainingSettings
 from understudy.train.adapters import trainable
 from understudy.train.batches import completion_tokens
@@ -40,7 +40,7 @@ CUDA = {"device": "cuda"}
 SHARDED = {**CUDA, "strategy": "fsdp", "cpu_offload": True}
 FLASH = {**CUDA, "dtype": "bfloat16", "attention": "flash_attention_2", "padding_free": True}
 needs_kernels = pytest.mark.skipif(hasattr(torch.cuda, "emulated"), reason="the emulation runs no kernels of Triton's")
-needs_flash = pytest.mark.skipif(find_spec("flash_attn") is None, reason="needs flash-attn")
+needs_flash = pytest.mark.skipif(not has_flash_attention(), reason="needs flash-attn")
 
 
 def a_spec(method: Any = "lora") -> TrialSpec:

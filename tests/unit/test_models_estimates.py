@@ -77,7 +77,7 @@ def test_one_mask_for_all_examples_of_a_pass_leaves_room_for_fewer() -> None:
 
 
 def test_dense_weights_leave_less_room_for_tokens() -> None:
-    dense, token = 2 * HALF.parameters, packed_token_bytes(HALF, "bfloat16")
+    dense, token = 2 * HALF.parameters, packed_token_bytes(HALF, "bfloat16", "cuda")
     others = frozen_bytes(HALF, "bfloat16") + GPU_CHUNKS * HEAD_BYTES + 4 * trial_bytes(HALF)
     for spare, tokens in ((1.01, 2**15), (0.5, 2**14)):
         usable = others + 2**15 * token + spare * dense
@@ -99,6 +99,6 @@ def test_a_pass_is_worth_more_tokens_the_less_a_gpu_needs_for_each(
 ) -> None:
     sizes = {"parameters": parameters, "hidden_size": hidden, "num_hidden_layers": layers, "vocab_size": vocabulary}
     card = HALF.model_copy(update=sizes)
-    found, reason = pass_tokens(card, "bfloat16", kind)
+    found, reason = pass_tokens(card, "bfloat16", [kind], "lora")
     assert found == expected
-    assert ("isn't known" in reason) == (kind == "NVIDIA Unheard Of")
+    assert ("no peak is known" in reason) == (kind == "NVIDIA Unheard Of")

@@ -29,7 +29,7 @@ from understudy.models.execution import resolve
 from understudy.models.hardware import GIB, Hardware
 from understudy.models.quantization import peft_for
 from understudy.settings import ExecutionSettings
-from understudy.trial import ModelCard, Packing
+from understudy.trial import CPU_PASS_TOKENS, ModelCard, Packing
 
 CPU = Hardware(host_bytes=16 * GIB, cores=4)
 H100 = Hardware(gpus=2, memory_bytes=80 * GIB, bfloat16=True, host_bytes=256 * GIB, cores=32)
@@ -217,7 +217,7 @@ def test_packs_on_a_gpu_fit_by_their_own_estimate(model: ModelCard, machine: Har
     found, notes = packing(model, machine, length=512)
     dtype = "bfloat16" if machine.bfloat16 else "float32"
     dense = model.parameters * (2 if machine.bfloat16 else 4) if found.dense else 0
-    states, tokens = found.trials * trial_bytes(model), found.tokens * packed_token_bytes(model, dtype)
+    states, tokens = found.trials * trial_bytes(model), found.tokens * packed_token_bytes(model, dtype, "cuda")
     taken = frozen_bytes(model, dtype) + dense + GPU_CHUNKS * HEAD_BYTES + states + tokens
     usable = 0.8 * machine.memory_bytes
     assert taken <= usable
@@ -303,7 +303,7 @@ def test_the_least_of_all_gpus_counts(
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: not including_emulation)
     found = hardware.detect("auto")
     assert (found.gpus, found.memory_bytes, found.bfloat16) == expected
-    assert found.kind == "H100"
+    assert found.kinds == ("H100",)
 
 
 def test_without_limits_the_machine_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,3 +324,26 @@ def test_a_job_of_a_cluster_counts_its_limits_where_the_whole_study_is_in_it(
     assert hardware.host_bytes() > GIB
     monkeypatch.setenv(hardware.STUDY_JOB, "7")
     assert hardware.host_bytes() == GIB
+
+
+def test_what_a_pass_is_worth_is_asked_where_batches_are_cut_by_it() -> None:
+    """Elsewhere digests don't depend on the kind of GPU."""
+    known = dataclasses.replace(H100, kinds=("NVIDIA H100 80GB HBM3",))
+    mixed = dataclasses.replace(H100, kinds=("NVIDIA H100 80GB HBM3", "NVIDIA T4"))
+
+    def worth(machine: Hardware, card: ModelCard = HALF, **stage: Any) -> int:
+        return resolve(settings(**{card.role: stage}), card, 96, machine).resolved.pass_tokens
+
+    target = HALF.model_copy(update={"role": "target"})
+    proxy = HALF.model_copy(update={"role": "proxy"})
+    assert worth(known, target) > CPU_PASS_TOKENS
+    assert worth(known, target, pass_tokens=77) == worth(CPU, target, pass_tokens=77) == 77
+    assert worth(mixed, target) == worth(CPU, target) == CPU_PASS_TOKENS
+    assert worth(known, target, micro_batch_size=1) == worth(known, target, padding_free=True) == CPU_PASS_TOKENS
+    assert worth(known, proxy) == CPU_PASS_TOKENS
+    assert worth(known, proxy, packed=False) > CPU_PASS_TOKENS
+
+
+def test_packs_on_a_cpu_stay_as_large_as_they_were() -> None:
+    found, _ = packing(HALF, Hardware(host_bytes=32 * GIB, cores=2))
+    assert (found.trials, found.tokens) == (8, 2048)

@@ -227,7 +227,7 @@ def throttled(cores: int, there: int) -> list[str]:
         return []
     return [
         f"this run counts on {cores} cores, but has {there}, by what its processes may run on or its container's "
-        f"quota: jobs side by side would slow each other down. `--cores {there}` is as fast"
+        "quota: jobs side by side will slow each other down"
     ]
 
 

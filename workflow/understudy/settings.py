@@ -192,6 +192,11 @@ class StageExecution(Section):
     micro_batch_size: int | Literal["auto"] = Field(
         default="auto", description="rows per forward pass and process; smaller ones are accumulated"
     )
+    pass_tokens: int | Literal["auto"] = Field(
+        default="auto",
+        description="tokens whose work one more pass of a trial alone is worth: batches are cut into passes where "
+        "padding costs more; `auto` is 128 on CPUs and in packs, on GPUs estimated from their kind",
+    )
     dtype: Dtype = Field(default="auto", description="compute type; `auto` is float32 on CPUs, bfloat16 on GPUs")
     gradient_checkpointing: bool = Field(default=False, description="recompute activations to save memory")
 
@@ -199,6 +204,8 @@ class StageExecution(Section):
     def _positive(self) -> StageExecution:
         if self.micro_batch_size != "auto" and self.micro_batch_size < 1:
             raise ValueError(f"`micro_batch_size` must be at least 1, but got {self.micro_batch_size}")
+        if self.pass_tokens != "auto" and self.pass_tokens < 1:
+            raise ValueError(f"`pass_tokens` must be at least 1, but got {self.pass_tokens}")
         return self
 
 

@@ -14,7 +14,8 @@ from understudy.hyperparameters import Value
 from understudy.settings import CHATS, Attention, HalvingMetric, Method, Quantization, Role, Split, TrainingSettings
 
 FORMAT_VERSION: Final = 1
-ENGINE_VERSION = 2  # raise it when a change to training, tokenisation or evaluation can change a number
+# by device; raise it when a change to training, tokenisation or evaluation can change a number there
+ENGINE_VERSIONS = {"cpu": 2, "cuda": 3}
 CHATS_VERSION = 2  # the same of what writes chats alone
 
 # fields of the execution that are left out of digests at their defaults: they came after engine version 2, and finished
@@ -303,7 +304,7 @@ def trial_digest(spec: TrialSpec, inputs: TrialInputs) -> str:
     data, model = inputs.data, inputs.model
     return digest(
         {
-            "engine": ENGINE_VERSION,
+            "engine": ENGINE_VERSIONS[inputs.execution.device],
             "hyperparameters": spec.hyperparameters,
             "method": spec.method,
             "fidelity": spec.fidelity,

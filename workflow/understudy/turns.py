@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import time
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from pathlib import Path
 
 SILENT_SECONDS = 10.0  # many times what passes between two looks
 DIGITS = 12  # of a place's number, so that names are in its order
+NAME = re.compile(rf"waiting-\d{{{DIGITS}}}-\d+-[0-9a-f]+")
+DEVICE = re.compile(r"(GPU|MIG)-[\w/-]{1,100}")
 
 
 @dataclass(frozen=True)
@@ -36,18 +39,19 @@ class Place:
 
     def look(self) -> list[Wish]:
         """Keep the place, and see what those wish who came first, in their order."""
-        others = sorted(path for path in self.folder.glob("waiting-*") if path != self._path)
+        found = [path for path in self.folder.iterdir() if NAME.fullmatch(path.name)]
+        others = sorted(path for path in found if path != self._path)
         if self._path is None:
             last = int(others[-1].name.split("-")[1]) if others else 0
             self._path = self.folder / f"waiting-{last + 1:0{DIGITS}d}-{os.getpid()}-{secrets.token_hex(4)}"
         with suppress(OSError):  # on a full disk whoever is quicker is first
             self._path.write_text(json.dumps({"at": time.monotonic(), **asdict(self.wish)}), encoding="utf-8")
             self._path.chmod(0o644)  # also for other users, whatever this one's mask is
-        found = [(path, _read(path)) for path in others]
-        for path, wish in found:
+        wishes = {path: _read(path) for path in others}
+        for path, wish in wishes.items():
             if wish is None:
                 _remove(path)
-        return [wish for path, wish in found if wish is not None and path < self._path]
+        return [wish for path, wish in wishes.items() if wish is not None and path < self._path]
 
     def leave(self) -> None:
         if self._path is not None:
@@ -68,8 +72,9 @@ def _read(path: Path) -> Wish | None:
     """What somebody wishes; None where they don't come back, or where that can't be told."""
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
-        here = 0 <= time.monotonic() - told["at"] < SILENT_SECONDS
-        return Wish(tuple(told["devices"]), int(told["count"])) if here else None
+        wish = Wish(tuple(told["devices"]), int(told["count"]))
+        sound = wish.count > 0 and all(DEVICE.fullmatch(name) for name in wish.devices)
+        return wish if sound and 0 <= time.monotonic() - told["at"] < SILENT_SECONDS else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

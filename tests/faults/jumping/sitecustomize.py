@@ -1,4 +1,7 @@
-"""Python calls this at its start: a process's wall clock is as many seconds off as a file says at that moment."""
+"""Python calls this at its start: a process's wall clock is as many seconds off as a file says at that moment.
+
+Whoever was told another time than it is leaves a file behind that is named after its process.
+"""
 
 import os
 import time
@@ -9,7 +12,9 @@ FILE, TIME, TIME_NS = Path(os.environ["CLOCK_OFFSET"]), time.time, time.time_ns
 
 def offset() -> int:
     try:
-        return int(FILE.read_text())
+        found = int(FILE.read_text())
+        FILE.with_suffix(f".{os.getpid()}").touch()
+        return found
     except (OSError, ValueError):
         return 0
 

@@ -6,12 +6,13 @@ Notation: h hidden size, L layers, r rank, V vocabulary. Bytes are those of floa
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from understudy.models.hardware import GIB, Hardware
 from understudy.models.peak_flops import peak_flops
-from understudy.settings import ProxyExecution
+from understudy.settings import Method, ProxyExecution
 from understudy.trial import CPU_PASS_TOKENS, ModelCard, Packing
 
 LARGEST_MICRO_BATCH = 64
@@ -111,28 +112,33 @@ def trial_bytes(card: ModelCard) -> int:
     return BYTES_PER_ADAPTER_PARAMETER * RANK_BOUND * 23 * card.hidden_size * card.num_hidden_layers
 
 
-def packed_token_bytes(card: ModelCard, dtype: str) -> int:
+def packed_token_bytes(card: ModelCard, dtype: str, device: Literal["cpu", "cuda"]) -> int:
     """What a token of a pack holds between its forward and backward pass.
 
     Counted from what the packed engine keeps of a layer: 19 tensors of h and five of the feed-forward width, i h (see
-    `_width`), with the masks of dropout: 36 h at least, in Qwen2's shapes 45 to 48 h; measured on three Llama shapes in
-    float32: 20 to 30 h. The layer that is at work takes as much again. Logits aren't kept.
+    `_width`), with the masks of dropout: 36 h at least, in Qwen2's shapes 45 to 48 h. The layer that is at work takes
+    as much again. Logits aren't kept. On CPUs it is 36 h for all, as it was when their first packs were trained;
+    measured there on three Llama shapes in float32: 20 to 30 h.
     """
-    layer = max(36, math.ceil(19 + 5 * _width(card))) * card.hidden_size
+    layer = (36 if device == "cpu" else max(36, math.ceil(19 + 5 * _width(card)))) * card.hidden_size
     return layer * (2 if dtype == "bfloat16" else 4) * (card.num_hidden_layers + 1)
 
 
-def pass_tokens(card: ModelCard, dtype: Literal["float32", "bfloat16"], kind: str) -> tuple[int, str]:
-    """Tokens of a solo trial whose work one more pass is worth on a GPU, a power of two, and why.
+def pass_tokens(
+    card: ModelCard, dtype: Literal["float32", "bfloat16"], kinds: Sequence[str], method: Method
+) -> tuple[int, str]:
+    """Tokens of a trial alone whose work one more pass is worth on GPUs of these kinds, a power of two, and why.
 
     For as long as a pass's operations are being launched, at least, the GPU could have been at work: on a fast GPU with
-    a small model that is more tokens than padding makes of a batch.
+    a small model that is more tokens than padding makes of a batch. What a quantized base costs in each pass beside is
+    left out.
     """
-    peak = peak_flops(kind, dtype)
-    if peak is None:
-        return CPU_PASS_TOKENS, f"the default, since the peak of {kind or 'this GPU'} isn't known"
+    peaks = [peak_flops(kind, dtype) for kind in kinds]
+    known = [peak for peak in peaks if peak is not None]
+    if not known or len(known) < len(peaks):
+        return CPU_PASS_TOKENS, f"the default, since no peak is known of {' and '.join(kinds) or 'this GPU'}"
     seconds = LAUNCH_SECONDS * card.num_hidden_layers
-    worth = seconds * USED_SHARE * peak / (4 * card.computing_parameters)
+    worth = seconds * USED_SHARE * min(known) / ((6 if method == "full" else 4) * card.computing_parameters)
     tokens = min(MOST_PASS_TOKENS, _power_of_two(math.sqrt(2) * worth))  # the nearest one
     launches = f"{seconds * 1000:.0f} ms to launch {card.num_hidden_layers} layers"
     return tokens, f"estimated: {launches}, in which the GPU does the work of {worth:,.0f} tokens"
@@ -163,7 +169,7 @@ def pack_shape(
     dense, notes = _dense(card, device, dtype, hardware)
     base = frozen_bytes(card, dtype) + (_dense_bytes(card, device, dtype) if dense else 0)
     head = HEAD_BYTES * (GPU_CHUNKS if device == "cuda" else 1)
-    left, token, trial = room.usable - base - head, packed_token_bytes(card, dtype), trial_bytes(card)
+    left, token, trial = room.usable - base - head, packed_token_bytes(card, dtype, device), trial_bytes(card)
     known: int | None = stage.pack_tokens if stage.pack_tokens != "auto" else None
     if known is None and device == "cpu":
         known = max(CPU_PACK_TOKENS, max_length)

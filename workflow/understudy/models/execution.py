@@ -74,10 +74,15 @@ def _stage(
         memory, sparing = hardware.memory_bytes, stage.gradient_checkpointing
         rows, reason = estimate(card, max_length, memory, dtype, sparing, strategy.taken, masked)
         notes.append(f"{role}.micro_batch_size: {rows}, {reason}")
+    packing = _packing(stage, card, max_length, device, dtype, hardware, notes)
+    of_the_target = _of_the_target(stage, notes)
+    in_pieces = packing is None and rows > 1 and not of_the_target.get("padding_free")  # else nothing is cut by it
     worth = CPU_PASS_TOKENS
-    if device == "cuda":
-        worth, reason = pass_tokens(card, dtype, hardware.kind)
-        notes.append(f"{role}: a pass of a trial alone counts as {worth} tokens, {reason}")
+    if stage.pass_tokens != "auto":
+        worth = stage.pass_tokens
+    elif device == "cuda" and in_pieces:
+        worth, reason = pass_tokens(card, dtype, hardware.kinds, method if role == "target" else "lora")
+        notes.append(f"{role}.pass_tokens: {worth}, {reason}")
     return ResolvedExecution(
         device=device,
         threads=stage.threads,
@@ -85,11 +90,11 @@ def _stage(
         micro_batch_size=rows,
         dtype=dtype,
         gradient_checkpointing=stage.gradient_checkpointing,
-        packing=_packing(stage, card, max_length, device, dtype, hardware, notes),
+        packing=packing,
         strategy=strategy.name,
         cpu_offload=strategy.cpu_offload,
         pass_tokens=worth,
-        **_of_the_target(stage, notes),
+        **of_the_target,
     )
 
 
@@ -123,7 +128,7 @@ def _of_the_target(stage: StageExecution, notes: list[str]) -> dict[str, Any]:
     }
 
 
-def _has_flash_attention() -> bool:
+def has_flash_attention() -> bool:
     """Whether the second version is installed; the fourth has the same modules and another package's name."""
     try:
         version("flash_attn")
@@ -136,7 +141,7 @@ def _check_attention(stage: TargetExecution, device: str, dtype: str) -> None:
     """Raise `UserError` for FlashAttention where it can't run."""
     if stage.attention != "flash_attention_2":
         return
-    if not _has_flash_attention():
+    if not has_flash_attention():
         why, way = "the package `flash-attn` isn't installed", "install it"
     elif device == "cpu" or dtype != "bfloat16":
         why, way = f"it needs a GPU and bfloat16, and trials run on `{device}` in {dtype}", "set `dtype: bfloat16`"

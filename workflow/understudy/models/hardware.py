@@ -21,7 +21,7 @@ STUDY_JOB = "UNDERSTUDY_STUDY_JOB"  # the job of SLURM that the workflow itself 
 class Hardware:
     """The number of GPUs, the smallest one's memory in bytes, whether all know bfloat16; memory and cores beside.
 
-    `kind` is what torch calls the first GPU.
+    `kinds` are what torch calls the GPUs, each name once.
 
     `own_job`: they are what a job of this step's own was given, and other steps ask for more.
     """
@@ -32,7 +32,7 @@ class Hardware:
     host_bytes: int = 0
     cores: int = 1
     own_job: bool = False
-    kind: str = ""
+    kinds: tuple[str, ...] = ()
 
 
 def detect(device: Device) -> Hardware:
@@ -48,11 +48,12 @@ def detect(device: Device) -> Hardware:
         return host
     count = torch.cuda.device_count()
     properties = [torch.cuda.get_device_properties(index) for index in range(count)]
+    kinds = tuple(sorted({each.name for each in properties}))
     memory = min(each.total_memory for each in properties)
     bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False) and all(
         each.major >= FIRST_WITH_BFLOAT16 for each in properties
     )
-    return replace(host, gpus=count, memory_bytes=memory, bfloat16=bfloat16, kind=properties[0].name)
+    return replace(host, gpus=count, memory_bytes=memory, bfloat16=bfloat16, kinds=kinds)
 
 
 def host_bytes() -> int:

@@ -133,17 +133,21 @@ def _told_apart(batch: MicroBatch) -> Iterator[None]:
     """Tell transformers which token of a row is whose, as it does itself: there it would wait for the GPU's answer."""
     from transformers import masking_utils
 
+    name = "find_packed_sequence_indices"
     several = bool(batch.apart) and len(batch.counts) > 1
 
     def numbered(position_ids: Tensor) -> Tensor | None:
         return (position_ids == 0).cumsum(-1) - 1 if several else None
 
-    before = masking_utils.find_packed_sequence_indices
-    masking_utils.find_packed_sequence_indices = numbered
+    before = getattr(masking_utils, name, None)
+    if before is None:  # it may go; then transformers waits as it likes
+        yield
+        return
+    setattr(masking_utils, name, numbered)
     try:
         yield
     finally:
-        masking_utils.find_packed_sequence_indices = before
+        setattr(masking_utils, name, before)
 
 
 def autocast(execution: ResolvedExecution) -> AbstractContextManager[Any]:

@@ -16,7 +16,7 @@ from understudy.files import sweep
 from understudy.train.packed.pack import Pack
 from understudy.train.saving import Cadence, load_sealed, save_sealed, say_unwritten
 
-MADE_BY = {"format": 6, "torch": str(torch.__version__)}
+MADE_BY = {"format": 7, "torch": str(torch.__version__)}
 
 
 class Checkpoint:
