@@ -43,7 +43,7 @@ check: $(STAMP)
 	@$(MAKE) --no-print-directory test
 
 slurm: extra-slurm
-	@$(BIN)/pytest -m '$(SLURM)' tests/slurm
+	@$(BIN)/pytest --numprocesses 2 --dist loadscope -m '$(SLURM)' tests/slurm
 
 kubernetes: extra-kubernetes
 	@$(BIN)/python -c 'import snakemake_executor_plugin_kubernetes, snakemake_storage_plugin_fs'

@@ -71,6 +71,7 @@ def test_ranks_end_when_the_command_is_killed(tmp_path: Path) -> None:
         assert all(ended(pid) for pid in ranks)
 
 
+@pytest.mark.long
 def test_a_killed_rank_ends_the_command_with_one_message(tmp_path: Path) -> None:
     with long_training(tmp_path) as (command, ranks):
         os.kill(ranks[1], signal.SIGKILL)
