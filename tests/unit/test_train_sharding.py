@@ -234,7 +234,7 @@ def test_a_sharded_model_goes_on_where_it_was(
         with pytest.raises(interruption.InterruptionError, match="the checkpoint is kept"):
             cut.train(cases[1][0])
     (saved,) = cases[1][1].store.glob("*/checkpoint/step-*/rank-0.pt")
-    weights = torch.load(saved)["state"]["weights"]
+    weights = torch.load(saved, map_location="cpu")["state"]["weights"]
     assert {weight.dtype for weight in weights.values()} == {torch.float32}
     resumed = Engine(cases[1][1], Ranks()).train(cases[1][0])
     assert curve(resumed) == curve(expected)

@@ -111,6 +111,14 @@ def _properties(index: int = 0) -> SimpleNamespace:
     return SimpleNamespace(name="emulated", total_memory=MEMORY, major=9, minor=0, uuid=f"emulated-{index}")
 
 
+def _copy(storage: Any, source: Any, non_blocking: bool = False, own: Any = torch.UntypedStorage.copy_) -> Any:
+    """As checkpoints are saved. torch would make tensors of both."""
+    if "cuda" not in (storage.device.type, source.device.type):
+        return own(storage, source, non_blocking)
+    ctypes.memmove(storage.data_ptr(), source.data_ptr(), source.nbytes())
+    return storage
+
+
 def _resize(storage: torch.UntypedStorage, count: int, own: Any = torch.UntypedStorage.resize_) -> Any:
     if storage.device.type != "cuda":
         return own(storage, count)
@@ -166,6 +174,7 @@ torch._C._cuda_setDevice = lambda _: None
 torch.Stream, torch.Event = Stream, Event
 torch.Tensor.record_stream = lambda *_: None
 torch.UntypedStorage.resize_ = _resize
+torch.UntypedStorage.copy_ = _copy
 
 
 def _on_host(value: Any) -> Any:
