@@ -3,9 +3,9 @@ import signal
 import sys
 from pathlib import Path
 
-sys.path.insert(0, workflow.basedir)
-
 from snakemake.settings.types import DeploymentMethod
+
+sys.path.insert(0, workflow.basedir)
 
 from understudy import graph, process, resources
 from understudy.config import parse as parse_study
@@ -39,8 +39,10 @@ TRIAL_LIMITS = resources.trial_limits(STUDY, PATHS.model("target"))
 
 # Rules call `exec python -m understudy …`: this interpreter, or that of a conda environment activated in front of it.
 # `exec` makes the command a child of this process, so that it sees at once when this process is gone.
-others = workflow.deployment_settings.deployment_method - {DeploymentMethod.ENV_MODULES}
-process.lead_children(workflow.basedir, other_interpreter=bool(others))
+process.lead_children(
+    workflow.basedir,
+    other_interpreter=bool(workflow.deployment_settings.deployment_method - {DeploymentMethod.ENV_MODULES}),
+)
 
 if workflow.is_main_process:
     hardware.note_job()

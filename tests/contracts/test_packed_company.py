@@ -12,14 +12,15 @@ from typing import Any
 import pytest
 import torch
 
-from packed_study import EXAMPLES, Outcome, train_packed, varied
+from packed_study import EXAMPLES, Outcome, make_pack, train_packed, varied
 from training_study import PAD, make_job, make_spec, random_examples, tiny_llama
 from understudy.models.loading import load_base
 from understudy.process import set_threads
 from understudy.train.engine import Engine
 from understudy.train.loop import Examples
-from understudy.train.packed import head
+from understudy.train.packed import batched, head
 from understudy.train.packed.base import Base, read_base
+from understudy.train.packed.rows import Spans
 from understudy.trial import TrialSpec
 
 pytestmark = [
@@ -184,3 +185,11 @@ def test_products_of_all_trials_at_once_with_dropout(base: Base) -> None:
     found = train_packed(SPECS, base, batched=True)
     assert far(alone(SPECS, base, batched=True), found, 1e-5) == []
     assert far(train_packed(SPECS, base, batched=True, slots=3), found, 1e-5) == []
+
+
+def test_scales_of_all_trials_at_once_are_not_rounded(base: Base) -> None:
+    """Whatever the products are computed in: 29 / 14 isn't a number of bfloat16's."""
+    pack = make_pack([make_spec(lora_alpha=29, lora_r=14)], base, {}, batched=True)
+    pack._round()
+    scale = batched._factors(pack.stack, Spans(((0, 0, 64),), 64, torch.tensor([0])), dropping=False)
+    assert scale.tolist() == [[[pytest.approx(29 / 14, rel=1e-7)]]]

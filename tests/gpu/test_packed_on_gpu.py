@@ -14,6 +14,7 @@ from training_study import make_job, make_spec, tiny_llama
 from understudy.train import determinism
 from understudy.train.launch import train_alone
 from understudy.train.pack import train_pack
+from understudy.train.packed import head
 from understudy.train.packed.base import read_base
 from understudy.train.packed.trials import choose
 from understudy.trial import Pack
@@ -50,6 +51,12 @@ def test_the_device_never_waits_within_a_step() -> None:
         chosen = choose(list(pack.active.values()), pack.tokens)
         with never_waiting():
             pack._step(chosen)
+
+
+def test_a_gpu_reads_the_head_less_often() -> None:
+    weight = torch.zeros(1024, 1)
+    on_cpu, on_gpu = (len(list(head._chunks(2**17, each))) for each in (weight, weight.cuda()))
+    assert (on_cpu, on_gpu) == (8, 2)
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4", "int8"])

@@ -16,6 +16,7 @@ import subprocess
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 
@@ -33,6 +34,12 @@ def why_not() -> str | None:
     if missing:
         return f"{', '.join(missing)} not installed"
     return None if os.geteuid() == 0 else "only root starts several nodes on one machine"
+
+
+NEEDS_CLUSTER = [pytest.mark.slurm, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
+needs_plugin = pytest.mark.skipif(
+    find_spec("snakemake_executor_plugin_slurm") is None, reason="the extra `slurm` isn't installed"
+)
 
 
 @dataclass
@@ -77,6 +84,17 @@ class Cluster:
         for number in range(1, self.nodes + 1):
             self._start("slurmd", "-D", "-N", f"n{number}")
         self.wait_for_nodes()
+
+    def __enter__(self) -> Cluster:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
     def stop(self) -> None:
         """Cancel all jobs and stop what was started, the controller's helpers last."""
@@ -250,13 +268,10 @@ class Cluster:
 @contextlib.contextmanager
 def spoken_to(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A cluster from its start to its end, to which this process talks as well."""
-    try:
-        cluster.start()
+    with cluster:
         for name in ("SLURM_CONF", "PATH"):
             monkeypatch.setenv(name, cluster.environment[name])
         yield
-    finally:
-        cluster.stop()
 
 
 def _free_ports(count: int) -> list[int]:

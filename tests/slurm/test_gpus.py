@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,31 +14,21 @@ import pytest
 from training_study import make_spec
 from workflow.conftest import Study, wait_until
 
-from .cluster import Cluster, Job, kill, why_not
+from .cluster import NEEDS_CLUSTER, Cluster, Job, kill, needs_plugin
 from .work import TRIAL, environment, only_the_trial, ranks, ready_to_train, started
 
-PLUGIN = "snakemake_executor_plugin_slurm"
-
-pytestmark = [
-    pytest.mark.slurm,
-    pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
-    pytest.mark.skipif(find_spec(PLUGIN) is None, reason="the extra `slurm` isn't installed"),
-]
+pytestmark = [*NEEDS_CLUSTER, needs_plugin]
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Two nodes with four GPUs each, which `nvidia-smi` names after their node."""
-    made = Cluster(tmp_path_factory.mktemp("slurm"), nodes=2, cores=4)
-    try:
-        made.start()
+    with Cluster(tmp_path_factory.mktemp("slurm"), nodes=2, cores=4) as made:
         lines = "".join(f"GPU {i}: Fake (UUID: GPU-$SLURMD_NODENAME-{i})\n" for i in range(made.gpus))
         program = made.folder / "bin" / "nvidia-smi"
         program.write_text(f"#!/bin/sh\ncat <<END\n{lines}END\n")
         program.chmod(0o755)
         yield made
-    finally:
-        made.stop()
 
 
 def leased(study: Study, cluster: Cluster, job: Job) -> dict[str, set[str]]:

@@ -10,9 +10,9 @@ import pytest
 from understudy.cluster import clear, mark
 from understudy.paths import StudyPaths
 
-from .cluster import Cluster, spoken_to, why_not
+from .cluster import NEEDS_CLUSTER, Cluster, spoken_to
 
-pytestmark = [pytest.mark.slurm, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
+pytestmark = NEEDS_CLUSTER
 
 
 @pytest.fixture

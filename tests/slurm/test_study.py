@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Collection, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from signal import SIGCONT, SIGKILL, SIGUSR1
 from typing import Any
@@ -15,30 +14,21 @@ import pytest
 
 from workflow.conftest import Study, tiny, wait_until
 
-from .cluster import Cluster, Job, kill, why_not
+from .cluster import NEEDS_CLUSTER, Cluster, Job, kill, needs_plugin
 from .work import hold, is_told, output, started
 
-PLUGIN = "snakemake_executor_plugin_slurm"
 TOO_LITTLE_MB = 450  # for what imports torch, beside Snakemake twice; the second attempt has twice as much
 PACK = "default-000"
 FINALISTS = frozenset(f"rule_train_finalist_wildcards_{rank}_0" for rank in (0, 1))
 
-pytestmark = [
-    pytest.mark.slurm,
-    pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
-    pytest.mark.skipif(find_spec(PLUGIN) is None, reason="the extra `slurm` isn't installed"),
-]
+pytestmark = [*NEEDS_CLUSTER, needs_plugin]
 
 
 @pytest.fixture
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """One core per node, so that jobs that run at the same time are on different ones."""
-    made = Cluster(tmp_path_factory.mktemp("slurm"), cores=1)
-    try:
-        made.start()
+    with Cluster(tmp_path_factory.mktemp("slurm"), cores=1) as made:
         yield made
-    finally:
-        made.stop()
 
 
 def study_in(folder: Path, cache: Path, many: bool, **changes: Any) -> Study:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from signal import SIGCONT, SIGUSR1
 
@@ -13,27 +12,17 @@ import pytest
 from training_study import make_spec
 from workflow.conftest import Study, wait_until
 
-from .cluster import Cluster, kill, why_not
+from .cluster import NEEDS_CLUSTER, Cluster, kill, needs_plugin
 from .work import TRIAL, hold, is_told, only_the_trial, output, ready_to_train, started
 
-PLUGIN = "snakemake_executor_plugin_slurm"
-
-pytestmark = [
-    pytest.mark.slurm,
-    pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
-    pytest.mark.skipif(find_spec(PLUGIN) is None, reason="the extra `slurm` isn't installed"),
-]
+pytestmark = [*NEEDS_CLUSTER, needs_plugin]
 
 
 @pytest.fixture
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """One node of one core."""
-    made = Cluster(tmp_path_factory.mktemp("slurm"), nodes=1, cores=1)
-    try:
-        made.start()
+    with Cluster(tmp_path_factory.mktemp("slurm"), nodes=1, cores=1) as made:
         yield made
-    finally:
-        made.stop()
 
 
 def long_trial(folder: Path, minutes: float) -> Study:

@@ -6,7 +6,6 @@ import re
 import shutil
 import signal
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,11 +16,11 @@ from understudy.cluster_watch import GONE_SECONDS, STAYING_SECONDS, Watch, known
 from understudy.paths import StudyPaths
 from workflow.conftest import wait_until
 
-from .cluster import Cluster, spoken_to, why_not
-from .test_study import PACK, PLUGIN, study_in
+from .cluster import NEEDS_CLUSTER, Cluster, needs_plugin, spoken_to
+from .test_study import PACK, study_in
 from .work import hold, output, started
 
-pytestmark = [pytest.mark.slurm, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
+pytestmark = NEEDS_CLUSTER
 
 PARTITIONS = (
     "PreemptType=preempt/partition_prio",
@@ -89,7 +88,7 @@ def test_jobs_that_a_poll_holds_are_cancelled_with_the_others(cluster: Cluster, 
 
 
 @pytest.mark.nightly
-@pytest.mark.skipif(find_spec(PLUGIN) is None, reason="the extra `slurm` isn't installed")
+@needs_plugin
 def test_a_study_goes_on_from_the_checkpoint_of_a_job_that_was_preempted_for_good(
     cluster: Cluster, tmp_path: Path
 ) -> None:
@@ -109,7 +108,7 @@ def test_a_study_goes_on_from_the_checkpoint_of_a_job_that_was_preempted_for_goo
 
 
 @pytest.mark.nightly
-@pytest.mark.skipif(find_spec(PLUGIN) is None, reason="the extra `slurm` isn't installed")
+@needs_plugin
 @pytest.mark.parametrize("polled", [False, True])
 def test_ctrl_c_leaves_no_job_of_a_study_in_the_queue(cluster: Cluster, tmp_path: Path, polled: bool) -> None:
     """Also while the plugin asks SLURM for the states of its jobs, which is slow here."""

@@ -347,3 +347,9 @@ def test_what_a_pass_is_worth_is_asked_where_batches_are_cut_by_it() -> None:
 def test_packs_on_a_cpu_stay_as_large_as_they_were() -> None:
     found, _ = packing(HALF, Hardware(host_bytes=32 * GIB, cores=2))
     assert (found.trials, found.tokens) == (8, 2048)
+
+
+def test_a_gpu_holds_no_second_copy_of_an_int8_base() -> None:
+    """Its own kernel takes the way there, so that only a cast would be spared on the way back."""
+    bases = [llama(0.2, 1024, 8, quantization) for quantization in ("nf4", "int8")]
+    assert [packing(base, H100)[0].dense for base in bases] == [True, False]

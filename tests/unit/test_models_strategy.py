@@ -21,7 +21,7 @@ from understudy.models import execution, hardware
 from understudy.models.execution import resolve
 from understudy.models.hardware import GIB, Hardware
 from understudy.models.peak_flops import peak_flops
-from understudy.models.strategy import Needs
+from understudy.models.strategy import SAID, Needs
 from understudy.sections import ExecutionSection
 from understudy.settings import Method
 from understudy.trial import DataManifest, Execution, ModelCard, ResolvedExecution
@@ -139,6 +139,11 @@ def test_a_nodes_memory_must_hold_its_share_of_what_is_offloaded() -> None:
     whole = needs(SEVENTY, "full").whole
     machine = dataclasses.replace(EIGHT_GPUS, memory_bytes=40 * GIB, host_bytes=int(0.6 * whole / 0.8))
     assert [how(chosen(SEVENTY, machine, "full", nodes=nodes)) for nodes in (1, 2)] == [("fsdp", False), ("fsdp", True)]
+
+
+def test_the_estimate_is_said_where_one_process_has_room() -> None:
+    (note,) = [note for note in chosen(EIGHT, processes=1).notes if note.startswith(SAID)]
+    assert note.startswith("target: one process has room, estimated: of ")
 
 
 def test_one_process_that_does_not_fit_offloads() -> None:

@@ -146,3 +146,14 @@ def test_a_model_with_dropout_modules_of_its_own_is_refused_unless_the_rate_is_0
     message = r"type gpt2 have none to set, but got 0\.2; its own dropout modules \(attn_dropout, .*\) keep .* at 0"
     with pytest.raises(ConfigError, match=message), attention_dropout(base, 0.2):
         pass
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "casting"), [("cuda", "bfloat16", False), ("cuda", "float32", True), ("cpu", "bfloat16", True)]
+)
+def test_inputs_of_adapters_are_cast_but_under_autocast_on_gpus(device: str, dtype: str, casting: bool) -> None:
+    base = tiny_llama()
+    with trainable(base, make_spec(), execution(device=device, dtype=dtype)) as model:
+        layers = [module for module in model.modules() if hasattr(module, "lora_A")]
+        assert layers
+        assert {layer.cast_input_dtype_enabled for layer in layers} == {casting}

@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
     execution = resolve(section.execution, card, manifest.max_length, hardware, section.method)
     write_json(arguments.output, execution)
     for note in execution.notes or ("nothing was left to decide",):
-        if note.startswith(SAID):  # what doesn't fit is to show before the proxy is paid for
+        if note.startswith(SAID):  # the estimate, and what doesn't fit, are to show before the proxy is paid for
             progress.note(arguments.progress, note)
         else:
             print(note)
